@@ -123,7 +123,7 @@ export class FrameMemory {
     let shared: SharedArrayBuffer;
     try {
       const memory = new WebAssembly.Memory({ shared: true, initial: pages, maximum: pages });
-      shared = memory.buffer as unknown as SharedArrayBuffer;
+      shared = memory.buffer as SharedArrayBuffer;
     } catch (error) {
       throw new Error(`cannot reserve ${pages * 64} KiB of frame memory: ${(error as Error).message}`);
     }

@@ -93,8 +93,6 @@ export class FrameMemory {
   readonly dest: Uint32Array;
   /** Firewall mark. */
   readonly mark: Uint32Array;
-  /** Flow hash, 32 bits; 0 when not yet computed. */
-  readonly hash: Uint32Array;
   /** Offload word: 0 is an ordinary frame with finished checksums, and then the five arrays below say nothing. */
   readonly offload: Uint32Array;
   /** Payload bytes of each segment of a super-frame. */
@@ -105,8 +103,12 @@ export class FrameMemory {
   readonly csumStart: Uint16Array;
   readonly csumOffset: Uint16Array;
 
+  /**
+   * Stack of free large slots, `freeLargeCount` of them. Native receive calls fill the slots below the top, and
+   * `takeLarge` then takes them, so that a port never takes more slots than frames arrived.
+   */
+  readonly freeLarge: Uint32Array;
   private readonly freeSmall: Uint32Array;
-  private readonly freeLarge: Uint32Array;
   private smallTop: number;
   private largeTop: number;
 
@@ -119,7 +121,7 @@ export class FrameMemory {
     this.arenaStart = slotBytes;
     this.arenaSize = arena;
     const metadata = Math.ceil((slotBytes + arena) / 64) * 64;
-    const pages = Math.ceil((metadata + frames * (7 * 4 + 5 * 2) + 64 * 16) / 65536);
+    const pages = Math.ceil((metadata + frames * (6 * 4 + 5 * 2) + 64 * 16) / 65536);
     let shared: SharedArrayBuffer;
     try {
       const memory = new WebAssembly.Memory({ shared: true, initial: pages, maximum: pages });
@@ -148,7 +150,6 @@ export class FrameMemory {
     this.ingress = words();
     this.dest = words();
     this.mark = words();
-    this.hash = words();
     this.offload = words();
     this.domain = halves();
     this.gsoSize = halves();
@@ -163,32 +164,34 @@ export class FrameMemory {
     for (let i = 0; i < large; i++) this.freeLarge[i] = frames - 1 - i;
     this.smallTop = small;
     this.largeTop = large;
+    for (let frame = 0; frame < frames; frame++) this.off[frame] = this.start(frame);
   }
 
-  /** First byte of a slot, headroom included. */
-  base(frame: number): number {
+  /** `off` of a slot as it is handed out: behind the headroom, on a cache line. */
+  start(frame: number): number {
     return frame < this.small
-      ? frame * SMALL_STRIDE
-      : this.small * SMALL_STRIDE + (frame - this.small) * LARGE_STRIDE;
+      ? frame * SMALL_STRIDE + HEADROOM
+      : this.small * SMALL_STRIDE + (frame - this.small) * LARGE_STRIDE + HEADROOM;
   }
 
-  /** Takes a 2 KiB slot with `off` set behind the headroom and no offload; NO_FRAME when none is free. */
+  /** Takes a 2 KiB slot, `off` behind the headroom, no offload; NO_FRAME when none is free. */
   allocSmall(): number {
     if (this.smallTop === 0) return NO_FRAME;
     const frame = this.freeSmall[--this.smallTop];
-    this.off[frame] = frame * SMALL_STRIDE + HEADROOM;
     this.offload[frame] = 0;
-    this.hash[frame] = 0;
     return frame;
   }
 
-  /** Takes a 64 KiB slot with `off` set behind the headroom and no offload; NO_FRAME when none is free. */
+  /** Takes a 64 KiB slot, `off` behind the headroom, no offload; NO_FRAME when none is free. */
   allocLarge(): number {
     if (this.largeTop === 0) return NO_FRAME;
+    return this.takeLarge();
+  }
+
+  /** Takes the top of the free stack of large slots, which must not be empty. */
+  takeLarge(): number {
     const frame = this.freeLarge[--this.largeTop];
-    this.off[frame] = this.small * SMALL_STRIDE + (frame - this.small) * LARGE_STRIDE + HEADROOM;
     this.offload[frame] = 0;
-    this.hash[frame] = 0;
     return frame;
   }
 
@@ -203,8 +206,13 @@ export class FrameMemory {
 
   /** Gives a slot back. Freeing one twice corrupts the memory: `audit` finds it in tests. */
   free(frame: number): void {
-    if (frame < this.small) this.freeSmall[this.smallTop++] = frame;
-    else this.freeLarge[this.largeTop++] = frame;
+    if (frame < this.small) {
+      this.off[frame] = frame * SMALL_STRIDE + HEADROOM;
+      this.freeSmall[this.smallTop++] = frame;
+    } else {
+      this.off[frame] = this.start(frame);
+      this.freeLarge[this.largeTop++] = frame;
+    }
   }
 
   /**
@@ -225,7 +233,6 @@ export class FrameMemory {
     this.domain[copy] = this.domain[frame];
     this.dest[copy] = this.dest[frame];
     this.mark[copy] = this.mark[frame];
-    this.hash[copy] = this.hash[frame];
     this.offload[copy] = this.offload[frame];
     this.gsoSize[copy] = this.gsoSize[frame];
     this.hdrLen[copy] = this.hdrLen[frame];

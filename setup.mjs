@@ -1,0 +1,347 @@
+#!/usr/bin/env node
+// Makes a machine with Node and nothing else ready to run Weft (Debian 12 or a relative of it):
+//   node setup.mjs               what `npm start` needs
+//   node setup.mjs --test        and what `npm test` needs on top
+//   node setup.mjs --build-only  only what compiling needs
+// Every step looks first and does nothing when nothing is to be done. Needs no package, only Node.
+// Talk goes to stderr, one line a step; the output of the tools goes to dist/.setup/setup.log.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const ROOT = path.dirname(fileURLToPath(import.meta.url));
+const STATE = path.join(ROOT, 'dist', '.setup');
+const LOG = path.join(STATE, 'setup.log');
+const NODE_PREFIX = path.dirname(path.dirname(fs.realpathSync(process.execPath)));
+const NODE_INCLUDE = path.join(NODE_PREFIX, 'include/node');
+// npm puts node_modules/.bin in front of PATH, where a package's `nft` would pass for the nftables tool.
+const TOOL_PATH = [
+  path.dirname(process.execPath),
+  ...(process.env.PATH ?? '').split(':').filter((dir) => dir && !dir.includes('node_modules')),
+  ...['/usr/local/sbin', '/usr/sbin', '/sbin', '/usr/bin', '/bin'],
+];
+
+const onPath = (name) => TOOL_PATH.some((dir) => fs.existsSync(path.join(dir, name)));
+const header = (name) => fs.existsSync(path.join('/usr/include', name));
+
+/** Debian package → whether what we want of it is there; asked of the machine, not of dpkg. */
+const PACKAGES = {
+  compile: {
+    gcc: () => onPath('cc') && onPath('gcc'),
+    'libc6-dev': () => header('stdio.h') && header('linux/if_tun.h'),
+    // These four are for node-gyp, which builds the optional packages cap and raw-socket.
+    'g++': () => onPath('g++'),
+    make: () => onPath('make'),
+    python3: () => onPath('python3'),
+    'libpcap-dev': () => header('pcap/pcap.h'),
+  },
+  run: {
+    iproute2: () => onPath('ip') && onPath('bridge'),
+    'iputils-ping': () => onPath('ping'),
+    iperf3: () => onPath('iperf3'),
+    nftables: () => onPath('nft'),
+    'util-linux': () => onPath('nsenter') && onPath('flock'),
+  },
+  test: {
+    tshark: () => onPath('tshark'),
+    tcpdump: () => onPath('tcpdump'),
+    'python3-scapy': hasScapy,
+    ethtool: () => onPath('ethtool'),
+    procps: () => onPath('ps') && onPath('sysctl'),
+  },
+};
+
+/** Importing scapy takes most of a second, so look for Debian's own file before asking Python. */
+function hasScapy() {
+  if (fs.existsSync('/usr/lib/python3/dist-packages/scapy/__init__.py')) return true;
+  return spawnSync('/usr/bin/python3', ['-c', 'import scapy'], { stdio: 'ignore' }).status === 0;
+}
+
+const say = (text) => process.stderr.write(`setup: ${text}\n`);
+
+function fail(text) {
+  say(text);
+  process.exit(1);
+}
+
+/** Runs a command with its output in the log. @returns { ok, output } */
+function run(command, args, env = process.env) {
+  const result = spawnSync(command, args, {
+    cwd: ROOT,
+    env: { ...env, PATH: TOOL_PATH.join(':') },
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    maxBuffer: 1 << 28,
+  });
+  const output = `${result.stdout ?? ''}${result.stderr ?? ''}${result.error ? `${result.error.message}\n` : ''}`;
+  fs.appendFileSync(LOG, `$ ${[command, ...args].join(' ')}\n${output}`);
+  return { ok: result.status === 0, output };
+}
+
+const tail = (text, lines) => text.trimEnd().split('\n').slice(-lines).join('\n');
+const readJson = (file) => JSON.parse(fs.readFileSync(path.join(ROOT, file), 'utf8'));
+
+/** A digest of texts and of the content of files, by which a step knows that nothing changed. */
+function digest(texts, files = []) {
+  const hash = createHash('sha256');
+  for (const text of texts) hash.update(`${text}\0`);
+  for (const file of files) hash.update(`${file}\0`).update(fs.readFileSync(path.join(ROOT, file)));
+  return hash.digest('hex');
+}
+
+function stamped(file, value) {
+  try {
+    return fs.readFileSync(file, 'utf8') === value;
+  } catch {
+    return false;
+  }
+}
+
+/** Files below a directory of the repository that end in `suffix`, sorted, relative to its root. */
+function filesBelow(directory, suffix) {
+  if (!fs.existsSync(path.join(ROOT, directory))) return [];
+  return fs
+    .readdirSync(path.join(ROOT, directory), { recursive: true })
+    .filter((name) => name.endsWith(suffix))
+    .map((name) => path.join(directory, name))
+    .sort();
+}
+
+// --- 0. One setup at a time -------------------------------------------------------------------------------
+
+/** The kernel drops a flock when its last descriptor closes, so a setup that dies leaves no stale lock. */
+function lock() {
+  fs.mkdirSync(STATE, { recursive: true });
+  const fd = fs.openSync(path.join(STATE, 'lock'), 'a');
+  const flock = (...args) => {
+    const stdio = ['ignore', 'ignore', 'ignore', fd];
+    return spawnSync('flock', [...args, '3'], { stdio, env: { PATH: TOOL_PATH.join(':') } });
+  };
+  const first = flock('--nonblock');
+  if (first.error || first.status === 0) return; // without util-linux there is no lock; it is installed below
+  say('waiting for another setup of this clone to finish');
+  if (flock('--timeout', '1800').status !== 0) fail(`another setup has held ${STATE}/lock for half an hour`);
+}
+
+// --- 1. The machine ---------------------------------------------------------------------------------------
+
+/** Understands what package.json's engines uses: `^X.Y` and `>=X.Y`, joined by `||`. */
+function nodeSatisfies(range, version = process.versions.node) {
+  const [major, minor] = version.split('.').map(Number);
+  return range.split('||').some((alternative) => {
+    const match = /^\s*(\^|>=)(\d+)\.(\d+)\s*$/.exec(alternative);
+    if (!match) throw new Error(`package.json: engines.node: cannot read "${alternative.trim()}"`);
+    const wantMajor = Number(match[2]);
+    if (major !== wantMajor) return match[1] === '>=' && major > wantMajor;
+    return minor >= Number(match[3]);
+  });
+}
+
+function checkMachine() {
+  if (process.platform !== 'linux')
+    fail(`Weft runs on Linux (TAP devices, namespaces); this is ${process.platform}`);
+  const range = readJson('package.json').engines.node;
+  if (!nodeSatisfies(range))
+    fail(`Node ${process.version} does not do: Weft needs ${range} (see https://nodejs.org)`);
+}
+
+function installDebianPackages(groups) {
+  const missing = () =>
+    groups.flatMap((group) => Object.keys(PACKAGES[group]).filter((name) => !PACKAGES[group][name]()));
+  const wanted = missing();
+  if (wanted.length === 0) return;
+  const command = `apt-get install -y --no-install-recommends ${wanted.join(' ')}`;
+  if (!onPath('apt-get'))
+    fail(`missing on this machine: what Debian has in ${wanted.join(', ')}; please install it`);
+  if (process.getuid() !== 0)
+    fail(`packages are missing and only root can install them; please run: sudo ${command}`);
+
+  say(`installing Debian packages: ${wanted.join(' ')}`);
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  const wait = ['-o', 'DPkg::Lock::Timeout=300'];
+  const update = run('apt-get', [...wait, 'update'], env);
+  const install = run('apt-get', [...wait, ...command.split(' ').slice(1)], env);
+  const left = missing();
+  if (install.ok && left.length === 0) return;
+  const why = `${update.ok ? '' : update.output}${install.output}`
+    .split('\n')
+    .filter((line) => /^[EW]:/.test(line));
+  fail(
+    `could not install ${(left.length > 0 ? left : wanted).join(', ')} (all of it: ${LOG})\n${why.join('\n')}\n` +
+      `setup: to see for yourself: apt-get update && ${command}`,
+  );
+}
+
+// --- 2. npm packages --------------------------------------------------------------------------------------
+
+const NPM_STAMP = path.join(ROOT, 'node_modules', '.weft-setup');
+// How to reach the registry stays as the user set it. Nothing else of npm's passes: `npm start --omit=dev` or a
+// `--dry-run` would reach the inner npm through the environment.
+const NPM_KEEP =
+  /^npm_config_(registry|cache|userconfig|globalconfig|.*proxy|ca|cafile|cert|key|strict_ssl|.*offline|fetch_.*|python|\/\/.*|@.*)$/i;
+
+/** The npm that started us, or else the first on PATH, or else the one beside the running node. */
+function findNpm() {
+  const started = process.env.npm_execpath ?? '';
+  for (const candidate of [started, ...TOOL_PATH.map((dir) => path.join(dir, 'npm'))]) {
+    if (!candidate || !fs.existsSync(candidate)) continue;
+    const script = fs.realpathSync(candidate);
+    if (path.basename(script) === 'npm-cli.js') return script;
+  }
+  return fail('npm is missing: install it (it comes with Node from nodejs.org or NodeSource) and run again');
+}
+
+function npm(...args) {
+  const script = findNpm();
+  const env = {};
+  for (const [name, value] of Object.entries(process.env)) {
+    const dropped =
+      (/^npm_/i.test(name) && !NPM_KEEP.test(name)) || name === 'NODE_ENV' || (name === 'HOME' && !value);
+    if (!dropped) env[name] = value;
+  }
+  if (fs.existsSync(path.join(NODE_INCLUDE, 'node_api.h'))) {
+    // node-gyp would otherwise fetch Node's headers from the net. npm 10 knows only the first name, npm 12 warns of it.
+    const { version } = JSON.parse(
+      fs.readFileSync(path.join(path.dirname(script), '../package.json'), 'utf8'),
+    );
+    const old = Number(version.split('.')[0]) < 11;
+    env[old ? 'npm_config_nodedir' : 'npm_package_config_node_gyp_nodedir'] = NODE_PREFIX;
+  }
+  return run(process.execPath, [script, ...args], env);
+}
+
+/** Whether node_modules, as npm recorded it, holds what the lock file asks for, by whatever npm command. */
+function nodeModulesMatch(lockFile) {
+  const record = path.join('node_modules', '.package-lock.json');
+  if (!fs.existsSync(path.join(ROOT, record))) return false;
+  const there = readJson(record).packages;
+  return Object.entries(lockFile.packages).every(
+    ([name, entry]) =>
+      name === '' || (there[name] ? there[name].version === entry.version : entry.optional === true),
+  );
+}
+
+const built = (name) => filesBelow(path.join('node_modules', name, 'build', 'Release'), '.node').length > 0;
+
+function installNpmPackages() {
+  const lockFile = readJson('package-lock.json');
+  const abi = `${process.arch} ${process.versions.modules} `;
+  const stamp = abi + digest([], ['package-lock.json']);
+  if (stamped(NPM_STAMP, stamp)) return;
+  const otherNode = fs.existsSync(NPM_STAMP) && !fs.readFileSync(NPM_STAMP, 'utf8').startsWith(abi);
+  const optional = Object.keys(readJson('package.json').optionalDependencies ?? {});
+  if (otherNode || !nodeModulesMatch(lockFile) || !optional.every(built)) {
+    say('installing npm packages');
+    const all = ['--include=dev', '--include=optional', '--ignore-scripts=false', '--no-audit', '--no-fund'];
+    // npm 11's `ci` refuses a lock file written where the registry lacks some other platform's optional package
+    // ("Missing: … from lock file"); `install` takes the same locked versions and leaves such a package out.
+    let install = npm('ci', ...all);
+    if (/^npm error Missing: .* from lock file/m.test(install.output))
+      install = npm('install', '--no-save', ...all);
+    if (!install.ok)
+      fail(`npm could not install the packages (all of it: ${LOG})\n${tail(install.output, 20)}`);
+  }
+  for (const name of optional) {
+    // Installed but not built: an npm that blocks install scripts.
+    if (!built(name) && fs.existsSync(path.join(ROOT, 'node_modules', name))) npm('rebuild', name);
+    if (!built(name))
+      say(`the optional package ${name} does not build here, Weft runs without it (why: ${LOG})`);
+  }
+  fs.writeFileSync(NPM_STAMP, stamp);
+}
+
+// --- 3. The addon -----------------------------------------------------------------------------------------
+
+const C_FLAGS =
+  '-std=gnu11 -O3 -Wall -Wextra -Werror -Wshadow -Wconversion -Wno-sign-conversion ' +
+  '-fPIC -shared -fvisibility=hidden -pthread -DNAPI_VERSION=8';
+
+function buildAddon() {
+  const sources = filesBelow('native-bindings/src', '.c');
+  const headers = filesBelow('native-bindings/src', '.h');
+  const compiler = process.env.CC || 'cc';
+  const extra = (process.env.CFLAGS ?? '').split(' ').filter(Boolean); // for sanitizers, say
+  const output = path.join(ROOT, 'native-bindings/build/weft.node');
+  const stampFile = `${output}.stamp`;
+  const stamp = digest(
+    [process.version, process.arch, NODE_PREFIX, compiler, ...extra],
+    ['setup.mjs', ...sources, ...headers],
+  );
+  if (fs.existsSync(output) && stamped(stampFile, stamp)) return;
+
+  if (sources.length === 0) fail('native-bindings/src holds no C file: this clone is not complete');
+  if (!fs.existsSync(path.join(NODE_INCLUDE, 'node_api.h'))) {
+    fail(
+      `${NODE_INCLUDE}/node_api.h is missing. It comes with the nodejs package of NodeSource, the node:* images and ` +
+        `node-${process.version}-linux-${process.arch}.tar.xz of nodejs.org; unpack that one and use its bin/node`,
+    );
+  }
+  say('compiling the addon');
+  fs.mkdirSync(path.dirname(output), { recursive: true });
+  // A running process maps the old file: build beside it and rename, never write into it.
+  const fresh = `${output}.${process.pid}`;
+  const compile = run(compiler, [
+    ...C_FLAGS.split(' '),
+    ...extra,
+    `-I${NODE_INCLUDE}`,
+    '-o',
+    fresh,
+    ...sources,
+  ]);
+  if (!compile.ok) {
+    fs.rmSync(fresh, { force: true });
+    fail(`the addon does not compile\n${compile.output.trimEnd()}`);
+  }
+  fs.renameSync(fresh, output);
+  fs.writeFileSync(stampFile, stamp);
+}
+
+// --- 4. TypeScript ----------------------------------------------------------------------------------------
+
+const BUILD_INFO = path.join(ROOT, 'dist/.tsbuildinfo');
+const outputOf = (source) => path.join('dist', source.replace(/\.ts$/, '.js'));
+
+/** A test whose source is gone must not run on from dist. */
+function removeStaleOutputs() {
+  for (const map of filesBelow('dist', '.js.map')) {
+    const script = map.slice(0, -'.map'.length);
+    const source = path.relative('dist', script).replace(/\.js$/, '.ts');
+    if (fs.existsSync(path.join(ROOT, source))) continue;
+    for (const file of [script, map]) fs.rmSync(path.join(ROOT, file), { force: true });
+  }
+}
+
+function compileTypeScript() {
+  const sources = readJson('tsconfig.json').include.flatMap((directory) => filesBelow(directory, '.ts'));
+  const outputs = sources.filter((source) => !source.endsWith('.d.ts')).map(outputOf);
+  const stampFile = path.join(STATE, 'typescript');
+  const stamp = digest(['typescript'], ['tsconfig.json', 'package-lock.json', ...sources]);
+  const complete = outputs.every((file) => fs.existsSync(path.join(ROOT, file)));
+  if (complete && stamped(stampFile, stamp)) return;
+
+  say('compiling TypeScript');
+  // The incremental state believes that what it once wrote is still there.
+  if (!complete) fs.rmSync(BUILD_INFO, { force: true });
+  const compile = run(path.join(ROOT, 'node_modules/.bin/tsc'), []);
+  removeStaleOutputs();
+  if (!compile.ok) fail(`TypeScript does not compile\n${compile.output.trimEnd()}`);
+  fs.writeFileSync(stampFile, stamp);
+}
+
+// ----------------------------------------------------------------------------------------------------------
+
+const MODES = { '': ['compile', 'run'], '--test': ['compile', 'run', 'test'], '--build-only': ['compile'] };
+
+const [mode = '', ...rest] = process.argv.slice(2);
+if (!(mode in MODES) || rest.length > 0) {
+  process.stderr.write('usage: node setup.mjs [--test | --build-only]\n');
+  process.exit(2);
+}
+checkMachine();
+lock();
+installDebianPackages(MODES[mode]);
+installNpmPackages();
+buildAddon();
+compileTypeScript();

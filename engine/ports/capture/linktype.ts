@@ -63,12 +63,15 @@ const NAMES: Readonly<Record<number, string>> = {
   [LINKTYPE_IPV4]: 'IPV4',
   [LINKTYPE_IPV6]: 'IPV6',
   [LINKTYPE_DBUS]: 'DBUS',
-  242: 'INFINIBAND',
+  242: 'IPOIB',
+  247: 'INFINIBAND',
   [LINKTYPE_USBPCAP]: 'USBPCAP',
   253: 'NETLINK',
   258: 'PKTAP',
   271: 'VSOCK',
   [LINKTYPE_LINUX_SLL2]: 'LINUX_SLL2',
+  281: 'DSA_TAG_BRCM',
+  285: 'DSA_TAG_EDSA',
 };
 
 /** The LINKTYPE_ name without its prefix, or the number. */

@@ -57,17 +57,18 @@ export function readPcap(bytes: Uint8Array, name: string): Capture {
     const fault = `pcap version ${major}.${minor} is not known`;
     throw new CaptureError(name, 4, fault, 'Weft reads 2.0 to 2.4; convert the file with editcap -F pcapng');
   }
-  // Bit 26 of the link-type word says that bits 28–31 count the frame check sequence in 16-bit words.
+  // Bits 0–15 are the link type; bit 26 says that bits 28–31 count the frame check sequence in 16-bit words.
   const link = view.getUint32(20, little);
+  const linkType = link & 0xffff;
   const capture = new CaptureBuilder(bytes, name);
   capture.interfaces.push({
-    linkType: link & 0x03ffffff,
+    linkType,
     snaplen: view.getUint32(16, little),
     tsUnitsPerSecond: variant.unitsPerSecond,
     tsOffsetSeconds: 0,
     fcsLength: (link & 0x04000000) !== 0 ? (link >>> 28) * 2 : 0,
   });
-  indexRecords(capture, view, variant, minor, longestPacket(link & 0x03ffffff));
+  indexRecords(capture, view, variant, minor, longestPacket(linkType));
   return capture.finish(variant.format);
 }
 

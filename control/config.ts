@@ -1,0 +1,232 @@
+/**
+ * A node's file (`weft.yaml`): read, checked whole, and turned into an inert value, or refused with every problem and
+ * its place. Nothing is looked up on the host: whether a namespace exists or a port is free is for those who use it.
+ */
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
+import { stringify } from 'yaml';
+import { deriveMac } from './addresses.js';
+import { defaultMtu } from './config/derived.js';
+import { isMapping, readDocument } from './config/document.js';
+import { ConfigError, type Findings, type Path } from './config/problems.js';
+import { readLeaf, readLeaves, readList } from './config/read.js';
+import {
+  checkRelations,
+  type EndpointDraft,
+  type NetworkDraft,
+  type UnderlayDraft,
+} from './config/relations.js';
+import { configSchema, endpointSchema, networkSchema, underlaySchema } from './config/schema.js';
+import type { Config, Endpoint, Network, Underlay } from './config/types.js';
+
+export { defaultMtu, netnsPath, overlayOverhead } from './config/derived.js';
+export { ConfigError, type Problem } from './config/problems.js';
+export { configJsonSchema } from './config/schema.js';
+export type { Config, Endpoint, LocalEndpoint, Network, RemoteEndpoint, Underlay } from './config/types.js';
+
+/** Bytes. A thousand endpoints written at length are 150 KiB. */
+const LARGEST_FILE = 1 << 20;
+
+/**
+ * Reads a node's file.
+ * @throws ConfigError when it cannot be read (line and column 0), or its content is refused.
+ */
+export function loadConfig(path: string): Config {
+  return parseConfig(readConfigFile(path), path);
+}
+
+/**
+ * Reads the text of a node's file.
+ * @param name what to call the file in problems.
+ * @throws ConfigError and nothing else, whatever the text.
+ */
+export function parseConfig(text: string, name: string): Config {
+  if (Buffer.byteLength(text) > LARGEST_FILE) throw tooLarge(name);
+  const { value, findings } = readDocument(text, name);
+  if (value === undefined) throw new ConfigError(findings.problems);
+  if (value === null) {
+    findings.add(
+      [],
+      'the file is empty',
+      'write at least node and underlay; examples/ has files to start from',
+    );
+    throw new ConfigError(findings.problems);
+  }
+  const root = readLeaves(configSchema, value, [], findings);
+  if (!isMapping(value)) throw new ConfigError(findings.problems);
+  const underlay = readUnderlay(value['underlay'], findings);
+  const networks = readList(value['networks'], ['networks'], findings, (raw, path) =>
+    readNetwork(raw, path, findings),
+  );
+  const endpoints = readList(value['endpoints'], ['endpoints'], findings, (raw, path) =>
+    readEndpoint(raw, path, findings),
+  ).filter((endpoint) => endpoint !== undefined);
+  checkRelations(underlay, networks, endpoints, findings);
+  if (findings.problems.length > 0) throw new ConfigError(findings.problems);
+  return freeze(build(root.node!, underlay, networks, endpoints));
+}
+
+/** The same config as the text of a node's file, every default written out; `parseConfig` of it gives an equal value. */
+export function formatConfig(config: Config): string {
+  const { underlay } = config;
+  return stringify({
+    node: config.node,
+    underlay: {
+      address: underlay.address,
+      port: underlay.port,
+      mtu: underlay.mtu,
+      mode: underlay.mode,
+      reserved_bits: underlay.reservedBits,
+      accept: underlay.accept,
+      ttl: underlay.ttl,
+      tos: underlay.tos,
+    },
+    networks: config.networks.map(({ innerVlan, learningLimit, ...same }) => ({
+      ...same,
+      inner_vlan: innerVlan,
+      learning_limit: learningLimit,
+    })),
+    endpoints: config.endpoints.map(({ kind: _, ...same }) => same),
+  });
+}
+
+function readUnderlay(raw: unknown, findings: Findings): UnderlayDraft {
+  if (raw !== undefined) return readLeaves(underlaySchema, raw, ['underlay'], findings);
+  findings.add(['underlay'], 'underlay is missing', "add underlay: { address: <this host's VTEP address> }");
+  return {};
+}
+
+function readNetwork(raw: unknown, path: Path, findings: Findings): NetworkDraft {
+  const fields = readLeaves(networkSchema, raw, path, findings);
+  const peerSchema = networkSchema.shape.peers.unwrap().element;
+  const list = isMapping(raw) ? raw['peers'] : undefined;
+  const peers = readList(list, [...path, 'peers'], findings, (item, at) => ({
+    path: at,
+    ip: readLeaf(peerSchema, item, at, findings),
+  }));
+  return { path, fields, peers };
+}
+
+function readEndpoint(raw: unknown, path: Path, findings: Findings): EndpointDraft | undefined {
+  const fields = readLeaves(endpointSchema, raw, path, findings);
+  return isMapping(raw) ? { path, fields, written: new Set(Object.keys(raw)) } : undefined;
+}
+
+// Past this line nothing is missing: no problem was found, so every required field was read.
+
+function build(
+  node: string,
+  underlay: UnderlayDraft,
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+): Config {
+  return {
+    node,
+    underlay: buildUnderlay(underlay),
+    networks: networks.map((network) => buildNetwork(network, underlay)),
+    endpoints: endpoints.map(buildEndpoint),
+  };
+}
+
+function buildUnderlay(draft: UnderlayDraft): Underlay {
+  return {
+    address: draft.address!.text,
+    port: draft.port!,
+    mtu: draft.mtu,
+    mode: draft.mode!,
+    reservedBits: draft.reserved_bits!,
+    accept: draft.accept!,
+    ttl: draft.ttl!,
+    tos: draft.tos!,
+  };
+}
+
+function buildNetwork({ fields, peers }: NetworkDraft, underlay: UnderlayDraft): Network {
+  const found = underlay.mtu === undefined ? undefined : defaultMtu(underlay.mtu, underlay.address!.family);
+  return {
+    name: fields.name!,
+    vni: fields.vni!,
+    subnet: fields.subnet!.text,
+    subnet6: fields.subnet6?.text,
+    gateway: fields.gateway?.text,
+    mtu: fields.mtu ?? found,
+    encrypted: fields.encrypted!,
+    internal: fields.internal!,
+    peers: peers.map(({ ip }) => ip!.text),
+    innerVlan: fields.inner_vlan!,
+    ageing: fields.ageing!,
+    learningLimit: fields.learning_limit!,
+    learning: fields.learning!,
+  };
+}
+
+function buildEndpoint({ fields }: EndpointDraft): Endpoint {
+  const common = {
+    name: fields.name!,
+    network: fields.network!,
+    address: fields.address!.text,
+    address6: fields.address6?.text,
+    mac: fields.mac ?? deriveMac(fields.address!.address),
+  };
+  return fields.vtep === undefined
+    ? { kind: 'local', ...common, netns: fields.netns!, interface: fields.interface! }
+    : { kind: 'remote', ...common, vtep: fields.vtep.text };
+}
+
+function freeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null) {
+    for (const part of Object.values(value)) freeze(part);
+    Object.freeze(value);
+  }
+  return value;
+}
+
+/** What to do about a file that cannot be opened or read, by errno. */
+const FILE_REMEDIES: Readonly<Record<string, [message: string, remedy: string]>> = {
+  ENOENT: ['there is no such file', 'check the path, or copy one of examples/'],
+  ENOTDIR: ['a part of the path is not a directory', 'check the path'],
+  EACCES: ['no permission to read the file', 'run as a user who may, or change its mode'],
+  EISDIR: ['is a directory, not a file', 'name the file in it'],
+};
+
+function unreadable(file: string, message: string, remedy: string): ConfigError {
+  return new ConfigError([{ file, line: 0, column: 0, path: '', message, remedy }]);
+}
+
+function tooLarge(file: string): ConfigError {
+  return unreadable(file, `the file is larger than ${LARGEST_FILE} bytes`, 'check that it is a node file');
+}
+
+function readConfigFile(path: string): string {
+  let bytes: Buffer;
+  try {
+    bytes = readBounded(path);
+  } catch (error) {
+    if (error instanceof ConfigError) throw error;
+    const { code = '', message } = error as NodeJS.ErrnoException;
+    throw unreadable(path, ...(FILE_REMEDIES[code] ?? [`cannot be read: ${message}`, 'check the path']));
+  }
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch {
+    throw unreadable(path, 'the file is not UTF-8 text', 'save it as UTF-8');
+  }
+}
+
+/** Reads a regular file of at most LARGEST_FILE bytes. Opened without blocking: a FIFO nobody writes would hang. */
+function readBounded(path: string): Buffer {
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  try {
+    const stat = fstatSync(fd);
+    if (stat.isDirectory()) throw unreadable(path, ...FILE_REMEDIES['EISDIR']);
+    if (!stat.isFile()) throw unreadable(path, 'is not a regular file', 'name a file on disk');
+    const bytes = Buffer.alloc(LARGEST_FILE + 1);
+    let length = 0;
+    for (let got = 1; got > 0 && length < bytes.length; length += got) {
+      got = readSync(fd, bytes, length, bytes.length - length, null);
+    }
+    if (length > LARGEST_FILE) throw tooLarge(path);
+    return bytes.subarray(0, length);
+  } finally {
+    closeSync(fd);
+  }
+}

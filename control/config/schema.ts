@@ -1,0 +1,207 @@
+/**
+ * The shape of a node's file: each key's type, range, default and meaning. What one key means for another is in
+ * `relations.ts`. docs/configuration.md is the table for people; keep the two together.
+ */
+import { z } from 'zod';
+import { parseIp, parseMac, parsePrefix, parseSubnet, parseVtep, quote, ValueError } from '../addresses.js';
+
+interface Leaf {
+  /** What to write there, to complete "write …". */
+  readonly form: string;
+  /** Why a value that looks right is refused. */
+  readonly why?: (value: unknown) => string | undefined;
+}
+
+/** What is known of each leaf beside its type. A key without an entry is a structure, read by `read.ts`. */
+export const leaves = z.registry<Leaf>();
+
+/** A leaf with its meaning (shown by editors) and the form its value takes (shown in remedies). */
+function leaf<S extends z.ZodType>(schema: S, form: string, meaning: string, why?: Leaf['why']): S {
+  const described = schema.meta({ description: `${meaning} Write ${form}.` });
+  leaves.add(described, why ? { form, why } : { form });
+  return described;
+}
+
+/** Turns a value into what it stands for; a ValueError of `read` becomes a problem with its remedy. */
+function reads<S extends z.ZodType, T>(schema: S, read: (value: z.output<S>) => T) {
+  return schema.transform((value, context): T => {
+    try {
+      return read(value);
+    } catch (error) {
+      if (!(error instanceof ValueError)) throw error;
+      context.addIssue({ code: 'custom', message: error.message, params: { remedy: error.remedy } });
+      return z.NEVER;
+    }
+  });
+}
+
+const NAME_FORM = '1 to 63 letters, digits, "_", "." or "-", the first a letter or a digit';
+const name = () => z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
+
+const integer = (least: number, most: number) => z.int().min(least).max(most);
+const between = (least: number, most: number) => `a number from ${least} to ${most}`;
+
+const TRUTH = 'true or false';
+const IP_FORM = 'an IPv4 or IPv6 address in text';
+const VTEP_FORM = "the unicast address of a host on the underlay, of the underlay's family";
+const ip = () => reads(z.string(), parseIp);
+const prefix = () => reads(z.string(), parsePrefix);
+const subnet = () => reads(z.string(), parseSubnet);
+const vtep = () => reads(z.string(), parseVtep);
+
+/** Bytes: the least a host must take of IPv4 (RFC 1122 section 3.3.2) and of IPv6 (RFC 8200 section 5). */
+export const LEAST_MTU = { 4: 576, 6: 1280 } as const;
+const MOST_MTU = 65535;
+
+/** Seconds: the upper bound of IEEE 802.1Q. Its lower bound of 10 s serves spanning tree, which Weft has not. */
+const MOST_AGEING = 1_000_000;
+const AGEING_FORM = `a duration from 1s to ${MOST_AGEING}s, such as 300, 300s or 5m`;
+const SECONDS: Readonly<Record<string, number>> = { '': 1, s: 1, m: 60, h: 3600 };
+
+function readAgeing(value: string | number): number {
+  const found = /^([0-9]{1,7})([smh]?)$/.exec(String(value));
+  const seconds = found ? Number(found[1]) * SECONDS[found[2]] : 0;
+  if (seconds < 1 || seconds > MOST_AGEING) {
+    const shown = typeof value === 'string' ? quote(value) : value;
+    throw new ValueError(`ageing ${shown} is not a duration Weft can keep`, `write ${AGEING_FORM}`);
+  }
+  return seconds;
+}
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
+const BLANK_OR_CONTROL = /[\s\u0000-\u001f\u007f-\u009f]/;
+const INTERFACE_FORM = '1 to 15 bytes without "/", ":", "%" or spaces, such as eth0';
+
+/** Linux dev_valid_name, less "%" (a template to the kernel) and names the kernel or its sysctl tree keep. */
+function readInterface(value: string): string {
+  const size = Buffer.byteLength(value);
+  if (size < 1 || size > 15 || /[/:%]/.test(value) || BLANK_OR_CONTROL.test(value)) {
+    throw new ValueError(`${quote(value)} is not a Linux interface name`, `write ${INTERFACE_FORM}`);
+  }
+  if (['.', '..', 'lo', 'all', 'default'].includes(value)) {
+    throw new ValueError(`${quote(value)} is a name Linux keeps for itself`, 'write another, such as eth0');
+  }
+  return value;
+}
+
+const NETNS_FORM = 'a name in /run/netns (as `ip netns list` shows it) or an absolute path';
+
+function readNetns(value: string): string {
+  const size = Buffer.byteLength(value);
+  const path = value.startsWith('/') && size <= 4095;
+  const bare = !value.includes('/') && size >= 1 && size <= 255 && value !== '.' && value !== '..';
+  if (BLANK_OR_CONTROL.test(value) || !(path || bare)) {
+    throw new ValueError(`${quote(value)} is not the name of a network namespace`, `write ${NETNS_FORM}`);
+  }
+  return value;
+}
+
+export const underlaySchema = z.strictObject({
+  address: leaf(vtep(), "this host's IPv4 or IPv6 address on the underlay", "This host's VTEP address."),
+  port: leaf(integer(1, 65535).default(4789), between(1, 65535), 'UDP port of VXLAN, here and at peers.'),
+  mtu: leaf(
+    integer(LEAST_MTU[4], MOST_MTU).optional(),
+    between(LEAST_MTU[4], MOST_MTU),
+    'MTU of the underlay in bytes; found from the interface when absent.',
+  ),
+  mode: leaf(
+    z.enum(['auto', 'socket', 'uplink']).default('auto'),
+    'auto, socket or uplink',
+    'How frames reach the underlay: a UDP socket, or an uplink TAP.',
+  ),
+  reserved_bits: leaf(
+    z.enum(['ignore', 'strict']).default('ignore'),
+    'ignore or strict',
+    'Reserved bits of a received VXLAN header: ignored (RFC 7348 section 5), or a reason to drop as Linux does.',
+  ),
+  accept: leaf(
+    z.enum(['any', 'peers']).default('any'),
+    'any or peers',
+    'Whose VXLAN is taken: of any VTEP, or only of the peers of the network.',
+  ),
+  ttl: leaf(integer(1, 255).default(64), between(1, 255), 'TTL or hop limit of the outer header.'),
+  tos: leaf(
+    z.enum(['inherit-ecn']).default('inherit-ecn'),
+    'inherit-ecn',
+    'Outer traffic class: DSCP 0, ECN from the inner header (RFC 6040).',
+  ),
+});
+
+const notEncrypted = (value: unknown) =>
+  value === true ? 'encryption is not built yet, and Weft refuses rather than send plain' : undefined;
+const noVniZero = (value: unknown) =>
+  value === 0 ? 'VNI 0 is read as "no VNI" by many VTEPs, so no network may have it' : undefined;
+
+export const networkSchema = z.strictObject({
+  name: leaf(name(), NAME_FORM, 'Name of the network, unique.'),
+  vni: leaf(integer(1, 0xffffff), between(1, 0xffffff), 'VXLAN network identifier, unique.', noVniZero),
+  subnet: leaf(subnet(), 'a prefix such as 10.0.9.0/24 or fd00:9::/64', 'IPv4 or IPv6 prefix.'),
+  subnet6: leaf(
+    subnet().optional(),
+    'an IPv6 prefix such as fd00:9::/64',
+    'IPv6 prefix beside an IPv4 subnet.',
+  ),
+  gateway: leaf(ip().optional(), IP_FORM, 'Address inside the subnet kept for the gateway.'),
+  mtu: leaf(
+    integer(LEAST_MTU[4], MOST_MTU).optional(),
+    between(LEAST_MTU[4], MOST_MTU),
+    'Inner MTU in bytes; the underlay MTU less the overhead when absent.',
+  ),
+  encrypted: leaf(z.literal(false).default(false), 'false', 'Not built yet.', notEncrypted),
+  internal: leaf(z.boolean().default(false), TRUTH, 'Whether the network has no way out.'),
+  peers: z
+    .array(leaf(vtep(), VTEP_FORM, 'A remote VTEP.'))
+    .default([])
+    .meta({ description: 'Remote VTEPs that get broadcast, unknown unicast and multicast.' }),
+  inner_vlan: leaf(
+    z.enum(['discard', 'carry']).default('discard'),
+    'discard or carry',
+    'Frames with an inner VLAN tag: dropped (RFC 7348 section 6.1) or carried.',
+  ),
+  ageing: leaf(
+    reads(z.union([z.number(), z.string()]), readAgeing).default(300),
+    AGEING_FORM,
+    'Time after which a learned MAC that was not seen is forgotten.',
+  ),
+  learning_limit: leaf(integer(0, 1048576).default(65536), between(0, 1048576), 'Most MACs learned.'),
+  learning: leaf(z.boolean().default(true), TRUTH, 'Whether source MACs are learned.'),
+});
+
+export const endpointSchema = z.strictObject({
+  name: leaf(name(), NAME_FORM, 'Name of the endpoint, unique.'),
+  network: leaf(name(), 'the name of a network of this file', 'Network the endpoint is in.'),
+  netns: leaf(reads(z.string(), readNetns).optional(), NETNS_FORM, 'Network namespace of a local endpoint.'),
+  interface: leaf(
+    reads(z.string(), readInterface).optional(),
+    INTERFACE_FORM,
+    'Interface Weft makes in the namespace.',
+  ),
+  vtep: leaf(vtep().optional(), VTEP_FORM, 'Host of a remote endpoint.'),
+  address: leaf(
+    prefix(),
+    "address/length inside the network's subnet, such as 10.0.9.1/24",
+    'Address of the endpoint.',
+  ),
+  address6: leaf(
+    prefix().optional(),
+    "address/length inside the network's subnet6, such as fd00:9::1/64",
+    'IPv6 address in a network with subnet6.',
+  ),
+  mac: leaf(
+    reads(z.string(), parseMac).optional(),
+    'a unicast MAC in quotes, such as "02:42:0a:00:09:01"',
+    'MAC of the endpoint; 02:42 and the last four bytes of the address when absent.',
+  ),
+});
+
+export const configSchema = z.strictObject({
+  node: leaf(name(), NAME_FORM, 'Name of this host.'),
+  underlay: underlaySchema.meta({ description: 'How VXLAN reaches other hosts.' }),
+  networks: z.array(networkSchema).default([]).meta({ description: 'Overlay networks of this host.' }),
+  endpoints: z.array(endpointSchema).default([]).meta({ description: 'Interfaces of the networks.' }),
+});
+
+/** The JSON Schema (draft 2020-12) of a node's file, for editors. It knows shapes, not relations between keys. */
+export function configJsonSchema(): Record<string, unknown> {
+  return z.toJSONSchema(configSchema, { io: 'input', unrepresentable: 'any' });
+}

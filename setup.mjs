@@ -156,7 +156,9 @@ function installDebianPackages(groups) {
   if (!onPath('apt-get'))
     fail(`missing on this machine: what Debian has in ${wanted.join(', ')}; please install it`);
   if (process.getuid() !== 0)
-    fail(`packages are missing and only root can install them; please run: sudo ${command}`);
+    fail(
+      `packages are missing and only root can install them; please run: sudo apt-get update && sudo ${command}`,
+    );
 
   say(`installing Debian packages: ${wanted.join(' ')}`);
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
@@ -223,6 +225,15 @@ function nodeModulesMatch(lockFile) {
   );
 }
 
+/**
+ * npm 11's `ci` refuses a lock file written where the registry lacks some other platform's optional package. It then
+ * names no version, as in "Missing: x@ from lock file"; `install` takes the locked versions and leaves those out.
+ */
+function onlyOtherPlatformsMissing(output) {
+  const complaints = output.match(/^npm error (Missing|Invalid): .*/gm) ?? [];
+  return complaints.length > 0 && complaints.every((line) => line.endsWith('@ from lock file'));
+}
+
 const built = (name) => filesBelow(path.join('node_modules', name, 'build', 'Release'), '.node').length > 0;
 
 function installNpmPackages() {
@@ -235,10 +246,8 @@ function installNpmPackages() {
   if (otherNode || !nodeModulesMatch(lockFile) || !optional.every(built)) {
     say('installing npm packages');
     const all = ['--include=dev', '--include=optional', '--ignore-scripts=false', '--no-audit', '--no-fund'];
-    // npm 11's `ci` refuses a lock file written where the registry lacks some other platform's optional package
-    // ("Missing: … from lock file"); `install` takes the same locked versions and leaves such a package out.
     let install = npm('ci', ...all);
-    if (/^npm error Missing: .* from lock file/m.test(install.output))
+    if (!install.ok && onlyOtherPlatformsMissing(install.output))
       install = npm('install', '--no-save', ...all);
     if (!install.ok)
       fail(`npm could not install the packages (all of it: ${LOG})\n${tail(install.output, 20)}`);
@@ -339,9 +348,14 @@ if (!(mode in MODES) || rest.length > 0) {
   process.stderr.write('usage: node setup.mjs [--test | --build-only]\n');
   process.exit(2);
 }
-checkMachine();
-lock();
-installDebianPackages(MODES[mode]);
-installNpmPackages();
-buildAddon();
-compileTypeScript();
+try {
+  checkMachine();
+  lock();
+  installDebianPackages(MODES[mode]);
+  installNpmPackages();
+  buildAddon();
+  compileTypeScript();
+} catch (error) {
+  if (error.code !== 'EACCES' && error.code !== 'EROFS') throw error;
+  fail(`cannot write ${error.path}: run this as the user who owns ${ROOT}`);
+}

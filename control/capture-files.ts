@@ -21,11 +21,16 @@ const LIMITS: CaptureLimits = { fileBytes: 2048 * MIB - 1, inflatedBytes: 1024 *
  * @throws CaptureError naming the path: not there, not allowed, not a file, too large, or nothing readable in it.
  */
 export function openCapture(path: string, limits: CaptureLimits = LIMITS): Capture {
-  const bytes = readWhole(path, limits.fileBytes);
+  const bytes = plain(readWhole(path, limits.fileBytes));
   if (!(bytes.length >= 2 && bytes[0] === 0x1f && bytes[1] === 0x8b)) return readCapture(bytes, path);
   const { inflated, problem } = inflate(bytes, path, limits.inflatedBytes);
   const capture = readCapture(inflated, path);
   return problem === null ? capture : { ...capture, problems: [problem, ...capture.problems] };
+}
+
+/** A Buffer's `slice` shares where every other array's copies: nobody further in should meet one. */
+function plain(buffer: Uint8Array): Uint8Array {
+  return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
 }
 
 const REMEDIES: Readonly<Record<string, readonly [string, string]>> = {
@@ -78,7 +83,7 @@ interface Inflated {
 /** Inflates gzip data; of damaged data, what comes before the damage. */
 function inflate(bytes: Uint8Array, path: string, limit: number): Inflated {
   try {
-    return { inflated: gunzipSync(bytes, { maxOutputLength: limit }), problem: null };
+    return { inflated: plain(gunzipSync(bytes, { maxOutputLength: limit })), problem: null };
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ERR_BUFFER_TOO_LARGE') throw tooLarge(path, limit);
     return salvage(bytes, path, limit, (error as Error).message);
@@ -120,7 +125,7 @@ function salvage(bytes: Uint8Array, path: string, limit: number, reason: string)
 /** What a prefix inflates to, or null when there is damage within it. */
 function inflatePrefix(prefix: Uint8Array, path: string, limit: number): Uint8Array | null {
   try {
-    return gunzipSync(prefix, { maxOutputLength: limit, finishFlush: constants.Z_SYNC_FLUSH });
+    return plain(gunzipSync(prefix, { maxOutputLength: limit, finishFlush: constants.Z_SYNC_FLUSH }));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ERR_BUFFER_TOO_LARGE') throw tooLarge(path, limit);
     return null;

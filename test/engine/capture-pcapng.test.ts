@@ -54,6 +54,8 @@ for (const [what, resolution, ticks, seconds, nanoseconds] of [
   ['milliseconds', 3, 1_700_000_000_999n, 1_700_000_000, 999_000_000],
   ['nanoseconds', 9, 1_700_000_000_123_456_789n, 1_700_000_000, 123_456_789],
   ['nanoseconds at the end of 64 bits', 9, 0xffff_ffff_ffff_ffffn, 18_446_744_073, 709_551_615],
+  ['nanoseconds, where a division would round', 9, 1_700_000_000_505_060_000n, 1_700_000_000, 505_060_000],
+  ['100 nanoseconds', 7, 1_700_000_000_123_456_7n, 1_700_000_000, 123_456_700],
   ['picoseconds', 12, 1_700_000_123_456_789_012n, 1_700_000, 123_456_789],
   ['10^-19 s', 19, 10n ** 19n + 5n * 10n ** 18n, 1, 500_000_000],
   ['2^-10 s', 0x8a, 1025n, 1, 976_562],

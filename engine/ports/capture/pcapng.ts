@@ -249,14 +249,14 @@ class PcapngReader {
     low: number,
     { tsUnitsPerSecond, tsOffsetSeconds }: CaptureInterface,
   ): void {
-    if (tsUnitsPerSecond > 2 ** 36) {
+    if (1e9 % tsUnitsPerSecond !== 0) {
       const units = BigInt(tsUnitsPerSecond);
       const ticks = (BigInt(high) << 32n) | BigInt(low);
       this.seconds = Number(ticks / units) + tsOffsetSeconds;
       this.nanoseconds = Number(((ticks % units) * 1_000_000_000n) / units);
       return;
     }
-    // Long division in digits of 16 bits: the remainder stays below 2^36, so each step is exact in a double.
+    // Long division in digits of 16 bits: the remainder stays below 2^30, so each step is exact in a double.
     let rest = high % tsUnitsPerSecond;
     let quotient = Math.floor(high / tsUnitsPerSecond);
     for (let shift = 16; shift >= 0; shift -= 16) {
@@ -266,7 +266,7 @@ class PcapngReader {
       rest = digit - part * tsUnitsPerSecond;
     }
     this.seconds = quotient + tsOffsetSeconds;
-    this.nanoseconds = Math.floor((rest / tsUnitsPerSecond) * 1e9);
+    this.nanoseconds = rest * (1e9 / tsUnitsPerSecond);
   }
 }
 

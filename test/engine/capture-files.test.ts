@@ -1,4 +1,3 @@
-import { execFileSync } from 'node:child_process';
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -125,11 +124,9 @@ test('a file past the limit is refused before it is read', (t) => {
 test('paths that are no capture: the error names path and remedy', (t) => {
   symlinkSync('loop', join(directory, 'loop'));
   mkdirSync(join(directory, 'folder'));
-  execFileSync('mkfifo', [join(directory, 'pipe')]);
   for (const [name, message] of [
     ['missing.pcap', /no such file.*check the path/],
     ['folder', /is a directory/],
-    ['pipe', /not a regular file.*to a file first/],
     ['loop', /symbolic links/],
     [join(file('is-a-file', PLAIN).slice(directory.length + 1), 'below'), /not a directory/],
     [file('empty.pcap', new Uint8Array(0)).slice(directory.length + 1), /the file is empty/],
@@ -138,7 +135,10 @@ test('paths that are no capture: the error names path and remedy', (t) => {
     const error = t.throws(() => openCapture(path), { instanceOf: CaptureError, message }, name);
     t.is(error?.file, path);
   }
-  t.throws(() => openCapture('/dev/zero'), { instanceOf: CaptureError, message: /not a regular file/ });
+  t.throws(() => openCapture('/dev/zero'), {
+    instanceOf: CaptureError,
+    message: /not a regular file.*to a file first/,
+  });
   t.throws(() => openCapture('a\0b'), { instanceOf: CaptureError, message: /cannot be read/ });
 });
 

@@ -3,41 +3,23 @@
  * index gives. pcap-parser knows only microsecond pcap, and drops a cut last packet silently, as we do aloud.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
+import pcapParser, { type Packet } from 'pcap-parser';
 import { openCapture } from '../../control/capture-files.js';
 import { type Capture, CaptureError } from '../../engine/ports/capture/capture.js';
 import { loadFrames, measureFrames } from '../../engine/ports/capture/frames.js';
 import { readCapture } from '../../engine/ports/capture/reader.js';
 import { filler, packetBytes, pcap } from '../support/pcap-fixtures.js';
 
-interface OraclePacket {
-  readonly header: {
-    readonly timestampSeconds: number;
-    readonly timestampMicroseconds: number;
-    readonly capturedLength: number;
-    readonly originalLength: number;
-  };
-  readonly data: Buffer;
-}
-
-interface PcapParser {
-  on(event: 'packet', listener: (packet: OraclePacket) => void): this;
-  on(event: 'end', listener: () => void): this;
-  on(event: 'error', listener: (error: Error) => void): this;
-}
-
-const { parse } = createRequire(import.meta.url)('pcap-parser') as { parse(input: Readable): PcapParser };
-
 /** What pcap-parser makes of the bytes. One chunk, or it copies the remainder of each. */
-function oracle(bytes: Uint8Array): Promise<OraclePacket[]> {
+function oracle(bytes: Uint8Array): Promise<Packet[]> {
   return new Promise((resolve, reject) => {
-    const packets: OraclePacket[] = [];
+    const packets: Packet[] = [];
     const stream = Readable.from([Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)]);
-    const parser = parse(stream);
+    const parser = pcapParser.parse(stream);
     parser.on('packet', (packet) => packets.push(packet));
     parser.on('end', () => resolve(packets));
     parser.on('error', reject);

@@ -12,7 +12,7 @@
  */
 
 const LINKTYPE_NULL = 0;
-export const LINKTYPE_ETHERNET = 1;
+const LINKTYPE_ETHERNET = 1;
 const LINKTYPE_PPP = 9;
 /** DLT_RAW where it was written unmapped: 12 on most systems, 14 on OpenBSD. */
 const LINKTYPE_DLT_RAW = 12;
@@ -84,8 +84,8 @@ export const AS_IS = -1;
 /** `etherType` of an `Adaptation`: an IEEE 802.3 frame, whose type field holds the payload's length. */
 export const LENGTH_FIELD = -2;
 
-/** `destination` of an `Adaptation`. */
-export const TO_HOST = 0;
+/** `destination` of an `Adaptation`; 0 is one host. */
+const TO_HOST = 0;
 export const TO_BROADCAST = 1;
 export const TO_MULTICAST = 2;
 

@@ -41,7 +41,7 @@ export function loadConfig(path: string): Config {
  */
 export function parseConfig(text: string, name: string): Config {
   if (Buffer.byteLength(text) > LARGEST_FILE) throw tooLarge(name);
-  const { value, findings } = readDocument(text, name);
+  const { value, findings } = readDocument(text.replace(/^\ufeff/, ''), name);
   if (value === undefined) throw new ConfigError(findings.problems);
   if (value === null) {
     findings.add(

@@ -14,7 +14,6 @@ import {
   isScalar,
   isSeq,
   Lexer,
-  LineCounter,
   type ParsedNode,
   Parser,
   type YAMLMap,
@@ -61,20 +60,35 @@ function* shallowTokens(text: string, parser: Parser): Generator<CST.Token, void
 const SYNTAX_REMEDIES: Readonly<Record<string, string>> = {
   TAB_AS_INDENT: 'indent with spaces',
   MISSING_CHAR: 'add the missing character',
-  BAD_INDENT: 'indent with spaces, keys of one mapping at the same column',
+  BAD_INDENT: 'close every bracket, and indent the keys of one mapping to the same column',
   BLOCK_AS_IMPLICIT_KEY: 'put the value on its own line, or in quotes when it holds ":"',
   BAD_ALIAS: 'quote text that begins with "*" or "&"',
   RESOURCE_EXHAUSTION: 'a node file needs four levels',
 };
 
+/**
+ * Offsets to lines and columns, from 1, in UTF-16 units. Not yaml's LineCounter: it misses the line ends inside text
+ * that is no YAML, and then points outside the file.
+ */
+function positions(text: string): (offset: number) => Position {
+  const starts = [0];
+  for (let at = text.indexOf('\n'); at >= 0; at = text.indexOf('\n', at + 1)) starts.push(at + 1);
+  return (offset) => {
+    const within = Math.min(offset, text.length);
+    let low = 0;
+    let high = starts.length;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (starts[middle] <= within) low = middle;
+      else high = middle;
+    }
+    return { line: low + 1, column: within - starts[low] + 1 };
+  };
+}
+
 /** Reads one YAML 1.2 document. Never throws. */
 export function readDocument(text: string, file: string): SourceDocument {
-  const lines = new LineCounter();
-  lines.addNewLine(0);
-  const position = (offset: number): Position => {
-    const { line, col } = lines.linePos(Math.min(offset, text.length));
-    return { line: Math.max(line, 1), column: Math.max(col, 1) };
-  };
+  const position = positions(text);
   const reader = new Reader(position);
   const findings = new Findings(file, (path, at) => reader.locate(path, at));
   reader.findings = findings;
@@ -83,12 +97,8 @@ export function readDocument(text: string, file: string): SourceDocument {
 
   let document: Document.Parsed | undefined;
   try {
-    const composer = new Composer({ lineCounter: lines, prettyErrors: false, uniqueKeys: false });
-    for (const next of composer.compose(
-      shallowTokens(text, new Parser(lines.addNewLine)),
-      true,
-      text.length,
-    )) {
+    const composer = new Composer({ prettyErrors: false, uniqueKeys: false });
+    for (const next of composer.compose(shallowTokens(text, new Parser()), true, text.length)) {
       if (document !== undefined) {
         fail(next.range[0], 'the file holds more than one YAML document', 'keep one; remove the "---" line');
         return { value: undefined, findings };

@@ -41,7 +41,7 @@ function formatProblem(problem: Problem): string {
   return `${problem.file}${place}: ${problem.message}; ${problem.remedy}`;
 }
 
-export function formatPath(path: Path): string {
+function formatPath(path: Path): string {
   return path.reduce<string>((text, step) => {
     if (typeof step === 'number') return `${text}[${step}]`;
     const key = step.length > 60 ? `${step.slice(0, 57)}...` : step;

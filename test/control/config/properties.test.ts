@@ -1,0 +1,148 @@
+import test, { type ExecutionContext } from 'ava';
+import fc from 'fast-check';
+import { type Config, ConfigError, defaultMtu, formatConfig, parseConfig } from '../../../control/config.js';
+import { DESIGN } from './support.js';
+
+const validFile = fc
+  .record({
+    six: fc.boolean(),
+    port: fc.integer({ min: 1, max: 65535 }),
+    mtu: fc.option(fc.integer({ min: 1400, max: 65535 }), { nil: undefined }),
+    mode: fc.constantFrom('auto', 'socket', 'uplink'),
+    ttl: fc.integer({ min: 1, max: 255 }),
+    networks: fc.array(
+      fc.record({
+        dual: fc.boolean(),
+        ageing: fc.integer({ min: 1, max: 1_000_000 }),
+        limit: fc.integer({ min: 0, max: 1048576 }),
+        carry: fc.boolean(),
+        peers: fc.integer({ min: 0, max: 3 }),
+        endpoints: fc.array(fc.record({ remote: fc.boolean(), mac: fc.boolean() }), { maxLength: 4 }),
+      }),
+      { maxLength: 4 },
+    ),
+  })
+  .map(({ six, port, mtu, mode, ttl, networks }): Config => {
+    const vtep = (n: number) => (six ? `2001:db8::${n}` : `192.0.2.${n}`);
+    return {
+      node: 'n',
+      underlay: {
+        address: vtep(1),
+        port,
+        mtu,
+        mode: mode as 'auto',
+        reservedBits: 'ignore',
+        accept: 'any',
+        ttl,
+        tos: 'inherit-ecn',
+      },
+      networks: networks.map((network, i) => ({
+        name: `net${i}`,
+        vni: i + 1,
+        subnet: `10.${i}.0.0/16`,
+        subnet6: network.dual ? `fd00:${i + 1}::/64` : undefined,
+        gateway: `10.${i}.255.254`,
+        mtu: mtu === undefined ? undefined : defaultMtu(mtu, six ? 6 : 4),
+        encrypted: false,
+        internal: network.dual,
+        peers: Array.from({ length: network.peers }, (_, p) => vtep(p + 2)),
+        innerVlan: network.carry ? 'carry' : 'discard',
+        ageing: network.ageing,
+        learningLimit: network.limit,
+        learning: !network.carry,
+      })),
+      endpoints: networks.flatMap((network, i) =>
+        network.endpoints.map(({ remote, mac }, e) => {
+          const common = {
+            name: `e${i}.${e}`,
+            network: `net${i}`,
+            address: `10.${i}.0.${e + 1}/16`,
+            address6: network.dual ? `fd00:${i + 1}::${e + 1}/64` : undefined,
+            mac: mac ? `02:00:00:00:00:0${e}` : `02:42:0a:0${i}:00:0${e + 1}`,
+          };
+          return remote
+            ? ({ kind: 'remote', ...common, vtep: vtep(9) } as const)
+            : ({ kind: 'local', ...common, netns: 'n', interface: `i${i}-${e}` } as const);
+        }),
+      ),
+    };
+  });
+
+test('property: a valid config survives its text', (t) => {
+  fc.assert(
+    fc.property(validFile, (config) => {
+      t.deepEqual(parseConfig(formatConfig(config), 'f'), config);
+    }),
+    { numRuns: 100 },
+  );
+});
+
+/** Parses, and holds every refusal to its promises. */
+function onlyConfigError(t: ExecutionContext, text: string): void {
+  try {
+    parseConfig(text, 'f');
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    const lines = text.split('\n');
+    if (error.problems.length === 0) t.fail(`no problem named for ${JSON.stringify(text)}`);
+    for (const { line, column, message, remedy } of error.problems) {
+      const inside = line >= 1 && line <= lines.length && column >= 1 && column <= lines[line - 1].length + 1;
+      if (!inside) t.fail(`${line}:${column} is outside ${JSON.stringify(text)}: ${message}`);
+      if (message === '' || remedy === '' || /[\r\n]/.test(message + remedy)) t.fail(`${message}; ${remedy}`);
+    }
+  }
+  t.pass();
+}
+
+const WORDS = [
+  ...'{}[]:,-?!&*#|>%@"\'\n \t~',
+  ...[
+    '\n  ',
+    '\n- ',
+    ': ',
+    '---\n',
+    '&a',
+    '*a',
+    '!!str ',
+    '<<',
+    'null',
+    'true',
+    '1',
+    '0x10',
+    '.nan',
+    '1e999',
+  ],
+  ...['node', 'underlay', 'networks', 'endpoints', 'name', 'vni', 'peers', 'address', 'mac', '__proto__'],
+  ...['10.0.0.1', '10.0.0.0/8', 'fd00::', '\u0000', '\u2028', '\ufeff', '\r', 'é', '\ud800'],
+];
+
+test('property: any text is a config or a ConfigError with places inside it', (t) => {
+  const text = fc.oneof(
+    fc.string({ unit: 'binary' }),
+    fc.array(fc.constantFrom(...WORDS), { maxLength: 40 }).map((words) => words.join('')),
+    fc.json(),
+  );
+  fc.assert(
+    fc.property(text, (value) => onlyConfigError(t, value)),
+    { numRuns: 1500 },
+  );
+});
+
+test('property: a valid file with pieces cut, doubled or replaced is a config or a ConfigError', (t) => {
+  const cut = fc.record({
+    at: fc.nat(DESIGN.length),
+    length: fc.nat(12),
+    put: fc.oneof(fc.constantFrom(...WORDS, ''), fc.nat(DESIGN.length - 20)),
+  });
+  fc.assert(
+    fc.property(fc.array(cut, { minLength: 1, maxLength: 4 }), (cuts) => {
+      let text = DESIGN;
+      for (const { at, length, put } of cuts) {
+        const piece = typeof put === 'number' ? DESIGN.slice(put, put + 20) : put;
+        text = text.slice(0, at) + piece + text.slice(at + length);
+      }
+      onlyConfigError(t, text);
+    }),
+    { numRuns: 1500 },
+  );
+});

@@ -75,8 +75,10 @@ test('if_tsoffset moves the seconds, forwards and back', (t) => {
     ['00 00 00 00 01 00 00 00', 7 + 2 ** 32],
     ['f6 ff ff ff ff ff ff ff', 7 - 10],
   ] as const) {
-    const fixture = new PcapngFixture().section().interface(1, 0, [[14, hex(offset)]]);
-    t.is(readCapture(fixture.enhanced(0, filler(20), 7_000_000n).done()).seconds[0], seconds);
+    const decimal = new PcapngFixture().section().interface(1, 0, [[14, hex(offset)]]);
+    t.is(readCapture(decimal.enhanced(0, filler(20), 7_000_000n).done()).seconds[0], seconds);
+    const binary = new PcapngFixture().section().interface(1, 0, [tsresol(0xa0), [14, hex(offset)]]);
+    t.is(readCapture(binary.enhanced(0, filler(20), 7n << 32n).done()).seconds[0], seconds);
   }
 });
 

@@ -23,7 +23,8 @@ const TOOL_PATH = [
   ...['/usr/local/sbin', '/usr/sbin', '/sbin', '/usr/bin', '/bin'],
 ];
 
-const onPath = (name) => TOOL_PATH.some((dir) => fs.existsSync(path.join(dir, name)));
+const findTool = (name) => TOOL_PATH.map((dir) => path.join(dir, name)).find((file) => fs.existsSync(file));
+const onPath = (name) => findTool(name) !== undefined;
 const header = (name) => fs.existsSync(path.join('/usr/include', name));
 
 /** Debian package → whether what we want of it is there; asked of the machine, not of dpkg. */
@@ -114,13 +115,14 @@ function filesBelow(directory, suffix) {
 /** The kernel drops a flock when its last descriptor closes, so a setup that dies leaves no stale lock. */
 function lock() {
   fs.mkdirSync(STATE, { recursive: true });
+  const tool = findTool('flock');
+  if (!tool) return; // then util-linux is missing, and installed below
   const fd = fs.openSync(path.join(STATE, 'lock'), 'a');
   const flock = (...args) => {
     const stdio = ['ignore', 'ignore', 'ignore', fd];
-    return spawnSync('flock', [...args, '3'], { stdio, env: { PATH: TOOL_PATH.join(':') } });
+    return spawnSync(tool, [...args, '3'], { stdio, env: { PATH: TOOL_PATH.join(':') } });
   };
-  const first = flock('--nonblock');
-  if (first.error || first.status === 0) return; // without util-linux there is no lock; it is installed below
+  if (flock('--nonblock').status === 0) return;
   say('waiting for another setup of this clone to finish');
   if (flock('--timeout', '1800').status !== 0) fail(`another setup has held ${STATE}/lock for half an hour`);
 }

@@ -83,6 +83,11 @@ export class Drops<Reason extends string = string> {
     this.context.frames.free(frame);
   }
 
+  /** Counts `count` frames under a reason without freeing any: copies that could not be made, sends refused. */
+  add(reason: number, count = 1): void {
+    this.context.counters.values[this.reasons.base + reason] += count;
+  }
+
   /** Drops a whole run of a batch, from `start` on, for one reason. */
   dropRest(batch: Batch, start: number, reason: number): void {
     for (let i = start; i < batch.count; i++) this.drop(batch.frames[i], reason);

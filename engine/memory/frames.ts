@@ -218,6 +218,23 @@ export class FrameMemory {
     }
   }
 
+  /** Gives back the first `count` slots of a list: `free` for each, with the top of the stack in a register. */
+  freeAll(list: Uint32Array, count: number): void {
+    const { off, freeSmall, small } = this;
+    let top = this.smallTop;
+    for (let k = 0; k < count; k++) {
+      const frame = list[k];
+      if (frame < small) {
+        off[frame] = frame * SMALL_STRIDE + HEADROOM;
+        freeSmall[top++] = frame;
+      } else {
+        off[frame] = this.start(frame);
+        this.freeLarge[this.largeTop++] = frame;
+      }
+    }
+    this.smallTop = top;
+  }
+
   /**
    * Copies `length` bytes between two places that are congruent modulo 8. Whole words are copied: up to 7 bytes
    * in front of `to` and 31 behind the end are overwritten, which headroom and tail of a slot allow for.

@@ -1,0 +1,163 @@
+/**
+ * A chain of elements over frames that lie in memory: source → elements → sink, the same elements that a live
+ * engine runs. What a replay and the benchmarks stand on.
+ *
+ * Holds at any time between passes, and `totals` checks it: frames in = delivered + dropped, and no slot in use.
+ * Time stands still in a chain: stations and VTEPs do not age.
+ */
+import { native } from '../native-bindings/index.js';
+import { Counters } from './counters.js';
+import { CHAIN_PORT, type ChainElement, type ChainTools, ELEMENTS } from './elements/index.js';
+import { Batch, Context, Stages } from './graph.js';
+import { type FrameMemory, REMOTE } from './memory/frames.js';
+import { createCaptureSink } from './ports/capture-sink.js';
+import { createCaptureSource, type FrameList } from './ports/capture-source.js';
+import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
+import { MAX_DOMAINS, MacTable } from './tables/mac-table.js';
+import { type LocalVtep, Vteps } from './tables/vteps.js';
+
+/** A replay repeats exactly. */
+const SEED = 0x5eed;
+/** Milliseconds the clock of a chain shows. */
+const NOW = 1000;
+
+export interface ChainSetup {
+  /** Names out of ELEMENTS, at least one. */
+  readonly names: readonly string[];
+  readonly frames: FrameMemory;
+  readonly list: FrameList;
+  /** VNIs of the domains; the frames of the list belong to the first. At most MAX_DOMAINS, each once. */
+  readonly vnis: readonly number[];
+  /** Whether tagged frames may be inside VXLAN (RFC 7348, section 6.1). */
+  readonly carryVlan: boolean;
+  readonly strict: boolean;
+  readonly local: LocalVtep;
+  /** Address of the VTEP every frame is sent to; of the same IP version as `local`. */
+  readonly remote: Uint8Array;
+  /** Stations the bridges must be able to hold. */
+  readonly stations: number;
+  /** VTEPs that may be learned. */
+  readonly vteps: number;
+}
+
+export interface ChainTotals {
+  /** Frames and bytes handed to the first element. */
+  readonly frames: number;
+  readonly bytes: number;
+  readonly delivered: number;
+  /** `element: reason` → frames, in the order of the chain, without zeros. */
+  readonly drops: Record<string, number>;
+}
+
+/** Sees every frame of a pass; the frame's bytes are at `off` and `len` during the call. */
+export interface ChainObserver {
+  /** @param index of the frame in the list. */
+  delivered(frame: number, index: number): void;
+  dropped(frame: number, index: number, element: string, reason: string): void;
+  /** After each breath, when no frame is on its way. */
+  breath(): void;
+}
+
+export interface Chain {
+  readonly tools: ChainTools;
+  /** Runs the whole list through the chain once. */
+  pass(): void;
+  /** The same, showing each frame. */
+  observe(observer: ChainObserver): void;
+  /** @throws Error when frames or slots are not accounted for: a bug of an element. */
+  totals(): ChainTotals;
+}
+
+export function createChain(setup: ChainSetup): Chain {
+  const { frames, list, names } = setup;
+  const context = new Context(frames, new Counters(), SEED);
+  context.setTime(NOW);
+  const tools = chainTools(setup, context);
+  native.attach(frames.u8, frames.off, frames.len, frames.freeLarge);
+
+  const sink = createCaptureSink(context);
+  const out = new Batch(sink);
+  const batches = [out];
+  const elements: ChainElement[] = [];
+  for (const name of names.toReversed()) {
+    const definition = ELEMENTS.get(name);
+    if (definition === undefined) throw new RangeError(`there is no element ${name}`);
+    const element = definition.build(tools, batches[0]);
+    elements.unshift(element);
+    batches.unshift(new Batch(element));
+  }
+  const input = batches[0];
+  const stages = new Stages();
+  for (const batch of batches) stages.add(batch);
+  const source = createCaptureSource(context, list, 0);
+
+  function pass(): void {
+    source.rewind();
+    while (source.receive(input) > 0) stages.run();
+  }
+
+  function observe(observer: ChainObserver): void {
+    /** Index in the list of the frame in each slot. */
+    const origin = new Uint32Array(frames.small + frames.large);
+    context.dropObserver = (frame, element, reason) =>
+      observer.dropped(frame, origin[frame], element, reason);
+    out.next = {
+      process(batch) {
+        for (let k = 0; k < batch.count; k++) observer.delivered(batch.frames[k], origin[batch.frames[k]]);
+        sink.process(batch);
+      },
+    };
+    source.rewind();
+    let index = 0;
+    for (let handed = source.receive(input); handed > 0; handed = source.receive(input)) {
+      for (let k = 0; k < handed; k++) origin[input.frames[k]] = index++;
+      stages.run();
+      observer.breath();
+    }
+    context.dropObserver = null;
+    out.next = sink;
+  }
+
+  function totals(): ChainTotals {
+    const { frames: handed, bytes } = source.totals();
+    const delivered = sink.delivered();
+    const drops: Record<string, number> = {};
+    let dropped = 0;
+    for (const { drops: own } of elements) {
+      for (const name of own.names) {
+        const count = own.count(name);
+        if (count === 0) continue;
+        const key = `${own.owner}: ${name}`;
+        drops[key] = (drops[key] ?? 0) + count;
+        dropped += count;
+      }
+    }
+    if (handed !== delivered + dropped || handed % Math.max(list.count, 1) !== 0) {
+      throw new Error(
+        `frames are not accounted for: ${handed} in of a list of ${list.count}, ${delivered} delivered, ${dropped} dropped`,
+      );
+    }
+    if (frames.inUse !== 0) throw new Error(`${frames.inUse} slots are in use after the replay`);
+    frames.audit();
+    return { frames: handed, bytes, delivered, drops };
+  }
+
+  return { tools, pass, observe, totals };
+}
+
+function chainTools(setup: ChainSetup, context: Context): ChainTools {
+  const { vnis, local, remote, strict, carryVlan, stations } = setup;
+  if (vnis.length === 0 || vnis.length > MAX_DOMAINS)
+    throw new RangeError(`a chain has 1 to ${MAX_DOMAINS} VNIs, not ${vnis.length}`);
+  if (local.address.length !== remote.length)
+    throw new RangeError('the local and the remote VTEP must be of one IP version');
+  const domains = new Domains();
+  vnis.forEach((vni, domain) => {
+    domains.set(domain, { vni, flags: LEARN | (carryVlan ? CARRY_VLAN : 0), ageing: 0 });
+    domains.addPort(domain, CHAIN_PORT);
+  });
+  const vteps = new Vteps(Math.min(setup.vteps + 1, 65535));
+  // Nothing in a chain writes another destination, so the slots keep this one.
+  context.frames.dest.fill(REMOTE | vteps.add(remote, true, local, 0));
+  return { context, domains, stations: new MacTable(stations, SEED), vteps, local, strict };
+}

@@ -1,0 +1,72 @@
+/**
+ * The elements by name: what `weft replay --through` and `weft bench` build their chains of. A new element is one
+ * line in ELEMENTS and a definition that says how it stands between two others when a capture is replayed.
+ *
+ * In a chain every output of an element leads to the next one, and a frame is never copied: each is delivered
+ * once or dropped with a reason.
+ */
+import { Batch, type Consumer, type Context, type Drops } from '../graph.js';
+import type { Domains } from '../tables/domains.js';
+import type { MacTable } from '../tables/mac-table.js';
+import type { LocalVtep, Vteps } from '../tables/vteps.js';
+import { createBridge } from './bridge.js';
+import { createVxlanDecap } from './vxlan-decap.js';
+import { createVxlanEncap } from './vxlan-encap.js';
+
+/** What the elements of one chain share. */
+export interface ChainTools {
+  readonly context: Context;
+  readonly domains: Domains;
+  readonly stations: MacTable;
+  readonly vteps: Vteps;
+  /** This end of the tunnel; its address also says which IP version is outside. */
+  readonly local: LocalVtep;
+  /** Refuse VXLAN packets with reserved bits set. */
+  readonly strict: boolean;
+}
+
+export interface ChainElement extends Consumer {
+  readonly drops: Drops;
+}
+
+export interface ElementDefinition {
+  readonly summary: string;
+  /** What it does to the outer headers of the tunnel. */
+  readonly outer: 'keeps' | 'adds' | 'removes';
+  build(tools: ChainTools, out: Batch): ChainElement;
+}
+
+/** The port of a chain's bridge that is every domain's flood list, and no frame's ingress. */
+export const CHAIN_PORT = 65535;
+
+export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, ElementDefinition>([
+  ['bridge', { summary: 'learning switch', outer: 'keeps', build: buildBridge }],
+  ['vxlan-encap', { summary: 'puts frames into VXLAN', outer: 'adds', build: buildEncap }],
+  ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
+]);
+
+function buildBridge({ context, stations, domains }: ChainTools, out: Batch): ChainElement {
+  const ports = Array.from({ length: CHAIN_PORT + 1 }, () => out);
+  const group = new FloodAtOnce(out.next);
+  const bridge = createBridge(context, stations, domains, { ports, tunnel: out, group });
+  group.flood = bridge.flood;
+  return bridge;
+}
+
+/** Group frames would overtake or be overtaken if they waited for the end of the batch: a replay keeps the order. */
+class FloodAtOnce extends Batch {
+  flood: (frame: number) => void = () => {};
+
+  override push(frame: number): void {
+    this.flood(frame);
+  }
+}
+
+function buildEncap({ context, domains, vteps, local }: ChainTools, out: Batch): ChainElement {
+  const v6 = local.address.length === 16;
+  return createVxlanEncap(context, domains, vteps, { v6, checksum: true }, out);
+}
+
+function buildDecap({ context, domains, vteps, local, strict }: ChainTools, out: Batch): ChainElement {
+  return createVxlanDecap(context, domains, vteps, { local, strict, addressed: false }, out);
+}

@@ -6,7 +6,8 @@
  *   words 1–4  address, as little-endian loads give it; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)
  *   word 5     first four bytes of the MAC
  *   word 6     last two bytes of the MAC
- * Linear probing at a load of at most one half; removal shifts the run back, so there are no tombstones.
+ * Linear probing at a load of at most one half: a table that is fuller doubles, which `set` alone does, between
+ * breaths. Removal shifts the run back, so there are no tombstones.
  *
  * Words are signed: every int32 is a small integer to V8 and crosses a call without being boxed.
  *
@@ -25,24 +26,13 @@ export const NO_NEIGHBOUR = -1;
 export class Neighbours {
   /** Valid entries. */
   size = 0;
-  private readonly words: Int32Array;
-  private readonly mask: number;
-  private readonly capacity: number;
+  private words = new Int32Array(64 << ENTRY_SHIFT);
+  private mask = 63;
   private readonly seed: number;
 
-  /**
-   * @param capacity most addresses held; slots are at least twice as many.
-   * @param seed makes the hash unpredictable to who chooses addresses.
-   */
-  constructor(capacity: number, seed: number) {
-    if (!Number.isInteger(capacity) || capacity < 1 || capacity > 1 << 24)
-      throw new RangeError(`capacity ${capacity} is not in 1–${1 << 24}`);
-    let slots = 64;
-    while (slots < capacity * 2) slots *= 2;
-    this.mask = slots - 1;
-    this.capacity = capacity;
+  /** @param seed makes the hash unpredictable to who chooses addresses. */
+  constructor(seed: number) {
     this.seed = seed | 0;
-    this.words = new Int32Array(slots << ENTRY_SHIFT);
   }
 
   get bytes(): number {
@@ -86,25 +76,40 @@ export class Neighbours {
   }
 
   /**
-   * Sets an address of 4 or 16 bytes to a MAC of six, in place of what was there; false when the table is full.
+   * Sets an address of 4 or 16 bytes to a MAC of six, in place of what was there.
    * @throws RangeError for a domain out of range, an address or a MAC of another length.
    */
-  set(domain: number, address: Uint8Array, mac: Uint8Array): boolean {
+  set(domain: number, address: Uint8Array, mac: Uint8Array): void {
     check(domain, address);
     if (mac.length !== 6) throw new RangeError(`a MAC has 6 bytes, not ${mac.length}`);
     const [a, b, c, d] = signedWords(address);
     let at = this.lookup(domain, a, b, c, d);
     if (at === NO_NEIGHBOUR) {
-      if (this.size >= this.capacity) return false;
-      let i = this.slot(domain + 1, a, b, c, d);
-      while (this.words[i << ENTRY_SHIFT] !== 0) i = (i + 1) & this.mask;
-      at = i << ENTRY_SHIFT;
+      if (this.size * 2 > this.mask) this.grow();
+      at = this.free(domain + 1, a, b, c, d);
       this.words.set([domain + 1, a, b, c, d], at);
       this.size++;
     }
     this.words[at + MAC] = mac[0] | (mac[1] << 8) | (mac[2] << 16) | (mac[3] << 24);
     this.words[at + MAC + 1] = mac[4] | (mac[5] << 8);
-    return true;
+  }
+
+  /** First word of the free slot where a key that is not there belongs. */
+  private free(key: number, a: number, b: number, c: number, d: number): number {
+    let i = this.slot(key, a, b, c, d);
+    while (this.words[i << ENTRY_SHIFT] !== 0) i = (i + 1) & this.mask;
+    return i << ENTRY_SHIFT;
+  }
+
+  private grow(): void {
+    const old = this.words;
+    this.words = new Int32Array(old.length * 2);
+    this.mask = this.mask * 2 + 1;
+    for (let from = 0; from < old.length; from += 1 << ENTRY_SHIFT) {
+      if (old[from] === 0) continue;
+      const to = this.free(old[from], old[from + 1], old[from + 2], old[from + 3], old[from + 4]);
+      for (let i = 0; i < 1 << ENTRY_SHIFT; i++) this.words[to + i] = old[from + i];
+    }
   }
 
   /** MAC of an address of 4 or 16 bytes, undefined when it is unknown; for people and tests, it allocates. */

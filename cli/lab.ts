@@ -6,7 +6,7 @@ export {
   type RunOptions,
   toolEnvironment,
   waitFor,
-} from './lab/command.js';
+} from '../control/command.js';
 export {
   type AttachOptions,
   type KernelVxlan,

@@ -5,6 +5,10 @@ import { CommandError, EXIT, say } from './output.js';
 
 /** The commands in the order of the help. A new one is a line here and a file in commands/. */
 const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[] = [
+  () => import('./commands/up.js'),
+  () => import('./commands/status.js'),
+  () => import('./commands/fdb.js'),
+  () => import('./commands/drops.js'),
   () => import('./commands/replay.js'),
   () => import('./commands/bench.js'),
 ];

@@ -59,6 +59,11 @@ function fromBytes(bytes: Uint8Array): Ip {
   return toIp(ipaddr.fromByteArray(Array.from(bytes)));
 }
 
+/** Canonical text of an address of 4 or 16 bytes. */
+export function formatIp(bytes: Uint8Array): string {
+  return fromBytes(bytes).text;
+}
+
 /**
  * Reads an IPv4 address of four decimal parts or an IPv6 address (RFC 4291 section 2.2).
  * @throws ValueError for anything else: leading zeros, short forms, zones, IPv4-mapped IPv6.

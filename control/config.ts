@@ -65,6 +65,20 @@ export function parseConfig(text: string, name: string): Config {
   return freeze(build(root.node!, underlay, networks, endpoints));
 }
 
+/** A place in a node's file and what the host says about it. */
+export interface HostProblem {
+  readonly path: Path;
+  readonly message: string;
+  readonly remedy: string;
+}
+
+/** What a sound file asks for and this host does not have, as an error that points into the file. */
+export function hostError(file: string, problems: readonly HostProblem[]): ConfigError {
+  const { findings } = readDocument(readConfigFile(file), file);
+  for (const { path, message, remedy } of problems) findings.add(path, message, remedy);
+  return new ConfigError(findings.problems.map((problem) => ({ ...problem, host: true })));
+}
+
 /** The same config as the text of a node's file, every default written out; `parseConfig` of it gives an equal value. */
 export function formatConfig(config: Config): string {
   const { underlay } = config;

@@ -6,7 +6,7 @@
  * SIGTERM and SIGHUP; only SIGKILL leaves it, until the next run sweeps.
  */
 import fs from 'node:fs';
-import { runSync, toolEnvironment } from './command.js';
+import { runSync, toolEnvironment } from '../../control/command.js';
 import { Namespace } from './namespace.js';
 
 const RUN_NETNS = '/run/netns';

@@ -1,6 +1,12 @@
 /** A network namespace of a laboratory: a host, a container or a switch. */
 import type { ChildProcess, SpawnOptions } from 'node:child_process';
-import { CommandError, type CommandResult, RunningCommand, type RunOptions, runSync } from './command.js';
+import {
+  CommandError,
+  type CommandResult,
+  RunningCommand,
+  type RunOptions,
+  runSync,
+} from '../../control/command.js';
 
 export interface RouteOptions {
   /** Next hop. */

@@ -1,5 +1,5 @@
 /** Traffic between namespaces by the usual tools, as figures. */
-import { CommandError } from './command.js';
+import { CommandError } from '../../control/command.js';
 import type { Namespace } from './namespace.js';
 
 export interface PingOptions {

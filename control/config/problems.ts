@@ -13,6 +13,8 @@ export interface Problem {
   readonly message: string;
   /** What to write or do instead. */
   readonly remedy: string;
+  /** True when the file is sound but this host lacks what it asks for. */
+  readonly host?: boolean;
 }
 
 /** More than this many problems are counted, not listed: a file of garbage must not print megabytes. */

@@ -8,7 +8,7 @@ export interface Port extends Consumer {
   readonly fd: number;
   /**
    * Receives up to a batch of frames and pushes them to `to`, with off, len, ingress, domain and offload set.
-   * @returns how many; 0 when nothing waits or no slot is free.
+   * @returns how many; 0 when nothing waits or no slot is free; negative when the device is gone.
    */
   receive(to: Batch): number;
   /** Sends the frames of a batch and frees them; what cannot be sent is dropped with a reason. */

@@ -1,0 +1,48 @@
+/** How commands ask the daemon: HTTP over its control socket. */
+import { request } from 'node:http';
+import type { Command } from 'commander';
+import { DEFAULT_SOCKET } from '../control/api.js';
+import { CommandError, EXIT } from './output.js';
+
+export interface ClientOptions {
+  readonly socket: string;
+}
+
+/** Adds the options that every command that asks the daemon has. */
+export function withClient(command: Command): Command {
+  return command
+    .option('--socket <path>', "the daemon's control socket", DEFAULT_SOCKET)
+    .option('--json', 'print one JSON object');
+}
+
+/** @throws CommandError: exit 3 when no daemon answers, 4 for an unknown path, 5 when it refuses. */
+export function ask<T>(method: 'GET' | 'POST', path: string, { socket }: ClientOptions): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const call = request({ socketPath: socket, path, method, timeout: 15_000 }, (response) => {
+      let text = '';
+      response.setEncoding('utf8').on('data', (chunk: string) => {
+        text += chunk;
+      });
+      response.on('end', () => {
+        const body = JSON.parse(text) as T & { error?: string };
+        if (response.statusCode === 200) resolve(body);
+        else {
+          const exit = response.statusCode === 404 ? EXIT.notFound : EXIT.conflict;
+          reject(new CommandError(body.error ?? `the daemon answered ${response.statusCode}`, exit));
+        }
+      });
+    });
+    call.on('timeout', () => call.destroy(new Error('no answer in 15 s')));
+    call.on('error', (error: NodeJS.ErrnoException) => {
+      const reason =
+        error.code === 'ENOENT' || error.code === 'ECONNREFUSED' ? 'no daemon listens there' : error.message;
+      reject(
+        new CommandError(
+          `cannot ask the daemon on ${socket}: ${reason}; start one with "weft up -c weft.yaml", or name its socket with --socket`,
+          EXIT.unreachable,
+        ),
+      );
+    });
+    call.end();
+  });
+}

@@ -1,0 +1,218 @@
+/**
+ * The daemon's answers over its control socket: HTTP with JSON on a Unix socket, readable by root and its group.
+ * Paths are versionless; each answer carries `schemaVersion`. Numbers are counts and bytes as they are.
+ */
+import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { connect } from 'node:net';
+import { dirname } from 'node:path';
+import { REMOTE } from '../engine/memory/frames.js';
+import { formatIp } from './addresses.js';
+import type { Daemon } from './daemon.js';
+
+export const DEFAULT_SOCKET = '/run/weft/weft.sock';
+export const SCHEMA_VERSION = 1;
+
+export interface FdbRow {
+  readonly network: string;
+  readonly mac: string;
+  /** Endpoint name, or undefined for a remote station. */
+  readonly endpoint?: string;
+  /** Address of the VTEP, or undefined for a local station. */
+  readonly vtep?: string;
+  readonly static: boolean;
+  /** Seconds since the station was last seen; undefined for static entries. */
+  readonly age?: number;
+}
+
+export interface DropRow {
+  /** Element or port. */
+  readonly element: string;
+  readonly reason: string;
+  readonly count: number;
+}
+
+export interface PortStatus {
+  readonly name: string;
+  readonly network: string;
+  readonly netns: string;
+  readonly interface: string;
+  readonly address: string;
+  readonly mac: string;
+  readonly state: 'forwarding' | 'lost';
+  readonly counters: Record<string, number>;
+}
+
+export interface Status {
+  readonly schemaVersion: number;
+  readonly node: string;
+  readonly pid: number;
+  readonly uptimeSeconds: number;
+  readonly underlay: {
+    readonly address: string;
+    readonly port: number;
+    readonly interface: string;
+    readonly mtu: number;
+    /** Which way the underlay is used, and why. */
+    readonly path: 'socket';
+    readonly why: string;
+    readonly counters: Record<string, number>;
+  };
+  readonly networks: {
+    readonly name: string;
+    readonly vni: number;
+    readonly mtu: number;
+    readonly peers: readonly string[];
+    readonly stations: number;
+  }[];
+  readonly endpoints: PortStatus[];
+  readonly elements: Record<string, Record<string, number>>;
+  readonly slotsInUse: number;
+}
+
+const hex = (bytes: Uint8Array): string =>
+  Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
+
+export async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
+  const { stations, vteps, seconds } = await daemon.inspect();
+  const addresses = new Map(vteps.map(({ index, address }) => [index, formatIp(address)]));
+  return stations
+    .map((station): FdbRow => {
+      const remote = station.destination >= REMOTE;
+      return {
+        network: daemon.networkName(station.domain),
+        mac: hex(station.mac),
+        ...(remote
+          ? { vtep: addresses.get(station.destination & 0xffff) ?? 'gone' }
+          : { endpoint: daemon.endpointName(station.destination) }),
+        static: station.isStatic,
+        ...(station.isStatic ? {} : { age: seconds - station.seen }),
+      };
+    })
+    .sort((a, b) => (a.network === b.network ? compare(a.mac, b.mac) : compare(a.network, b.network)));
+}
+
+const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+/** Name of a counter's owner as people know it: `port:3` is an endpoint. */
+function ownerName(daemon: Daemon, owner: string): string {
+  const port = /^port:(\d+)$/.exec(owner);
+  if (!port) return owner;
+  return port[1] === '0' ? 'underlay' : `endpoint ${daemon.endpointName(Number(port[1]))}`;
+}
+
+/** Every drop reason with its count, those that never happened included. */
+export function dropRows(daemon: Daemon): DropRow[] {
+  const rows: DropRow[] = [];
+  for (const [owner, counters] of Object.entries(daemon.counters())) {
+    if (!owner.endsWith(':drops')) continue;
+    const element = ownerName(daemon, owner.slice(0, -':drops'.length));
+    for (const [reason, count] of Object.entries(counters)) rows.push({ element, reason, count });
+  }
+  return rows;
+}
+
+export async function status(daemon: Daemon): Promise<Status> {
+  const { config } = daemon;
+  const { stations, slotsInUse } = await daemon.inspect();
+  const counters = daemon.counters();
+  const perNetwork = new Map<string, number>();
+  for (const { domain } of stations) {
+    const name = daemon.networkName(domain);
+    perNetwork.set(name, (perNetwork.get(name) ?? 0) + 1);
+  }
+  return {
+    schemaVersion: SCHEMA_VERSION,
+    node: config.node,
+    pid: process.pid,
+    uptimeSeconds: Math.round((Date.now() - daemon.started) / 1000),
+    underlay: {
+      address: config.underlay.address,
+      port: config.underlay.port,
+      interface: daemon.underlayDevice.interface,
+      mtu: config.underlay.mtu ?? daemon.underlayDevice.mtu,
+      path: 'socket',
+      why: 'UDP sockets are the only underlay of this version',
+      counters: counters['port:0'] ?? {},
+    },
+    networks: config.networks.map(({ name, vni, peers }) => ({
+      name,
+      vni,
+      mtu: daemon.mtuOf(name),
+      peers,
+      stations: perNetwork.get(name) ?? 0,
+    })),
+    endpoints: daemon.endpoints().map(({ endpoint, port, lost }) => ({
+      name: endpoint.name,
+      network: endpoint.network,
+      netns: endpoint.netns,
+      interface: endpoint.interface,
+      address: endpoint.address,
+      mac: endpoint.mac,
+      state: lost ? 'lost' : 'forwarding',
+      counters: counters[`port:${port}`] ?? {},
+    })),
+    elements: Object.fromEntries(
+      Object.entries(counters).filter(([owner]) => !owner.startsWith('port:') && !owner.endsWith(':drops')),
+    ),
+    slotsInUse,
+  };
+}
+
+async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code: number; body: object }> {
+  const route = `${request.method} ${request.url?.split('?')[0]}`;
+  switch (route) {
+    case 'GET /status':
+      return { code: 200, body: await status(daemon) };
+    case 'GET /fdb':
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, entries: await fdbRows(daemon) } };
+    case 'POST /fdb/flush':
+      await daemon.flush();
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
+    case 'GET /drops':
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, drops: dropRows(daemon) } };
+    case 'POST /reload':
+      await daemon.reload();
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
+    default:
+      return { code: 404, body: { error: `no such path: ${route}` } };
+  }
+}
+
+function reply(response: ServerResponse, code: number, body: object): void {
+  response.writeHead(code, { 'content-type': 'application/json' }).end(`${JSON.stringify(body)}\n`);
+}
+
+/** Listens on a Unix socket. @throws Error when another daemon answers there, or it cannot be made. */
+export async function serve(daemon: Daemon, path: string): Promise<Server> {
+  const server = createServer((request, response) => {
+    request.resume();
+    answer(daemon, request).then(
+      ({ code, body }) => reply(response, code, body),
+      (error: Error) => reply(response, 409, { error: error.message }),
+    );
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(path, resolve);
+  });
+  chmodSync(path, 0o660);
+  return server;
+}
+
+/**
+ * Makes way for a control socket: the folder is made, a dead daemon's socket removed.
+ * @throws Error when a living daemon answers there.
+ */
+export async function claimSocket(path: string): Promise<void> {
+  mkdirSync(dirname(path), { recursive: true });
+  const alive = await new Promise<boolean>((resolve) => {
+    const probe = connect(path, () => resolve(true));
+    probe.on('error', () => resolve(false));
+    probe.on('close', () => probe.destroy());
+    probe.on('connect', () => probe.destroy());
+  });
+  if (alive)
+    throw new Error(`another daemon answers on ${path}: stop it, or choose another path with --socket`);
+  rmSync(path, { force: true });
+}

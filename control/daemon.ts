@@ -1,0 +1,351 @@
+/**
+ * The daemon of a node: brings a config up, follows changes of its file, answers questions, takes everything down.
+ *
+ * Start: underlay sockets first, since a taken port tells of another daemon before any container is touched; then
+ * TAPs; then the worker. What fails midway is undone: interfaces that were made are removed, those that were there
+ * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
+ */
+import { existsSync } from 'node:fs';
+import { native, type Tap } from '../native-bindings/index.js';
+import { parseIp } from './addresses.js';
+import {
+  type Config,
+  defaultMtu,
+  type HostProblem,
+  hostError,
+  type LocalEndpoint,
+  loadConfig,
+  netnsPath,
+} from './config.js';
+import {
+  closeUnderlay,
+  converge,
+  findUnderlay,
+  openEndpoint,
+  openUnderlay,
+  removeEndpoint,
+  removeStale,
+  type UnderlayDevice,
+  type UnderlaySockets,
+} from './devices.js';
+import { EngineThread } from './engine-thread.js';
+import { createPlan, intentOf, randomSeed } from './plan.js';
+import { rememberedTaps, rememberTaps } from './state.js';
+
+interface Attached {
+  readonly endpoint: LocalEndpoint;
+  readonly tap: Tap;
+  readonly reattached: boolean;
+  lost: boolean;
+}
+
+/** Where an endpoint's interface is: its identity, whatever its name. */
+const placeOf = (endpoint: LocalEndpoint): string => `${netnsPath(endpoint.netns)} ${endpoint.interface}`;
+
+const localEndpoints = (config: Config): LocalEndpoint[] =>
+  config.endpoints.filter((endpoint): endpoint is LocalEndpoint => endpoint.kind === 'local');
+
+export interface DaemonOptions {
+  /** Path of the node's file. */
+  readonly file: string;
+  /** Where the daemon notes which interfaces it made, so that a start after a crash finds what is left over. */
+  readonly state: string;
+  /** Where it says what happens; one line a call. */
+  readonly log: (line: string) => void;
+}
+
+export class Daemon {
+  config: Config;
+  underlayDevice: UnderlayDevice;
+  readonly started = Date.now();
+  private readonly plan = createPlan();
+  private attached = new Map<string, Attached>();
+  private thread!: EngineThread;
+  private reloading = Promise.resolve();
+
+  private constructor(
+    private readonly options: DaemonOptions,
+    config: Config,
+    device: UnderlayDevice,
+    private readonly sockets: UnderlaySockets,
+  ) {
+    this.config = config;
+    this.underlayDevice = device;
+  }
+
+  /**
+   * Brings a node up; resolves when every port forwards.
+   * @throws ConfigError when the file, or what it asks of this host, is wrong: nothing is left half-configured.
+   */
+  static async start(options: DaemonOptions, onFailure: (error: Error) => void): Promise<Daemon> {
+    const config = loadConfig(options.file);
+    const device = checkHost(options.file, config);
+    const sockets = openSockets(options.file, config);
+    const daemon = new Daemon(options, config, device, sockets);
+    try {
+      daemon.removeLeftOvers();
+      daemon.attached = daemon.attachAll(config, new Map());
+      daemon.remember();
+      daemon.number(config);
+      daemon.thread = await EngineThread.start(daemon.intent(), randomSeed());
+    } catch (error) {
+      for (const attached of daemon.attached.values()) undo(attached);
+      closeUnderlay(sockets);
+      throw error;
+    }
+    daemon.thread.on('failed', onFailure);
+    daemon.thread.on('port-lost', (id) => daemon.markLost(id));
+    return daemon;
+  }
+
+  /** MTU of a network's interfaces, bytes. */
+  mtuOf(network: string, config = this.config): number {
+    const found = config.networks.find(({ name }) => name === network)!;
+    return (
+      found.mtu ??
+      defaultMtu(config.underlay.mtu ?? this.underlayDevice.mtu, parseIp(config.underlay.address).family)
+    );
+  }
+
+  private intent(config = this.config, attached = this.attached) {
+    const descriptors = new Map<string, number>();
+    for (const { endpoint, tap } of attached.values()) descriptors.set(endpoint.name, tap.fd);
+    return intentOf(config, this.plan, this.sockets, descriptors);
+  }
+
+  private number(config: Config): void {
+    this.plan.networks.assign(config.networks.map(({ name }) => name));
+    this.plan.endpoints.assign(localEndpoints(config).map(({ name }) => name));
+  }
+
+  /** Interfaces of an earlier, killed daemon that the config does not name any more. */
+  private removeLeftOvers(): void {
+    const wanted = new Set(localEndpoints(this.config).map(placeOf));
+    for (const { netns, interface: name } of rememberedTaps(this.options.state)) {
+      if (!wanted.has(`${netns} ${name}`)) removeStale(netns, name);
+    }
+  }
+
+  private remember(): void {
+    rememberTaps(
+      this.options.state,
+      [...this.attached.values()].map(({ endpoint }) => ({
+        netns: netnsPath(endpoint.netns),
+        interface: endpoint.interface,
+      })),
+    );
+  }
+
+  /**
+   * Opens the TAPs that `kept` does not have, then makes the kept ones what the config says.
+   * @throws ConfigError with all that could not be opened; what was opened is undone.
+   */
+  private attachAll(config: Config, kept: ReadonlyMap<string, Attached>): Map<string, Attached> {
+    const all = new Map<string, Attached>();
+    const fresh: Attached[] = [];
+    const problems: HostProblem[] = [];
+    config.endpoints.forEach((endpoint, index) => {
+      if (endpoint.kind !== 'local') return;
+      const old = kept.get(placeOf(endpoint));
+      if (old && !old.lost) {
+        all.set(placeOf(endpoint), { ...old, endpoint });
+        return;
+      }
+      try {
+        const { tap, reattached } = openEndpoint(config.node, endpoint, this.mtuOf(endpoint.network, config));
+        const attached = { endpoint, tap, reattached, lost: false };
+        fresh.push(attached);
+        all.set(placeOf(endpoint), attached);
+      } catch (error) {
+        problems.push(endpointProblem(index, endpoint, error as NodeJS.ErrnoException));
+      }
+    });
+    if (problems.length > 0) {
+      for (const attached of fresh) undo(attached);
+      throw hostError(this.options.file, problems);
+    }
+    for (const { endpoint } of all.values()) {
+      if (kept.has(placeOf(endpoint))) converge(config.node, endpoint, this.mtuOf(endpoint.network, config));
+    }
+    return all;
+  }
+
+  /** Reads the file again and applies the difference; a file that is refused changes nothing. @throws ConfigError */
+  reload(): Promise<void> {
+    const next = this.reloading.then(() => this.reloadNow());
+    this.reloading = next.catch(() => undefined);
+    return next;
+  }
+
+  private async reloadNow(): Promise<void> {
+    const config = loadConfig(this.options.file);
+    const fixed: HostProblem[] = [];
+    for (const key of ['address', 'port', 'ttl', 'mode'] as const) {
+      if (config.underlay[key] === this.config.underlay[key]) continue;
+      fixed.push({
+        path: ['underlay', key],
+        message: `underlay.${key} cannot change while the engine runs (it is ${this.config.underlay[key]})`,
+        remedy: 'restart weft up, or put the old value back',
+      });
+    }
+    if (config.underlay.reservedBits !== this.config.underlay.reservedBits) {
+      fixed.push({
+        path: ['underlay', 'reserved_bits'],
+        message: 'underlay.reserved_bits cannot change while the engine runs',
+        remedy: 'restart weft up, or put the old value back',
+      });
+    }
+    if (fixed.length > 0) throw hostError(this.options.file, fixed);
+    const device = checkHost(this.options.file, config);
+    const before = this.attached;
+    this.underlayDevice = device;
+    const attached = this.attachAll(config, before);
+    this.number(config);
+    await this.thread.apply(this.intent(config, attached));
+    this.config = config;
+    this.attached = attached;
+    const kept = new Set([...attached.values()].map(({ tap }) => tap.fd));
+    for (const old of before.values()) if (!kept.has(old.tap.fd)) remove(old);
+    this.remember();
+  }
+
+  private markLost(id: number): void {
+    const name = this.plan.endpoints.nameOf(id);
+    for (const attached of this.attached.values()) {
+      if (attached.endpoint.name !== name) continue;
+      attached.lost = true;
+      this.options.log(
+        `endpoint ${name}: its interface is gone (was the namespace ${attached.endpoint.netns} removed?); ` +
+          'send SIGHUP when it is back',
+      );
+    }
+  }
+
+  /** Name of the endpoint or VTEP behind a destination number. */
+  endpointName(port: number): string {
+    return this.plan.endpoints.nameOf(port) ?? `port ${port}`;
+  }
+
+  networkName(domain: number): string {
+    return this.plan.networks.nameOf(domain) ?? `domain ${domain}`;
+  }
+
+  endpoints(): {
+    endpoint: LocalEndpoint;
+    port: number;
+    reattached: boolean;
+    lost: boolean;
+    offloads: number;
+  }[] {
+    return [...this.attached.values()].map(({ endpoint, tap, reattached, lost }) => ({
+      endpoint,
+      port: this.plan.endpoints.of(endpoint.name),
+      reattached,
+      lost,
+      offloads: tap.offloads,
+    }));
+  }
+
+  counters(): Record<string, Record<string, number>> {
+    return this.thread.read();
+  }
+
+  inspect(): ReturnType<EngineThread['inspect']> {
+    return this.thread.inspect();
+  }
+
+  flush(): Promise<void> {
+    return this.thread.flush();
+  }
+
+  /** Stops forwarding and removes every interface and socket. */
+  async stop(): Promise<void> {
+    await this.reloading;
+    await this.thread.stop();
+    for (const attached of this.attached.values()) remove(attached);
+    this.attached.clear();
+    closeUnderlay(this.sockets);
+    rememberTaps(this.options.state, []);
+  }
+}
+
+/** Takes an interface away, with its descriptor; of one that is gone only the descriptor is left. */
+function remove({ tap, lost }: Attached): void {
+  if (lost) native.close(tap.fd);
+  else removeEndpoint(tap);
+}
+
+/** Undoes an opening: an interface that was there before stays. */
+function undo(attached: Attached): void {
+  if (attached.reattached) native.close(attached.tap.fd);
+  else remove(attached);
+}
+
+/** What can be known before anything is touched. @throws ConfigError with every problem. */
+function checkHost(file: string, config: Config): UnderlayDevice {
+  const problems: HostProblem[] = [];
+  if (process.getuid?.() !== 0) {
+    problems.push({
+      path: [],
+      message: 'weft up needs root, to make interfaces',
+      remedy: 'run it with sudo',
+    });
+  }
+  const device = findUnderlay(config.underlay.address);
+  if (!device) {
+    problems.push({
+      path: ['underlay', 'address'],
+      message: `no interface of this host has the address ${config.underlay.address}`,
+      remedy: `write an address that "ip address" shows here, or add this one to an interface`,
+    });
+  }
+  config.endpoints.forEach((endpoint, index) => {
+    if (endpoint.kind !== 'local' || existsSync(netnsPath(endpoint.netns))) return;
+    problems.push({
+      path: ['endpoints', index, 'netns'],
+      message: `the network namespace ${endpoint.netns} does not exist`,
+      remedy: `make it with "ip netns add ${endpoint.netns}", or correct the name`,
+    });
+  });
+  if (problems.length > 0) throw hostError(file, problems);
+  return device!;
+}
+
+function openSockets(file: string, config: Config): UnderlaySockets {
+  try {
+    return openUnderlay(config.underlay);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const { address, port } = config.underlay;
+    const taken = code === 'EADDRINUSE';
+    throw hostError(file, [
+      {
+        path: ['underlay', taken ? 'port' : 'address'],
+        message: taken ? `UDP port ${port} of ${address} is in use` : message,
+        remedy: taken
+          ? `stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer`
+          : 'see the message',
+      },
+    ]);
+  }
+}
+
+function endpointProblem(index: number, endpoint: LocalEndpoint, error: NodeJS.ErrnoException): HostProblem {
+  const at = `endpoint ${endpoint.name}`;
+  const where = `${endpoint.interface} in ${endpoint.netns}`;
+  const remedies: Record<string, string> = {
+    EPERM: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
+    EACCES: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
+    ENOENT: 'load the tun module ("modprobe tun"), or make /dev/net/tun available here',
+    EINVAL: `${where} is an interface of another kind: remove it, or choose another name`,
+    EBUSY: `another program holds ${where}: stop it, or choose another name`,
+    EEXIST: 'remove that interface, or choose another name',
+  };
+  const key =
+    error.code === 'EINVAL' || error.code === 'EEXIST' || error.code === 'EBUSY' ? ['interface'] : [];
+  return {
+    path: ['endpoints', index, ...key],
+    message: `${at}: ${error.message}`,
+    remedy: remedies[error.code ?? ''] ?? 'see the message',
+  };
+}

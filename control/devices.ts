@@ -1,0 +1,169 @@
+/**
+ * The host's side of ports: TAPs inside containers' namespaces, and the underlay's sockets. Opens, converges and
+ * removes them; what flows through them is the engine's.
+ *
+ * A TAP is persistent while the engine runs, so that a container keeps its interface, addresses and connections
+ * when the engine is killed: the next one attaches to it again. It carries the alias `weft:NODE:ENDPOINT`, by which
+ * a later start knows its own.
+ */
+import { existsSync } from 'node:fs';
+import { native, type Tap } from '../native-bindings/index.js';
+import { runSync } from './command.js';
+import { type LocalEndpoint, netnsPath, type Underlay } from './config.js';
+
+/** One interface as `ip -j address` describes it; only what is used here. */
+interface Link {
+  readonly ifname: string;
+  readonly mtu: number;
+  readonly address: string;
+  readonly ifalias?: string;
+  readonly flags: readonly string[];
+  readonly gso_max_size?: number;
+  readonly addr_info: readonly { local: string; prefixlen: number; scope: string; dynamic?: boolean }[];
+}
+
+/**
+ * Largest super-frame a container may send, in bytes of IP packet: with 70 bytes of outer headers and the inner
+ * Ethernet header it must still fit the 16-bit length of the outer IP header.
+ */
+const GSO_MAX_SIZE = 65_400;
+
+/** Sockets that send, each on its own entropy port; a flow keeps one. */
+const SENDERS = 8;
+
+export interface OpenEndpoint {
+  readonly tap: Tap;
+  /** Whether the device was there before, left by an engine that was killed. */
+  readonly reattached: boolean;
+}
+
+function alias(node: string, endpoint: string): string {
+  return `weft:${node}:${endpoint}`;
+}
+
+/** `nsenter` runs the tool in the namespace of a path; `ip -n` knows only names. */
+function ipIn(netns: string, args: readonly string[], input?: string): string {
+  return runSync('nsenter', [`--net=${netns}`, 'ip', ...args], input === undefined ? {} : { input });
+}
+
+function linkIn(netns: string, name: string): Link {
+  return (JSON.parse(ipIn(netns, ['-j', '-d', 'address', 'show', 'dev', name])) as Link[])[0];
+}
+
+/**
+ * Opens the TAP of an endpoint, or attaches to the one that is there, and makes its address, MAC and MTU what the
+ * config says. What is right already is not touched: open connections must not notice.
+ * @throws Error with `code`: the errno's name, EEXIST when the interface is somebody else's.
+ */
+export function openEndpoint(node: string, endpoint: LocalEndpoint, mtu: number): OpenEndpoint {
+  const netns = netnsPath(endpoint.netns);
+  const tap = native.tapOpen({ name: endpoint.interface, netns, persist: true, tunnel: false });
+  try {
+    if (tap.existed && !isOurs(linkIn(netns, tap.name))) {
+      throw Object.assign(
+        new Error(`${endpoint.interface} in ${endpoint.netns} is a TAP of another program`),
+        {
+          code: 'EEXIST',
+        },
+      );
+    }
+    converge(node, endpoint, mtu);
+  } catch (error) {
+    if (!tap.existed) native.tapPersist(tap.fd, false);
+    native.close(tap.fd);
+    throw error;
+  }
+  return { tap, reattached: tap.existed };
+}
+
+function isOurs(link: Link): boolean {
+  return link.ifalias?.startsWith('weft:') ?? false;
+}
+
+/** Makes the interface of an endpoint what the config says. @throws CommandError when `ip` refuses. */
+export function converge(node: string, endpoint: LocalEndpoint, mtu: number): void {
+  const netns = netnsPath(endpoint.netns);
+  const name = endpoint.interface;
+  const link = linkIn(netns, name);
+  const wanted = [endpoint.address, ...(endpoint.address6 === undefined ? [] : [endpoint.address6])];
+  const present = link.addr_info
+    .filter(({ scope, dynamic }) => scope === 'global' && !dynamic)
+    .map(({ local, prefixlen }) => `${local}/${prefixlen}`);
+  const batch: string[] = [];
+  if (link.address !== endpoint.mac) batch.push(`link set dev ${name} address ${endpoint.mac}`);
+  if (link.mtu !== mtu) batch.push(`link set dev ${name} mtu ${mtu}`);
+  if (link.gso_max_size !== GSO_MAX_SIZE) batch.push(`link set dev ${name} gso_max_size ${GSO_MAX_SIZE}`);
+  if (link.ifalias !== alias(node, endpoint.name)) {
+    batch.push(`link set dev ${name} alias ${alias(node, endpoint.name)}`);
+  }
+  for (const old of present) if (!wanted.includes(old)) batch.push(`address del ${old} dev ${name}`);
+  for (const address of wanted) {
+    if (present.includes(address)) continue;
+    batch.push(`address add ${address} dev ${name}${address.includes(':') ? ' nodad' : ''}`);
+  }
+  if (!link.flags.includes('UP')) batch.push(`link set dev ${name} up`);
+  if (batch.length > 0) ipIn(netns, ['-batch', '-'], `${batch.join('\n')}\n`);
+}
+
+/** Removes the TAP: without persistence it goes with its last descriptor. */
+export function removeEndpoint(tap: Tap): void {
+  native.tapPersist(tap.fd, false);
+  native.close(tap.fd);
+}
+
+/** Removes a TAP that an engine which was killed left behind; one that is gone, or not ours, is left alone. */
+export function removeStale(netns: string, name: string): void {
+  if (!existsSync(netns)) return;
+  try {
+    if (!isOurs(linkIn(netns, name))) return;
+    removeEndpoint(native.tapOpen({ name, netns, persist: true, tunnel: false }));
+  } catch {
+    // Gone between two looks, or no TAP any more: nothing of ours is left.
+  }
+}
+
+export interface UnderlayDevice {
+  readonly interface: string;
+  /** Bytes. */
+  readonly mtu: number;
+}
+
+/** The interface that has the underlay's address; undefined when none has. */
+export function findUnderlay(address: string): UnderlayDevice | undefined {
+  const links = JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as Link[];
+  const link = links.find(({ addr_info }) => addr_info.some(({ local }) => local === address));
+  return link && { interface: link.ifname, mtu: link.mtu };
+}
+
+export interface UnderlaySockets {
+  readonly fd: number;
+  readonly senders: readonly number[];
+}
+
+/** Opens the underlay's sockets. @throws Error with `code`: EADDRINUSE when the port is taken, and others. */
+export function openUnderlay({ address, port, ttl }: Underlay): UnderlaySockets {
+  const opened = [native.udpOpen({ address, port, ttl, gro: false })];
+  try {
+    while (opened.length <= SENDERS) opened.push(openSender(address, ttl));
+  } catch (error) {
+    closeUnderlay({ fd: opened[0], senders: opened.slice(1) });
+    throw error;
+  }
+  return { fd: opened[0], senders: opened.slice(1) };
+}
+
+/** Binds to some free port of the entropy range (RFC 7348, section 5). */
+function openSender(address: string, ttl: number): number {
+  for (let attempt = 0; ; attempt++) {
+    const port = 49152 + Math.floor(Math.random() * 16384);
+    try {
+      return native.udpOpen({ address, port, ttl, gro: false });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || attempt >= 100) throw error;
+    }
+  }
+}
+
+export function closeUnderlay({ fd, senders }: UnderlaySockets): void {
+  for (const descriptor of [fd, ...senders]) native.close(descriptor);
+}

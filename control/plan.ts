@@ -1,0 +1,121 @@
+/**
+ * From names to numbers: turns a config and the devices opened for it into the intent of the data plane. Networks
+ * and endpoints keep their numbers as long as they live, so that a reload changes only what differs.
+ */
+import { randomInt } from 'node:crypto';
+import type { Intent, NeighbourIntent, StationIntent } from '../engine/intent.js';
+import { CARRY_VLAN, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
+import { macBytes, parseIp } from './addresses.js';
+import type { Config, Endpoint, Network } from './config.js';
+import type { UnderlaySockets } from './devices.js';
+
+/** Numbers given to names; a freed number is used again. */
+export class Numbers {
+  private readonly byName = new Map<string, number>();
+
+  /** @param first lowest number given out. */
+  constructor(private readonly first: number) {}
+
+  /** Gives every name a number and forgets the names that are not there any more. */
+  assign(names: readonly string[]): void {
+    for (const name of this.byName.keys()) if (!names.includes(name)) this.byName.delete(name);
+    const used = new Set(this.byName.values());
+    let next = this.first;
+    for (const name of names) {
+      if (this.byName.has(name)) continue;
+      while (used.has(next)) next++;
+      this.byName.set(name, next);
+      used.add(next);
+    }
+  }
+
+  of(name: string): number {
+    const number = this.byName.get(name);
+    if (number === undefined) throw new Error(`internal: ${name} has no number`);
+    return number;
+  }
+
+  nameOf(number: number): string | undefined {
+    for (const [name, known] of this.byName) if (known === number) return name;
+    return undefined;
+  }
+}
+
+export interface Plan {
+  readonly networks: Numbers;
+  readonly endpoints: Numbers;
+}
+
+export function createPlan(): Plan {
+  return { networks: new Numbers(0), endpoints: new Numbers(1) };
+}
+
+/** Seed of the engine's hashes, so that nobody outside can choose colliding keys. */
+export function randomSeed(): number {
+  return randomInt(1, 2 ** 31);
+}
+
+function addressOf(cidr: string): Uint8Array {
+  return Uint8Array.from(parseIp(cidr.split('/')[0]).bytes);
+}
+
+function flagsOf(config: Config, network: Network): number {
+  return (
+    (network.innerVlan === 'carry' ? CARRY_VLAN : 0) |
+    (network.learning ? LEARN : 0) |
+    (config.underlay.accept === 'peers' ? PEERS_ONLY : 0)
+  );
+}
+
+function stationOf(plan: Plan, endpoint: Endpoint): StationIntent {
+  return {
+    domain: plan.networks.of(endpoint.network),
+    mac: macBytes(endpoint.mac),
+    at: endpoint.kind === 'local' ? plan.endpoints.of(endpoint.name) : addressOf(endpoint.vtep),
+  };
+}
+
+function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
+  const addresses = [endpoint.address, ...(endpoint.address6 === undefined ? [] : [endpoint.address6])];
+  return addresses.map((address) => ({
+    domain: plan.networks.of(endpoint.network),
+    address: addressOf(address),
+    mac: macBytes(endpoint.mac),
+  }));
+}
+
+/** @param descriptors of the open TAPs, by endpoint; an endpoint without one is left out. */
+export function intentOf(
+  config: Config,
+  plan: Plan,
+  sockets: UnderlaySockets,
+  descriptors: ReadonlyMap<string, number>,
+): Intent {
+  const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || descriptors.has(name));
+  return {
+    underlay: {
+      ...sockets,
+      address: addressOf(config.underlay.address),
+      port: config.underlay.port,
+      ttl: config.underlay.ttl,
+      strict: config.underlay.reservedBits === 'strict',
+    },
+    domains: config.networks.map((network) => ({
+      id: plan.networks.of(network.name),
+      vni: network.vni,
+      flags: flagsOf(config, network),
+      ageing: network.ageing,
+      learningLimit: network.learningLimit,
+      peers: network.peers.map(addressOf),
+    })),
+    ports: present
+      .filter(({ kind }) => kind === 'local')
+      .map(({ name, network }) => ({
+        id: plan.endpoints.of(name),
+        fd: descriptors.get(name)!,
+        domain: plan.networks.of(network),
+      })),
+    stations: present.map((endpoint) => stationOf(plan, endpoint)),
+    neighbours: present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
+  };
+}

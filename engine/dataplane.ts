@@ -1,0 +1,278 @@
+/**
+ * The live data plane of one worker: memory, tables, elements and ports wired together, the breath that runs
+ * them, and the application of an intent between two breaths.
+ *
+ *   TAP ──► bridge ──► TAP                        unicast, and unknown unicast flooded
+ *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
+ *             └─────► vxlan-encap ──► segment ──► underlay
+ *   underlay ──► vxlan-decap ──► bridge
+ */
+import { native } from '../native-bindings/index.js';
+import type { Counters } from './counters.js';
+import { createBridge } from './elements/bridge.js';
+import { createNeighbour } from './elements/neighbour.js';
+import { createSegment } from './elements/segment.js';
+import { createVxlanDecap } from './elements/vxlan-decap.js';
+import { createVxlanEncap } from './elements/vxlan-encap.js';
+import { Batch, Context, Stages } from './graph.js';
+import {
+  type DomainIntent,
+  type Intent,
+  type PortIntent,
+  type StationIntent,
+  UNDERLAY_PORT,
+} from './intent.js';
+import { FrameMemory, REMOTE } from './memory/frames.js';
+import type { Port } from './ports/port.js';
+import { createTapPort } from './ports/tap.js';
+import { createSocketUnderlay } from './ports/underlay-socket.js';
+import { Domains } from './tables/domains.js';
+import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
+import { Neighbours } from './tables/neighbours.js';
+import { type LocalVtep, Vteps } from './tables/vteps.js';
+
+/** Slots: 8 MiB of small ones for copies, segments and answers; large ones for all that is received. */
+const SMALL_SLOTS = 4096;
+const LARGE_SLOTS = 1024;
+/** Most stations; the table takes 32 bytes for each. */
+const MAX_STATIONS = 1 << 17;
+const MAX_VTEPS = 4096;
+const MAX_PORTS = 4096;
+/** A learned VTEP goes after this many seconds of silence, when its stations have long aged. */
+const VTEP_SILENCE = 900;
+/** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
+const SWEEP_SLOTS = 1024;
+
+export class DataPlane {
+  readonly context: Context;
+  readonly table: MacTable;
+  readonly vteps = new Vteps(MAX_VTEPS);
+  private readonly domains = new Domains();
+  private readonly neighbours: Neighbours;
+  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(MAX_PORTS).fill(null);
+  private readonly ports = new Map<number, Port>();
+  private readonly stages = new Stages();
+  private readonly tapInput: Batch;
+  private readonly underlayInput: Batch;
+  private readonly underlay: Port;
+  private readonly local: LocalVtep;
+  private readonly wait = native.waitCreate();
+  private readonly ready = new Uint32Array(256);
+  private readonly bridge: ReturnType<typeof createBridge>;
+  private readonly decap: ReturnType<typeof createVxlanDecap>;
+  private current: Intent;
+  private ticked = 0;
+  /** Ports whose device is gone, and which are waited on no more. */
+  private readonly lost = new Set<number>();
+
+  /**
+   * @param first the intent to start with; its underlay stays for life.
+   * @param onPortLost called when a port's device is gone, once.
+   */
+  constructor(
+    first: Intent,
+    counters: Counters,
+    seed: number,
+    private readonly onPortLost: (id: number) => void,
+  ) {
+    const frames = new FrameMemory({ small: SMALL_SLOTS, large: LARGE_SLOTS });
+    native.attach(frames.u8, frames.off, frames.len, frames.freeLarge);
+    const context = new Context(frames, counters, seed);
+    context.setTime(performance.now());
+    this.context = context;
+    this.table = new MacTable(MAX_STATIONS, seed);
+    this.neighbours = new Neighbours(seed);
+    const { underlay } = first;
+    this.local = { address: underlay.address, port: underlay.port, ttl: underlay.ttl };
+    this.underlay = createSocketUnderlay(context, {
+      id: UNDERLAY_PORT,
+      fd: underlay.fd,
+      senders: underlay.senders,
+      local: this.local,
+    });
+    // From the last stage to the first, so that each finds its output.
+    const toUnderlay = new Batch(this.underlay);
+    // The kernel completes the outer UDP checksum of what goes through a socket.
+    const toSegment = new Batch(createSegment(context, toUnderlay, { outerChecksum: false }));
+    const encap = { v6: underlay.address.length === 16, checksum: false };
+    const toTunnel = new Batch(createVxlanEncap(context, this.domains, this.vteps, encap, toSegment));
+    const group = new Batch(
+      createNeighbour(context, this.neighbours, {
+        ports: this.outputs,
+        flood: (frame) => this.bridge.flood(frame),
+      }),
+    );
+    this.bridge = createBridge(context, this.table, this.domains, {
+      ports: this.outputs,
+      tunnel: toTunnel,
+      group,
+    });
+    const toBridge = new Batch(this.bridge);
+    const decap = { local: this.local, addressed: true, strict: underlay.strict };
+    this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toBridge);
+    this.underlayInput = new Batch(this.decap);
+    this.tapInput = toBridge;
+    for (const batch of [this.underlayInput, toBridge, group, toTunnel, toSegment, toUnderlay])
+      this.stages.add(batch);
+    native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
+    this.current = { underlay, domains: [], ports: [], stations: [], neighbours: [] };
+    this.apply(first);
+  }
+
+  /** Waits on a further descriptor, whose tag `breathe` then reports. Tags of ports are below 65,536. */
+  watch(fd: number, tag: number): void {
+    native.waitAdd(this.wait, fd, tag);
+  }
+
+  /**
+   * One breath: waits up to `microseconds` for frames (negative: for ever), receives a batch from each ready port,
+   * runs the graph and sends. Returns the tag of a watched descriptor that is ready, 0 when there is none.
+   */
+  breathe(microseconds: number): number {
+    const { ready, stages } = this;
+    const count = native.wait(this.wait, ready, microseconds);
+    this.context.setTime(performance.now());
+    let watched = 0;
+    for (let i = 0; i < count; i++) {
+      const tag = ready[i];
+      if (tag === UNDERLAY_PORT) this.underlay.receive(this.underlayInput);
+      else if (tag < MAX_PORTS) this.receiveFrom(tag);
+      else watched = tag;
+    }
+    stages.run();
+    if (this.context.now - this.ticked >= 100) this.tick();
+    return watched;
+  }
+
+  private receiveFrom(id: number): void {
+    const port = this.ports.get(id);
+    if (!port || port.receive(this.tapInput) >= 0) return;
+    // A device that is gone stays readable for ever: without this the wait would spin.
+    native.waitRemove(this.wait, port.fd);
+    this.lost.add(id);
+    this.onPortLost(id);
+  }
+
+  private tick(): void {
+    this.ticked = this.context.now;
+    this.bridge.age(SWEEP_SLOTS);
+    const { seconds } = this.context;
+    for (let vtep = 0; this.vteps.learned > 0 && vtep < MAX_VTEPS; vtep++) {
+      if (this.vteps.state[vtep] === 2 && seconds - this.vteps.seen[vtep] > VTEP_SILENCE)
+        this.forgetVtep(vtep);
+    }
+  }
+
+  private forgetVtep(vtep: number): void {
+    this.table.removeWhere((_, destination) => destination === (REMOTE | vtep));
+    this.vteps.remove(vtep);
+    this.decap.invalidate();
+  }
+
+  /** Makes the data plane what the intent says, touching only what differs. Called between breaths. */
+  apply(next: Intent): void {
+    const before = this.current;
+    const gonePorts = difference(before.ports, next.ports);
+    const goneStations = difference(before.stations, next.stations);
+    for (const station of goneStations) this.table.remove(...key(station));
+    for (const port of gonePorts) this.removePort(port);
+    for (const domain of before.domains)
+      if (!next.domains.some(({ id }) => id === domain.id)) this.removeDomain(domain);
+    for (const domain of difference(next.domains, before.domains)) this.setDomain(domain);
+    for (const port of difference(next.ports, before.ports)) this.addPort(port);
+    // Stations that an unchanged intent names are set again: a port or VTEP they point to may be new.
+    for (const station of next.stations) this.setStation(station);
+    this.dropUnusedVteps(next);
+    for (const gone of difference(before.neighbours, next.neighbours))
+      this.neighbours.remove(gone.domain, gone.address);
+    for (const added of difference(next.neighbours, before.neighbours)) {
+      this.neighbours.set(added.domain, added.address, added.mac);
+    }
+    this.decap.invalidate();
+    this.current = next;
+  }
+
+  private setDomain(domain: DomainIntent): void {
+    this.domains.set(domain.id, domain);
+    this.table.limits[domain.id] = domain.learningLimit;
+    this.domains.setVteps(
+      domain.id,
+      domain.peers.map((address) => this.vtep(address)),
+    );
+  }
+
+  private removeDomain(domain: DomainIntent): void {
+    this.table.removeWhere((id) => id === domain.id);
+    this.domains.remove(domain.id);
+  }
+
+  private addPort(intent: PortIntent): void {
+    const port = createTapPort(this.context, intent);
+    const output = new Batch(port);
+    this.ports.set(intent.id, port);
+    this.outputs[intent.id] = this.stages.add(output);
+    this.domains.addPort(intent.domain, intent.id);
+    native.waitAdd(this.wait, intent.fd, intent.id);
+  }
+
+  private removePort(intent: PortIntent): void {
+    const port = this.ports.get(intent.id);
+    const output = this.outputs[intent.id];
+    if (!port || !output) return;
+    if (!this.lost.delete(intent.id)) native.waitRemove(this.wait, intent.fd);
+    this.domains.removePort(intent.domain, intent.id);
+    this.table.removeWhere((_, destination) => destination === intent.id);
+    this.outputs[intent.id] = null;
+    this.stages.remove(output);
+    this.ports.delete(intent.id);
+    port.close();
+  }
+
+  private setStation(station: StationIntent): void {
+    const destination = typeof station.at === 'number' ? station.at : REMOTE | this.vtep(station.at);
+    this.table.setStatic(...key(station), destination, this.context.seconds);
+  }
+
+  /** Index of a configured VTEP. @throws RangeError when the table is full. */
+  private vtep(address: Uint8Array): number {
+    const vtep = this.vteps.add(address, true, this.local, this.context.seconds);
+    if (vtep < 0) throw new RangeError(`more than ${MAX_VTEPS} VTEPs`);
+    return vtep;
+  }
+
+  /** VTEPs that the intent no longer names become learned ones, and go when nothing is heard of them. */
+  private dropUnusedVteps(next: Intent): void {
+    const named = new Set<number>();
+    for (const domain of next.domains) for (const address of domain.peers) named.add(this.vtep(address));
+    for (const { at } of next.stations) if (typeof at !== 'number') named.add(this.vtep(at));
+    for (let vtep = 0; vtep < MAX_VTEPS; vtep++) {
+      if (this.vteps.state[vtep] === 1 && !named.has(vtep))
+        this.vteps.unconfigure(vtep, this.context.seconds);
+    }
+  }
+
+  /** Forgets everything learned; what the intent says stays. */
+  flush(): void {
+    this.table.removeWhere((_domain, _destination, isStatic) => !isStatic);
+  }
+
+  /** A copy of the forwarding table, for people. */
+  stations(): MacEntry[] {
+    return this.table.entries();
+  }
+
+  /** Releases what the data plane holds itself; descriptors belong to whoever opened them. */
+  close(): void {
+    native.close(this.wait);
+  }
+}
+
+function key(station: StationIntent): [number, number] {
+  return [macLow(station.mac), macHigh(station.mac, station.domain)];
+}
+
+/** Members of `a` that `b` does not have, compared by value. */
+function difference<T>(a: readonly T[], b: readonly T[]): T[] {
+  const known = new Set(b.map((item) => JSON.stringify(item)));
+  return a.filter((item) => !known.has(JSON.stringify(item)));
+}

@@ -1,0 +1,66 @@
+/**
+ * What the data plane is told to do: an inert value of numbers and bytes that crosses to the worker as a whole.
+ * The worker compares it with what it has and changes only the difference. Names, files and devices are control's.
+ */
+
+export interface UnderlayIntent {
+  /** Socket bound to the VTEP's address and port. */
+  readonly fd: number;
+  /** Sockets for sending, bound to entropy ports; a power of two of them. */
+  readonly senders: readonly number[];
+  /** This host's VTEP address, 4 or 16 bytes. */
+  readonly address: Uint8Array;
+  readonly port: number;
+  readonly ttl: number;
+  /** Refuse reserved VXLAN bits, as Linux does. */
+  readonly strict: boolean;
+}
+
+export interface DomainIntent {
+  /** Index below MAX_DOMAINS; a network keeps its own for life. */
+  readonly id: number;
+  readonly vni: number;
+  /** CARRY_VLAN, LEARN, PEERS_ONLY. */
+  readonly flags: number;
+  /** Seconds. */
+  readonly ageing: number;
+  readonly learningLimit: number;
+  /** Addresses of the VTEPs that get what is flooded. */
+  readonly peers: readonly Uint8Array[];
+}
+
+export interface PortIntent {
+  /** Port number, 1 to 65535; 0 is the underlay. */
+  readonly id: number;
+  /** Queues of the TAP, one a worker. */
+  readonly fd: number;
+  readonly domain: number;
+}
+
+/** A station whose place is known in advance. */
+export interface StationIntent {
+  readonly domain: number;
+  /** Six bytes. */
+  readonly mac: Uint8Array;
+  /** A local port, or the address of a VTEP. */
+  readonly at: number | Uint8Array;
+}
+
+/** An address for which ARP or ND is answered. */
+export interface NeighbourIntent {
+  readonly domain: number;
+  /** 4 or 16 bytes. */
+  readonly address: Uint8Array;
+  readonly mac: Uint8Array;
+}
+
+export interface Intent {
+  readonly underlay: UnderlayIntent;
+  readonly domains: readonly DomainIntent[];
+  readonly ports: readonly PortIntent[];
+  readonly stations: readonly StationIntent[];
+  readonly neighbours: readonly NeighbourIntent[];
+}
+
+/** Number of the underlay's port. */
+export const UNDERLAY_PORT = 0;

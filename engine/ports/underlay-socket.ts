@@ -1,0 +1,169 @@
+/**
+ * The underlay over UDP sockets: works on every kernel, needs no device.
+ *
+ * Elements see whole outer packets, so what the socket delivers gets its outer header back – from the source
+ * address, port and TOS that the kernel reports – and what is sent has its outer header read and left behind.
+ * Sending sockets are bound to ports of the entropy range (RFC 7348, section 5) and chosen by the source port in
+ * the header: a flow keeps its socket, and so its order and its path.
+ *
+ * Not handled here: super-frames and partial checksums, which `segment` in front of this port finishes.
+ */
+import { native } from '../../native-bindings/index.js';
+import { Batch, type Context, Drops } from '../graph.js';
+import { BATCH_SIZE, LARGE_CAPACITY } from '../memory/frames.js';
+import type { LocalVtep } from '../tables/vteps.js';
+import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
+import { fold16, PROTOCOL_UDP, UDP_HEADER } from '../wire/ip.js';
+import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
+import type { Port } from './port.js';
+import { countFailures } from './tap.js';
+
+const REASONS = ['no-room', 'unreachable', 'too-big', 'not-sent', 'truncated'] as const;
+const TRUNCATED = 4;
+/** Index behind the reasons in a native send's failures: messages refused for their segmentation. */
+const GSO_REFUSED = 4;
+const COUNTERS = ['rx-frames', 'rx-bytes', 'tx-frames', 'tx-bytes', 'gso-refused'] as const;
+const [RX_FRAMES, RX_BYTES, TX_FRAMES, TX_BYTES, GSO_REFUSALS] = COUNTERS.keys();
+
+export interface SocketUnderlayOptions {
+  readonly id: number;
+  /** Socket bound to the VTEP's address and port. */
+  readonly fd: number;
+  /** Sockets bound to the VTEP's address and ports of the entropy range; a power of two of them. */
+  readonly senders: readonly number[];
+  readonly local: LocalVtep;
+}
+
+export function createSocketUnderlay(context: Context, options: SocketUnderlayOptions): Port {
+  const { frames } = context;
+  const { off, len, u16 } = frames;
+  const { values } = context.counters;
+  const { id, fd, senders, local } = options;
+  if ((senders.length & (senders.length - 1)) !== 0)
+    throw new RangeError('the number of senders is no power of two');
+  const v6 = local.address.length === 16;
+  /** Outer headers in front of the UDP payload, and with the VXLAN header. */
+  const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
+  const drops = new Drops(context, `port:${id}`, REASONS);
+  const block = context.counters.claim(`port:${id}`, COUNTERS);
+  const { base } = block;
+  const addresses = new Uint8Array(BATCH_SIZE * 16);
+  const addressHalves = new Uint16Array(addresses.buffer);
+  const meta = new Uint32Array(BATCH_SIZE * 4);
+  const failures = new Uint32Array(5);
+  const template = receivedHeader(local);
+  const templateSum = templateChecksum(template);
+  const perSender = senders.map((sender) => new Batch({ process: (batch) => sendOn(sender, batch) }));
+  let gso = 1;
+
+  function receive(to: Batch): number {
+    const free = frames.freeLargeCount;
+    const room = Math.min(BATCH_SIZE, free);
+    // The VXLAN header goes in front of `off`, so that the inner frame lies where a TAP would have put it.
+    const count = native.udpReceive(fd, free, room, VXLAN_HEADER, LARGE_CAPACITY, addresses, meta);
+    if (count <= 0) return 0;
+    let bytes = 0;
+    for (let i = 0; i < count; i++) {
+      const frame = frames.takeLarge();
+      const payload = len[frame];
+      off[frame] -= VXLAN_HEADER + outer;
+      len[frame] = payload + outer;
+      if (meta[i * 4 + 3] !== 0) {
+        drops.drop(frame, TRUNCATED);
+        continue;
+      }
+      writeReceived(off[frame] >>> 1, i, payload);
+      bytes += payload + outer;
+      to.push(frame);
+    }
+    values[base + RX_FRAMES] += count;
+    values[base + RX_BYTES] += bytes;
+    return count;
+  }
+
+  /** Writes the outer header of the `i`th datagram received: what the kernel took off and reported. */
+  function writeReceived(w: number, i: number, payload: number): void {
+    const tos = meta[i * 4 + 1];
+    for (let j = 0; j < outer / 2; j++) u16[w + j] = template[j];
+    const ip = w + ETHERNET_HEADER / 2;
+    const udp = w + outer / 2 - UDP_HEADER / 2;
+    const length = swap16(payload + UDP_HEADER);
+    const from = i * 8;
+    if (v6) {
+      // Traffic class: high nibble in the low bits of byte 0, low nibble in the high bits of byte 1.
+      u16[ip] = 0x60 | (tos >>> 4) | ((tos & 15) << 12);
+      u16[ip + 2] = length;
+      for (let j = 0; j < 8; j++) u16[ip + 4 + j] = addressHalves[from + j];
+    } else {
+      const total = swap16(payload + 28);
+      u16[ip] |= tos << 8;
+      u16[ip + 1] = total;
+      u16[ip + 6] = addressHalves[from];
+      u16[ip + 7] = addressHalves[from + 1];
+      u16[ip + 5] = ~fold16(templateSum + (tos << 8) + total + addressHalves[from] + addressHalves[from + 1]);
+    }
+    u16[udp] = swap16(meta[i * 4]);
+    u16[udp + 2] = length;
+  }
+
+  function process(batch: Batch): void {
+    const { frames: ids, count } = batch;
+    const mask = perSender.length - 1;
+    for (let k = 0; k < count; k++) {
+      const frame = ids[k];
+      const port = swap16(u16[(off[frame] + outer - UDP_HEADER) >>> 1]);
+      perSender[port & mask].push(frame);
+    }
+    for (let i = 0; i < perSender.length; i++) perSender[i].flush();
+  }
+
+  function sendOn(sender: number, batch: Batch): void {
+    const { frames: ids, count } = batch;
+    let bytes = 0;
+    for (let k = 0; k < count; k++) bytes += len[ids[k]];
+    const sent = native.udpSend(sender, v6 ? 1 : 0, ids, count, gso, failures);
+    for (let k = 0; k < count; k++) frames.free(ids[k]);
+    values[base + TX_FRAMES] += sent;
+    values[base + TX_BYTES] += bytes;
+    if (failures[GSO_REFUSED] !== 0) {
+      // The way out cannot segment; asking again for every batch would cost a call each.
+      values[base + GSO_REFUSALS] += failures[GSO_REFUSED];
+      failures[GSO_REFUSED] = 0;
+      gso = 0;
+    }
+    if (sent !== count) {
+      failures[TRUNCATED] = 0;
+      countFailures(drops, failures);
+    }
+  }
+
+  function close(): void {
+    drops.release();
+    context.counters.release(block);
+  }
+
+  return { id, fd, receive, process, close };
+}
+
+/** The outer header that received packets get, in halves: lengths, source, TOS and checksum still zero. */
+function receivedHeader(local: LocalVtep): Uint16Array {
+  const v6 = local.address.length === 16;
+  const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
+  const bytes = new Uint8Array(outer);
+  const halves = new Uint16Array(bytes.buffer);
+  halves[6] = v6 ? ETHERTYPE_IPV6_LE : ETHERTYPE_IPV4_LE;
+  const ip = ETHERNET_HEADER;
+  bytes[ip] = v6 ? 0x60 : 0x45;
+  bytes[ip + (v6 ? 6 : 9)] = PROTOCOL_UDP;
+  bytes[ip + (v6 ? 7 : 8)] = 64;
+  bytes.set(local.address, ip + (v6 ? 24 : 16));
+  bytes[outer - 6] = local.port >>> 8;
+  bytes[outer - 5] = local.port;
+  return halves;
+}
+
+function templateChecksum(template: Uint16Array): number {
+  let sum = 0;
+  for (let i = ETHERNET_HEADER / 2; i < (ETHERNET_HEADER + 20) / 2; i++) sum += template[i];
+  return fold16(sum);
+}

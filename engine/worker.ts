@@ -1,0 +1,108 @@
+/**
+ * The data-plane thread: breathes until it is told to stop, and between two breaths does what the main thread
+ * asks for. It sleeps in one native wait, from which a message's event wakes it, so messages need no timer.
+ */
+import './tuning.js';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { native } from '../native-bindings/index.js';
+import { type CounterBlock, Counters } from './counters.js';
+import { DataPlane } from './dataplane.js';
+import type { Intent } from './intent.js';
+import type { MacEntry } from './tables/mac-table.js';
+
+export interface WorkerData {
+  readonly intent: Intent;
+  readonly counters: SharedArrayBuffer;
+  /** Event descriptor that is signalled after each message. */
+  readonly wake: number;
+  readonly seed: number;
+}
+
+export type Request =
+  | { readonly kind: 'apply'; readonly id: number; readonly intent: Intent }
+  | { readonly kind: 'inspect'; readonly id: number }
+  | { readonly kind: 'flush'; readonly id: number }
+  | { readonly kind: 'stop'; readonly id: number };
+
+export interface Inspection {
+  readonly stations: MacEntry[];
+  /** Addresses of VTEPs by index; empty where there is none. */
+  readonly vteps: {
+    readonly index: number;
+    readonly address: Uint8Array;
+    readonly learned: boolean;
+    readonly seen: number;
+  }[];
+  /** The worker's clock in seconds, to which `seen` relates. */
+  readonly seconds: number;
+  readonly slotsInUse: number;
+}
+
+export interface Reply {
+  readonly id: number;
+  readonly layout: CounterBlock[];
+  readonly inspection?: Inspection;
+  readonly error?: string;
+}
+
+/** Said without being asked: a port's device is gone. */
+export interface Notice {
+  readonly lost: number;
+}
+
+const WAKE = 0x10000;
+/** Longest sleep without traffic, for ageing. */
+const IDLE_MICROSECONDS = 100_000;
+
+function inspect(plane: DataPlane): Inspection {
+  const { vteps, context } = plane;
+  const known: Inspection['vteps'] = [];
+  for (let index = 0; index < vteps.capacity; index++) {
+    if (vteps.state[index] === 0) continue;
+    known.push({
+      index,
+      address: vteps.address(index),
+      learned: vteps.state[index] === 2,
+      seen: vteps.seen[index],
+    });
+  }
+  return {
+    stations: plane.stations(),
+    vteps: known,
+    seconds: context.seconds,
+    slotsInUse: context.frames.inUse,
+  };
+}
+
+function run(port: NonNullable<typeof parentPort>): void {
+  const { intent, counters: memory, wake, seed } = workerData as WorkerData;
+  const counters = new Counters(memory);
+  const plane = new DataPlane(intent, counters, seed, (lost) => port.postMessage({ lost } satisfies Notice));
+  plane.watch(wake, WAKE);
+  const reply = (id: number, rest: Partial<Reply> = {}): void => {
+    port.postMessage({ id, layout: counters.describe(), ...rest } satisfies Reply);
+  };
+  reply(0);
+  let running = true;
+  const handle = (request: Request): void => {
+    try {
+      if (request.kind === 'apply') plane.apply(request.intent);
+      if (request.kind === 'flush') plane.flush();
+      if (request.kind === 'stop') running = false;
+      reply(request.id, request.kind === 'inspect' ? { inspection: inspect(plane) } : {});
+    } catch (error) {
+      reply(request.id, { error: (error as Error).message });
+    }
+  };
+  while (running) {
+    if (plane.breathe(IDLE_MICROSECONDS) !== WAKE) continue;
+    native.eventClear(wake);
+    for (let message = receiveMessageOnPort(port); message; message = receiveMessageOnPort(port)) {
+      handle(message.message as Request);
+    }
+  }
+  plane.close();
+  port.close();
+}
+
+if (parentPort) run(parentPort);

@@ -118,6 +118,7 @@ export function createVxlanDecap(
   const { values } = context.counters;
   const { addressed, strict, local } = options;
   const [localA, localB, localC, localD] = addressWords(local.address);
+  const localIpv4 = local.address.length === 4;
   const drops = new Drops(context, 'vxlan-decap', REASONS);
   const { base } = context.counters.claim('vxlan-decap', COUNTERS);
   const portLe = swap16(local.port);
@@ -219,6 +220,7 @@ export function createVxlanDecap(
     // Multicast, reserved and broadcast (first byte 224–255) and 0.0.0.0 are no sources.
     if ((d & 0xe0) === 0xe0 || d === 0) return BAD_OUTER_SOURCE;
     if (addressed) {
+      if (!localIpv4) return NOT_OURS;
       if (d === localD) return OWN_SOURCE;
       if ((u16[w + 15] | (u16[w + 16] << 16)) >>> 0 !== localD) return NOT_OURS;
     }
@@ -242,8 +244,11 @@ export function createVxlanDecap(
     source[1] = b;
     source[2] = c;
     source[3] = d;
-    if ((a & 0xff) === 0xff || (a | b | c | d) === 0) return BAD_OUTER_SOURCE;
+    if ((a & 0xff) === 0xff) return BAD_OUTER_SOURCE;
+    // Neither is the unspecified address, nor an IPv4-mapped one, which would pass for an IPv4 VTEP.
+    if ((a | b) === 0 && (c === MAPPED || (c | d) === 0)) return BAD_OUTER_SOURCE;
     if (addressed) {
+      if (localIpv4) return NOT_OURS;
       if (d === localD && c === localC && b === localB && a === localA) return OWN_SOURCE;
       if (!isLocalAt(w + 19)) return NOT_OURS;
     }

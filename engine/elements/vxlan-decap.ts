@@ -15,7 +15,7 @@
  */
 import { native } from '../../native-bindings/index.js';
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
-import { OFFLOAD_OUTER_MASK, REMOTE } from '../memory/frames.js';
+import { OFFLOAD_NEEDS_CSUM, OFFLOAD_OUTER_MASK, REMOTE } from '../memory/frames.js';
 import { CARRY_VLAN, type Domains, PEERS_ONLY } from '../tables/domains.js';
 import { addressBytes, addressWords, type LocalVtep, MAPPED, type Vteps } from '../tables/vteps.js';
 import {
@@ -334,7 +334,12 @@ export function createVxlanDecap(
 
   function shiftOffload(frame: number, outer: number): void {
     offload[frame] &= ~OFFLOAD_OUTER_MASK;
-    csumStart[frame] -= outer;
+    if (csumStart[frame] >= outer) csumStart[frame] -= outer;
+    else {
+      // A partial checksum of the outer UDP header, which is left behind.
+      offload[frame] &= ~OFFLOAD_NEEDS_CSUM;
+      csumStart[frame] = 0;
+    }
     hdrLen[frame] = hdrLen[frame] > outer ? hdrLen[frame] - outer : 0;
   }
 

@@ -30,10 +30,12 @@ export class Domains {
     }
   }
 
-  /** Sets up a domain. @throws RangeError when the number is out of range or the VNI is another domain's. */
+  /** Sets up a domain. @throws RangeError when a number is out of range or the VNI is another domain's. */
   set(domain: number, options: { vni: number; flags: number; ageing: number }): void {
     if (domain < 0 || domain >= MAX_DOMAINS)
       throw new RangeError(`domain ${domain} is not below ${MAX_DOMAINS}`);
+    if (!Number.isInteger(options.vni) || options.vni < 0 || options.vni > 0xffffff)
+      throw new RangeError(`VNI ${options.vni} does not fit into 24 bits`);
     const other = this.byVni.get(options.vni);
     if (other !== undefined && other !== domain)
       throw new RangeError(`VNI ${options.vni} belongs to domain ${other}`);

@@ -134,10 +134,11 @@ export function createChain(setup: ChainSetup): Chain {
     }
     if (handed !== delivered + dropped || handed % Math.max(list.count, 1) !== 0) {
       throw new Error(
-        `frames are not accounted for: ${handed} in of a list of ${list.count}, ${delivered} delivered, ${dropped} dropped`,
+        `internal error: frames are not accounted for: ${handed} in of a list of ${list.count}, ${delivered} delivered, ${dropped} dropped`,
       );
     }
-    if (frames.inUse !== 0) throw new Error(`${frames.inUse} slots are in use after the replay`);
+    if (frames.inUse !== 0)
+      throw new Error(`internal error: ${frames.inUse} slots are in use after the replay`);
     frames.audit();
     return { frames: handed, bytes, delivered, drops };
   }

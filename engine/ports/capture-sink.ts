@@ -8,12 +8,13 @@ export interface CaptureSink extends Consumer {
 
 export function createCaptureSink(context: Context): CaptureSink {
   const { frames } = context;
-  let delivered = 0;
+  /** In an array: a variable beyond 31 bits makes an object at each store. */
+  const delivered = new Float64Array(1);
 
   function process(batch: Batch): void {
     frames.freeAll(batch.frames, batch.count);
-    delivered += batch.count;
+    delivered[0] += batch.count;
   }
 
-  return { process, delivered: () => delivered };
+  return { process, delivered: () => delivered[0] };
 }

@@ -1,0 +1,178 @@
+/** What `weft bench` measures. A new scenario of the engine is one entry in the list. */
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { PerformanceObserver } from 'node:perf_hooks';
+import { setImmediate as turn } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { getHeapStatistics } from 'node:v8';
+import { chainOver, loadCaptures } from '../control/replay.js';
+import type { Chain } from '../engine/chain.js';
+import { chainOverTraffic, IMIX, type Traffic } from './traffic.js';
+
+/** One round of one scenario. */
+export interface Measurement {
+  readonly frames: number;
+  readonly bytes: number;
+  /** Wall clock, and CPU time of the process. */
+  readonly seconds: number;
+  readonly cpuSeconds: number;
+  /** Further figures by name, with their unit in the name. */
+  readonly extra: Readonly<Record<string, number>>;
+}
+
+export interface Scenario {
+  readonly name: string;
+  readonly group: string;
+  /** Mpps that the project promises on a quiet machine. */
+  readonly floor?: number;
+  /** Scenario whose ns per frame this one is compared with. */
+  readonly against?: string;
+  /** Measured once however many rounds are asked for. */
+  readonly once?: boolean;
+  /** Runs in a process of its own. @param seconds to measure for, after warming up. */
+  measure(seconds: number): Promise<Measurement>;
+}
+
+const BRIDGE = ['bridge'];
+const OUT = ['bridge', 'vxlan-encap'];
+const IN = ['vxlan-decap', 'bridge'];
+const PLAIN = { lengths: [64], stations: 256, frames: 4096, v6: false };
+/** As many frames in every scenario of the group, so that only the table differs. */
+const MANY = 1 << 20;
+const WARM_SECONDS = 0.4;
+const HEAP_FRAMES = 100e6;
+
+const SYNTHETIC: readonly Scenario[] = [
+  synthetic('core', 'bridge', { ...PLAIN, chain: BRIDGE }, { floor: 30 }),
+  synthetic('core', 'bridge,vxlan-encap', { ...PLAIN, chain: OUT }, { floor: 18 }),
+  synthetic('core', 'vxlan-decap,bridge', { ...PLAIN, chain: IN }, { floor: 18 }),
+  ...(
+    [
+      ['512', [512]],
+      ['1500', [1500]],
+      ['imix', IMIX],
+    ] as const
+  ).flatMap(([size, lengths]) =>
+    [BRIDGE, OUT, IN].map((chain) => synthetic('sizes', `${chain} ${size}`, { ...PLAIN, chain, lengths })),
+  ),
+  synthetic('ipv6', 'bridge,vxlan-encap ipv6', { ...PLAIN, chain: OUT, v6: true }),
+  synthetic('ipv6', 'vxlan-decap,bridge ipv6', { ...PLAIN, chain: IN, v6: true }),
+  ...[256, 100_000, 1_000_000].map((stations) =>
+    synthetic(
+      'tables',
+      `bridge ${stations} MACs`,
+      { ...PLAIN, chain: BRIDGE, stations, frames: MANY },
+      { against: 'bridge 256 MACs' },
+    ),
+  ),
+  { name: 'heap', group: 'heap', once: true, measure: measureHeap },
+];
+
+/** Live benchmarks, over real interfaces, are no chains: they join in harness.ts, beside `micro`. */
+export function scenarios(): Scenario[] {
+  return [...SYNTHETIC, ...captureScenarios()];
+}
+
+function synthetic(
+  group: string,
+  name: string,
+  traffic: Traffic,
+  more: { floor?: number; against?: string } = {},
+): Scenario {
+  return {
+    name,
+    group,
+    ...more,
+    measure: async (seconds) => {
+      const chain = chainOverTraffic(traffic);
+      const measurement = measureChain(chain, seconds);
+      const { stations } = chain.tools;
+      if (group !== 'tables') return measurement;
+      return {
+        ...measurement,
+        extra: { bytesPerEntry: stations.bytes / stations.size, tableMiB: stations.bytes / 2 ** 20 },
+      };
+    },
+  };
+}
+
+/** The large captures beside the repository, where they are. */
+function captureScenarios(): Scenario[] {
+  const folder = fileURLToPath(new URL('../../../shared/pcaps/throughput', import.meta.url));
+  if (!existsSync(folder)) return [];
+  const files = readdirSync(folder).sort();
+  return files.flatMap((file) =>
+    [BRIDGE, OUT].map((through) => ({
+      name: `${through} ${file}`,
+      group: 'captures',
+      measure: async (seconds: number) => {
+        const local = Uint8Array.of(192, 0, 2, 1);
+        const remote = Uint8Array.of(192, 0, 2, 2);
+        const options = { through, local, remote, port: 4789, carryVlan: true, strict: false };
+        return measureChain(chainOver(loadCaptures([join(folder, file)], options), options).chain, seconds);
+      },
+    })),
+  );
+}
+
+function measureChain(chain: Chain, seconds: number): Measurement {
+  runFor(chain, WARM_SECONDS);
+  const before = chain.totals();
+  const cpu = process.cpuUsage();
+  const elapsed = runFor(chain, seconds);
+  const { user, system } = process.cpuUsage(cpu);
+  const after = chain.totals();
+  const dropped = (totals: typeof after): number => totals.frames - totals.delivered;
+  return {
+    frames: after.frames - before.frames,
+    bytes: after.bytes - before.bytes,
+    seconds: elapsed,
+    cpuSeconds: (user + system) / 1e6,
+    extra: { droppedPercent: (100 * (dropped(after) - dropped(before))) / (after.frames - before.frames) },
+  };
+}
+
+/** Passes until the time is over; returns the seconds it took. */
+function runFor(chain: Chain, seconds: number): number {
+  const begin = performance.now();
+  let now = begin;
+  while (now - begin < seconds * 1e3) {
+    chain.pass();
+    now = performance.now();
+  }
+  return (now - begin) / 1e3;
+}
+
+/** All elements over 100 million frames: what the heap and the collector make of it. */
+async function measureHeap(): Promise<Measurement> {
+  const chain = chainOverTraffic({ ...PLAIN, chain: [...OUT, 'vxlan-decap'] });
+  runFor(chain, 2 * WARM_SECONDS);
+  let collections = 0;
+  const observer = new PerformanceObserver((list) => {
+    collections += list.getEntries().length;
+  });
+  observer.observe({ entryTypes: ['gc'] });
+  await turn();
+  collections = 0;
+  const heapBefore = getHeapStatistics().used_heap_size;
+  const passes = Math.ceil(HEAP_FRAMES / PLAIN.frames);
+  const cpu = process.cpuUsage();
+  const begin = performance.now();
+  for (let i = 0; i < passes; i++) chain.pass();
+  const seconds = (performance.now() - begin) / 1e3;
+  const { user, system } = process.cpuUsage(cpu);
+  const heapAfter = getHeapStatistics().used_heap_size;
+  // Entries arrive in a later turn of the event loop.
+  await turn();
+  await turn();
+  observer.disconnect();
+  chain.totals();
+  const frames = passes * PLAIN.frames;
+  return {
+    frames,
+    bytes: frames * 64,
+    seconds,
+    cpuSeconds: (user + system) / 1e6,
+    extra: { heapBeforeKiB: heapBefore / 1024, heapAfterKiB: heapAfter / 1024, collections },
+  };
+}

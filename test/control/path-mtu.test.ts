@@ -111,7 +111,7 @@ live('an interface smaller than the limit, and jumbo frames', async (t, lab) => 
 live('who does not answer is no answer; where there is no route, the reason says so', async (t, lab) => {
   const [a, , b] = routed(lab, 1500);
   await b.run('nft', ['-f', '-'], {
-    input: 'table inet deaf { chain in { type filter hook input priority 0; meta l4proto icmp drop\n } }',
+    input: 'table inet deaf { chain in { type filter hook input priority 0; meta l4proto icmp drop\n }\n }',
   });
   t.like(await measure(a, '10.1.0.1', '10.2.0.1', 1500), {
     answered: false,

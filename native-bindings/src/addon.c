@@ -137,6 +137,12 @@ static napi_value attach(napi_env env, napi_callback_info info)
 	if (!get_words(env, args[2], &next.len, &lengths)) return NULL;
 	if (!get_words(env, args[3], &next.free_large, &next.large)) return NULL;
 	if (lengths != next.frames) return throw_usage(env, "off and len differ in length");
+	/* Without a reference the collector would give the bytes away while the calls still point to them. */
+	for (size_t i = 0; i < 4; i++)
+		if (napi_create_reference(env, args[i], 1, &next.held[i]) != napi_ok)
+			return throw_errno(env, ENOMEM, "cannot attach the frame memory");
+	for (size_t i = 0; i < 4; i++)
+		if (weft->held[i]) napi_delete_reference(env, weft->held[i]);
 	*weft = next;
 	return NULL;
 }
@@ -168,8 +174,10 @@ NAPI_MODULE_INIT()
 		{"close", close_fd},
 		{"tapOpen", tap_open},
 		{"tapPersist", tap_persist},
+		{"tapPlain", tap_plain},
 		{"tapRead", tap_read},
 		{"tapWrite", tap_write},
+		{"udpOffloads", udp_offloads},
 		{"udpOpen", udp_open},
 		{"udpReceive", udp_receive},
 		{"udpSend", udp_send},

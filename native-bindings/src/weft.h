@@ -26,6 +26,7 @@ struct weft {
 	uint32_t *free_large; /* stack of free 64 KiB slots, its top given with each receive */
 	size_t frames;
 	size_t large;
+	napi_ref held[4]; /* the four arrays above, kept while they are attached */
 };
 
 struct weft *weft_of(napi_env env);
@@ -57,8 +58,10 @@ uint16_t sum_bytes(const uint8_t *data, size_t length, uint32_t initial);
 
 napi_value tap_open(napi_env env, napi_callback_info info);
 napi_value tap_persist(napi_env env, napi_callback_info info);
+napi_value tap_plain(napi_env env, napi_callback_info info);
 napi_value tap_read(napi_env env, napi_callback_info info);
 napi_value tap_write(napi_env env, napi_callback_info info);
+napi_value udp_offloads(napi_env env, napi_callback_info info);
 napi_value udp_open(napi_env env, napi_callback_info info);
 napi_value udp_receive(napi_env env, napi_callback_info info);
 napi_value udp_send(napi_env env, napi_callback_info info);

@@ -47,6 +47,8 @@ interface Addon {
   /** Opens or re-attaches one queue of a TAP. @throws Error with `code`, the errno's name. */
   tapOpen(options: TapOptions): Tap;
   tapPersist(fd: number, persist: boolean): void;
+  /** Takes back all offloads: each read is one finished frame behind a vnet header of 10 zero bytes. */
+  tapPlain(fd: number): void;
   /**
    * Reads up to `max` frames into the free large slots below `top`, each `before` bytes in front of the slot's
    * off; sets len to the bytes read, those in front included.
@@ -54,6 +56,8 @@ interface Addon {
   tapRead(fd: number, top: number, max: number, before: number, capacity: number): number;
   /** Writes each frame with `before` bytes in front of it; failures: no room, down, bad header, other. */
   tapWrite(fd: number, frames: Uint32Array, count: number, before: number, failures: Uint32Array): number;
+  /** What a UDP socket of this kernel accepts: UDP_SEGMENT and UDP_GRO. */
+  udpOffloads(): { segment: boolean; gro: boolean };
   /** Opens and binds a non-blocking socket with DF set. @throws Error with `code`, the errno's name. */
   udpOpen(options: UdpOptions): number;
   /**

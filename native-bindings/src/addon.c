@@ -81,12 +81,11 @@ bool get_string_property(napi_env env, napi_value object, const char *name, char
 	size_t length = 0;
 	char text[96];
 	out[0] = 0;
-	if (napi_get_named_property(env, object, name, &value) != napi_ok) {
-		bool pending = false; /* a getter may have thrown */
-		napi_is_exception_pending(env, &pending);
-		if (!pending) throw_usage(env, "expected an object of options");
+	if (napi_typeof(env, object, &type) != napi_ok || type != napi_object) {
+		throw_usage(env, "expected an object of options");
 		return false;
 	}
+	if (napi_get_named_property(env, object, name, &value) != napi_ok) return false; /* its getter threw */
 	if (napi_typeof(env, value, &type) == napi_ok && type == napi_undefined) return true;
 	if (napi_get_value_string_utf8(env, value, NULL, 0, &length) != napi_ok) {
 		snprintf(text, sizeof text, "%s is not a string", name);

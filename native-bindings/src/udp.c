@@ -64,6 +64,7 @@ napi_value udp_open(napi_env env, napi_callback_info info)
 	if (!arguments(env, info, 1, args, "udpOpen")) return NULL;
 	if (!get_string_property(env, args[0], "address", address, sizeof address)) return NULL;
 	int port = get_int_property(env, args[0], "port", 0);
+	if (port < 0 || port > 65535) return throw_usage(env, "udpOpen: port is not in 0-65535");
 	union {
 		struct sockaddr any;
 		struct sockaddr_in v4;

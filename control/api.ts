@@ -6,6 +6,7 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
+import { UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
@@ -54,7 +55,7 @@ export interface Status {
     readonly interface: string;
     readonly mtu: number;
     /** Which way the underlay is used, and why. */
-    readonly path: 'socket';
+    readonly path: 'uplink' | 'socket';
     readonly why: string;
     readonly counters: Record<string, number>;
   };
@@ -98,6 +99,7 @@ const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 function ownerName(daemon: Daemon, owner: string): string {
   const port = /^port:(\d+)$/.exec(owner);
   if (!port) return owner;
+  if (Number(port[1]) === UPLINK_PORT) return 'uplink';
   return port[1] === '0' ? 'underlay' : `endpoint ${daemon.endpointName(Number(port[1]))}`;
 }
 
@@ -110,6 +112,18 @@ export function dropRows(daemon: Daemon): DropRow[] {
     for (const [reason, count] of Object.entries(counters)) rows.push({ element, reason, count });
   }
   return rows;
+}
+
+function underlayPath({ uplink }: Daemon): { path: 'uplink' | 'socket'; why: string } {
+  return typeof uplink === 'string'
+    ? { path: 'socket', why: uplink }
+    : { path: 'uplink', why: `super-frames pass whole through ${uplink.tap.name}` };
+}
+
+function sum(a: Record<string, number>, b: Record<string, number>): Record<string, number> {
+  const total = { ...a };
+  for (const [name, value] of Object.entries(b)) total[name] = (total[name] ?? 0) + value;
+  return total;
 }
 
 export async function status(daemon: Daemon): Promise<Status> {
@@ -131,9 +145,8 @@ export async function status(daemon: Daemon): Promise<Status> {
       port: config.underlay.port,
       interface: daemon.underlayDevice.interface,
       mtu: config.underlay.mtu ?? daemon.underlayDevice.mtu,
-      path: 'socket',
-      why: 'UDP sockets are the only underlay of this version',
-      counters: counters['port:0'] ?? {},
+      ...underlayPath(daemon),
+      counters: sum(counters['port:0'] ?? {}, counters[`port:${UPLINK_PORT}`] ?? {}),
     },
     networks: config.networks.map(({ name, vni, peers }) => ({
       name,

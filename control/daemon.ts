@@ -31,6 +31,7 @@ import {
 import { EngineThread } from './engine-thread.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
+import { closeUplink, type Link, LinkWatch, openUplink, type Uplink } from './uplink.js';
 
 interface Attached {
   readonly endpoint: LocalEndpoint;
@@ -60,8 +61,13 @@ export class Daemon {
   readonly started = Date.now();
   private readonly plan = createPlan();
   private attached = new Map<string, Attached>();
-  private thread!: EngineThread;
+  private thread: EngineThread | undefined;
   private reloading = Promise.resolve();
+
+  /** The uplink TAP, or why there is none. */
+  readonly uplink: Uplink | string;
+  private watch: LinkWatch | undefined;
+  private links: readonly Link[] = [];
 
   private constructor(
     private readonly options: DaemonOptions,
@@ -69,6 +75,8 @@ export class Daemon {
     device: UnderlayDevice,
     private readonly sockets: UnderlaySockets,
   ) {
+    const { address, port, mode } = config.underlay;
+    this.uplink = mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device);
     this.config = config;
     this.underlayDevice = device;
   }
@@ -83,19 +91,29 @@ export class Daemon {
     const sockets = openSockets(options.file, config);
     const daemon = new Daemon(options, config, device, sockets);
     try {
+      daemon.requireUplink();
       daemon.removeLeftOvers();
       daemon.attached = daemon.attachAll(config, new Map());
       daemon.remember();
       daemon.number(config);
+      daemon.followLinks();
       daemon.thread = await EngineThread.start(daemon.intent(), randomSeed());
     } catch (error) {
+      daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
       closeUnderlay(sockets);
       throw error;
     }
+    // What changed while the worker started.
+    daemon.applyLinks();
     daemon.thread.on('failed', onFailure);
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
     return daemon;
+  }
+
+  private get running(): EngineThread {
+    if (!this.thread) throw new Error('the data plane is not running');
+    return this.thread;
   }
 
   /** MTU of a network's interfaces, bytes. */
@@ -110,12 +128,54 @@ export class Daemon {
   private intent(config = this.config, attached = this.attached) {
     const descriptors = new Map<string, number>();
     for (const { endpoint, tap } of attached.values()) descriptors.set(endpoint.name, tap.fd);
-    return intentOf(config, this.plan, this.sockets, descriptors);
+    return intentOf(config, this.plan, {
+      sockets: this.sockets,
+      uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
+      mtu: this.underlayDevice.mtu,
+      descriptors,
+      links: this.links,
+    });
   }
 
   private number(config: Config): void {
     this.plan.networks.assign(config.networks.map(({ name }) => name));
     this.plan.endpoints.assign(localEndpoints(config).map(({ name }) => name));
+  }
+
+  /** Follows the next hops of all VTEPs that the config names, when there is an uplink to use them. */
+  private followLinks(config = this.config): void {
+    if (typeof this.uplink === 'string') return;
+    this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice.interface, (links) => {
+      this.links = links;
+      this.applyLinks();
+    });
+    const remote = config.endpoints.flatMap((endpoint) =>
+      endpoint.kind === 'remote' ? [endpoint.vtep] : [],
+    );
+    this.links = this.watch.follow([...config.networks.flatMap(({ peers }) => peers), ...remote]);
+  }
+
+  /** Tells the worker, once there is one. */
+  private applyLinks(): void {
+    this.thread?.apply(this.intent()).catch((error: Error) => {
+      this.options.log(`next hops not applied: ${error.message}`);
+    });
+  }
+
+  private requireUplink(): void {
+    if (this.config.underlay.mode !== 'uplink' || typeof this.uplink !== 'string') return;
+    throw hostError(this.options.file, [
+      {
+        path: ['underlay', 'mode'],
+        message: `this host cannot have an uplink TAP: ${this.uplink}`,
+        remedy: 'write "mode: auto", which takes sockets instead',
+      },
+    ]);
+  }
+
+  private closeUplink(): void {
+    this.watch?.close();
+    if (typeof this.uplink !== 'string') closeUplink(this.uplink);
   }
 
   /** Interfaces of an earlier, killed daemon that the config does not name any more. */
@@ -201,7 +261,8 @@ export class Daemon {
     this.underlayDevice = device;
     const attached = this.attachAll(config, before);
     this.number(config);
-    await this.thread.apply(this.intent(config, attached));
+    this.followLinks(config);
+    await this.running.apply(this.intent(config, attached));
     this.config = config;
     this.attached = attached;
     const kept = new Set([...attached.values()].map(({ tap }) => tap.fd));
@@ -247,21 +308,22 @@ export class Daemon {
   }
 
   counters(): Record<string, Record<string, number>> {
-    return this.thread.read();
+    return this.running.read();
   }
 
   inspect(): ReturnType<EngineThread['inspect']> {
-    return this.thread.inspect();
+    return this.running.inspect();
   }
 
   flush(): Promise<void> {
-    return this.thread.flush();
+    return this.running.flush();
   }
 
   /** Stops forwarding and removes every interface and socket. */
   async stop(): Promise<void> {
     await this.reloading;
-    await this.thread.stop();
+    await this.running.stop();
+    this.closeUplink();
     for (const attached of this.attached.values()) remove(attached);
     this.attached.clear();
     closeUnderlay(this.sockets);

@@ -17,6 +17,7 @@ interface Link {
   readonly mtu: number;
   readonly address: string;
   readonly ifalias?: string;
+  readonly link_type: string;
   readonly flags: readonly string[];
   readonly gso_max_size?: number;
   readonly addr_info: readonly { local: string; prefixlen: number; scope: string; dynamic?: boolean }[];
@@ -124,6 +125,8 @@ export function removeStale(netns: string, name: string): void {
 
 export interface UnderlayDevice {
   readonly interface: string;
+  /** `ether`, `loopback`, `none` … */
+  readonly linkType: string;
   /** Bytes. */
   readonly mtu: number;
 }
@@ -132,7 +135,7 @@ export interface UnderlayDevice {
 export function findUnderlay(address: string): UnderlayDevice | undefined {
   const links = JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as Link[];
   const link = links.find(({ addr_info }) => addr_info.some(({ local }) => local === address));
-  return link && { interface: link.ifname, mtu: link.mtu };
+  return link && { interface: link.ifname, linkType: link.link_type, mtu: link.mtu };
 }
 
 export interface UnderlaySockets {

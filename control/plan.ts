@@ -8,6 +8,7 @@ import { CARRY_VLAN, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import { macBytes, parseIp } from './addresses.js';
 import type { Config, Endpoint, Network } from './config.js';
 import type { UnderlaySockets } from './devices.js';
+import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
 export class Numbers {
@@ -84,13 +85,19 @@ function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
   }));
 }
 
-/** @param descriptors of the open TAPs, by endpoint; an endpoint without one is left out. */
-export function intentOf(
-  config: Config,
-  plan: Plan,
-  sockets: UnderlaySockets,
-  descriptors: ReadonlyMap<string, number>,
-): Intent {
+/** What was opened on the host for a config. */
+export interface Opened {
+  readonly sockets: UnderlaySockets;
+  readonly uplink: Uplink | undefined;
+  /** MTU of the underlay's interface, bytes. */
+  readonly mtu: number;
+  /** Descriptors of the TAPs, by endpoint; an endpoint without one is left out. */
+  readonly descriptors: ReadonlyMap<string, number>;
+  readonly links: readonly Link[];
+}
+
+export function intentOf(config: Config, plan: Plan, opened: Opened): Intent {
+  const { sockets, uplink, mtu, descriptors, links } = opened;
   const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || descriptors.has(name));
   return {
     underlay: {
@@ -99,7 +106,9 @@ export function intentOf(
       port: config.underlay.port,
       ttl: config.underlay.ttl,
       strict: config.underlay.reservedBits === 'strict',
+      ...(uplink === undefined ? {} : { uplink: { fd: uplink.tap.fd, mtu } }),
     },
+    links,
     domains: config.networks.map((network) => ({
       id: plan.networks.of(network.name),
       vni: network.vni,

@@ -4,8 +4,9 @@
  *
  *   TAP ──► bridge ──► TAP                        unicast, and unknown unicast flooded
  *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
- *             └─────► vxlan-encap ──► segment ──► underlay
- *   underlay ──► vxlan-decap ──► bridge
+ *             └─────► vxlan-encap ──► uplink TAP                next hop known: super-frames stay whole
+ *                          └────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
+ *   uplink TAP, UDP socket ──► vxlan-decap ──► bridge
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
@@ -21,11 +22,13 @@ import {
   type PortIntent,
   type StationIntent,
   UNDERLAY_PORT,
+  UPLINK_PORT,
 } from './intent.js';
 import { FrameMemory, REMOTE } from './memory/frames.js';
 import type { Port } from './ports/port.js';
 import { createTapPort } from './ports/tap.js';
 import { createSocketUnderlay } from './ports/underlay-socket.js';
+import { createUplinkTap } from './ports/uplink-tap.js';
 import { Domains } from './tables/domains.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
@@ -37,7 +40,7 @@ const LARGE_SLOTS = 1024;
 /** Most stations; the table takes 32 bytes for each. */
 const MAX_STATIONS = 1 << 17;
 const MAX_VTEPS = 4096;
-const MAX_PORTS = 4096;
+const MAX_PORTS = UPLINK_PORT;
 /** A learned VTEP goes after this many seconds of silence, when its stations have long aged. */
 const VTEP_SILENCE = 900;
 /** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
@@ -55,6 +58,7 @@ export class DataPlane {
   private readonly tapInput: Batch;
   private readonly underlayInput: Batch;
   private readonly underlay: Port;
+  private readonly uplink: Port | null;
   private readonly local: LocalVtep;
   private readonly wait = native.waitCreate();
   private readonly ready = new Uint32Array(256);
@@ -95,7 +99,13 @@ export class DataPlane {
     // The kernel completes the outer UDP checksum of what goes through a socket.
     const toSegment = new Batch(createSegment(context, toUnderlay, { outerChecksum: false }));
     const encap = { v6: underlay.address.length === 16, checksum: false };
-    const toTunnel = new Batch(createVxlanEncap(context, this.domains, this.vteps, encap, toSegment));
+    this.uplink = underlay.uplink
+      ? createUplinkTap(context, { id: UPLINK_PORT, v6: encap.v6, ...underlay.uplink })
+      : null;
+    const toUplink = this.uplink && new Batch(this.uplink);
+    const toTunnel = new Batch(
+      createVxlanEncap(context, this.domains, this.vteps, encap, toSegment, toUplink),
+    );
     const group = new Batch(
       createNeighbour(context, this.neighbours, {
         ports: this.outputs,
@@ -114,8 +124,10 @@ export class DataPlane {
     this.tapInput = toBridge;
     for (const batch of [this.underlayInput, toBridge, group, toTunnel, toSegment, toUnderlay])
       this.stages.add(batch);
+    if (toUplink) this.stages.add(toUplink);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
-    this.current = { underlay, domains: [], ports: [], stations: [], neighbours: [] };
+    if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
+    this.current = { underlay, domains: [], ports: [], stations: [], neighbours: [], links: [] };
     this.apply(first);
   }
 
@@ -136,6 +148,7 @@ export class DataPlane {
     for (let i = 0; i < count; i++) {
       const tag = ready[i];
       if (tag === UNDERLAY_PORT) this.underlay.receive(this.underlayInput);
+      else if (tag === UPLINK_PORT) this.uplink?.receive(this.underlayInput);
       else if (tag < MAX_PORTS) this.receiveFrom(tag);
       else watched = tag;
     }
@@ -183,6 +196,7 @@ export class DataPlane {
     // Stations that an unchanged intent names are set again: a port or VTEP they point to may be new.
     for (const station of next.stations) this.setStation(station);
     this.dropUnusedVteps(next);
+    this.setLinks(next);
     for (const gone of difference(before.neighbours, next.neighbours))
       this.neighbours.remove(gone.domain, gone.address);
     for (const added of difference(next.neighbours, before.neighbours)) {
@@ -254,6 +268,13 @@ export class DataPlane {
   /** Forgets everything learned; what the intent says stays. */
   flush(): void {
     this.table.removeWhere((_domain, _destination, isStatic) => !isStatic);
+  }
+
+  private setLinks(next: Intent): void {
+    this.vteps.linked.fill(0);
+    for (const { vtep, destination, source } of next.links) {
+      this.vteps.setLink(this.vtep(vtep), destination, source);
+    }
   }
 
   /** A copy of the forwarding table, for people. */

@@ -14,6 +14,21 @@ export interface UnderlayIntent {
   readonly ttl: number;
   /** Refuse reserved VXLAN bits, as Linux does. */
   readonly strict: boolean;
+  /** The uplink TAP, where the host can have one. */
+  readonly uplink?: {
+    readonly fd: number;
+    /** MTU of the network card, bytes. */
+    readonly mtu: number;
+  };
+}
+
+/** The next hop of a VTEP, by which the uplink TAP reaches it; a VTEP without one goes through the socket. */
+export interface LinkIntent {
+  /** 4 or 16 bytes. */
+  readonly vtep: Uint8Array;
+  /** MAC of the next hop, and of our own card. */
+  readonly destination: Uint8Array;
+  readonly source: Uint8Array;
 }
 
 export interface DomainIntent {
@@ -30,7 +45,7 @@ export interface DomainIntent {
 }
 
 export interface PortIntent {
-  /** Port number, 1 to 65535; 0 is the underlay. */
+  /** Port number, 1 to 4094. */
   readonly id: number;
   /** Queues of the TAP, one a worker. */
   readonly fd: number;
@@ -60,7 +75,10 @@ export interface Intent {
   readonly ports: readonly PortIntent[];
   readonly stations: readonly StationIntent[];
   readonly neighbours: readonly NeighbourIntent[];
+  readonly links: readonly LinkIntent[];
 }
 
 /** Number of the underlay's port. */
 export const UNDERLAY_PORT = 0;
+/** Number of the uplink TAP's port; endpoints stay below. */
+export const UPLINK_PORT = 4095;

@@ -14,7 +14,13 @@
  */
 import { native } from '../../native-bindings/index.js';
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
-import { FLOOD_VTEPS, NO_FRAME, OFFLOAD_OUTER_SHIFT } from '../memory/frames.js';
+import {
+  FLOOD_VTEPS,
+  NO_FRAME,
+  OFFLOAD_GSO_MASK,
+  OFFLOAD_NEEDS_CSUM,
+  OFFLOAD_OUTER_SHIFT,
+} from '../memory/frames.js';
 import { CARRY_VLAN, type Domains } from '../tables/domains.js';
 import { TEMPLATE_WORDS, type Vteps } from '../tables/vteps.js';
 import {
@@ -26,7 +32,16 @@ import {
   swap16,
 } from '../wire/ethernet.js';
 import { flowHash } from '../wire/flow-hash.js';
-import { CE, ECT_0, fold16, IPV4_CHECKSUM, IPV4_LENGTH, IPV6_LENGTH, UDP_HEADER } from '../wire/ip.js';
+import {
+  CE,
+  ECT_0,
+  fold16,
+  IPV4_CHECKSUM,
+  IPV4_LENGTH,
+  IPV6_LENGTH,
+  sumWords,
+  UDP_HEADER,
+} from '../wire/ip.js';
 import { ENTROPY_PORT, OUTER_IPV4, OUTER_IPV6 } from '../wire/vxlan.js';
 
 const REASONS = ['inner-runt', 'inner-vlan', 'too-big', 'no-vtep', 'no-slot'] as const;
@@ -38,7 +53,7 @@ const [FRAMES, BYTES, COPIES] = COUNTERS.keys();
 export interface EncapOptions {
   /** Whether the underlay is IPv6. */
   readonly v6: boolean;
-  /** Compute the outer UDP checksum over IPv6; false where the port has the kernel do it. */
+  /** Compute the outer UDP checksum over IPv6 for `out`; false where its port has the kernel do it. */
   readonly checksum: boolean;
 }
 
@@ -46,17 +61,22 @@ export interface VxlanEncap extends Consumer {
   readonly drops: Drops;
 }
 
+/**
+ * @param out outer packets for VTEPs whose next hop is not known; all of them when there is no `linked`.
+ * @param linked outer packets for VTEPs whose next hop is known.
+ */
 export function createVxlanEncap(
   context: Context,
   domains: Domains,
   vteps: Vteps,
   options: EncapOptions,
   out: Batch,
+  linked: Batch | null = null,
 ): VxlanEncap {
   const { frames } = context;
-  const { u16, u64, off, len, dest, domain, offload, csumStart, hdrLen } = frames;
+  const { u16, u64, off, len, dest, domain, offload, csumStart, csumOffset, hdrLen } = frames;
   const { flags, vni: vnis, vteps: members } = domains;
-  const { templates, headerSum } = vteps;
+  const { templates, headerSum, linked: isLinked } = vteps;
   const { values } = context.counters;
   const { v6, checksum } = options;
   const drops = new Drops(context, 'vxlan-encap', REASONS);
@@ -82,7 +102,8 @@ export function createVxlanEncap(
       else {
         sent++;
         bytes += len[frame];
-        out.push(frame);
+        if (linked !== null && isLinked[to & 0xffff] === 1) linked.push(frame);
+        else out.push(frame);
       }
     }
     values[base + FRAMES] += sent;
@@ -97,7 +118,8 @@ export function createVxlanEncap(
     }
     values[base + FRAMES]++;
     values[base + BYTES] += len[frame];
-    out.push(frame);
+    if (linked !== null && isLinked[vtep] === 1) linked.push(frame);
+    else out.push(frame);
   }
 
   function replicate(frame: number): void {
@@ -150,7 +172,8 @@ export function createVxlanEncap(
     off[frame] = (w << 1) - outer;
     len[frame] = inner + outer;
     if (offload[frame] !== 0) shiftOffload(frame);
-    else if (v6 && checksum) checksumIpv6(vtep, udp, inner + 16);
+    if (v6 && (checksum || (linked !== null && isLinked[vtep] === 1)))
+      checksumIpv6(frame, vtep, udp, inner + 16);
     return -1;
   }
 
@@ -174,10 +197,25 @@ export function createVxlanEncap(
     if (hdrLen[frame] !== 0) hdrLen[frame] += outer;
   }
 
-  function checksumIpv6(vtep: number, udp: number, length: number): void {
-    const payload = native.checksum((udp << 1) + UDP_HEADER, length - UDP_HEADER, 0);
+  function checksumIpv6(frame: number, vtep: number, udp: number, length: number): void {
     // headerSum holds the destination port; the length counts twice, in the pseudo-header and in UDP's own.
-    const sum = fold16(headerSum[vtep] + u16[udp] + u16[udp + 2] * 2 + swap16(payload));
+    if ((offload[frame] & OFFLOAD_GSO_MASK) !== 0) {
+      // The kernel fills it in for each segment, from the sum of the pseudo-header alone.
+      u16[udp + 3] = fold16(headerSum[vtep] - u16[udp + 1] + u16[udp + 2]);
+      return;
+    }
+    const start = (udp << 1) + UDP_HEADER;
+    let payload: number;
+    if ((offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0) {
+      // What the inner checksum covers will sum up to the complement of what its field holds now, so the payload
+      // need not be read (local checksum offload, Linux Documentation/networking/checksum-offloads.rst).
+      const covered = off[frame] + csumStart[frame];
+      payload = fold16(
+        sumWords(u16, start >>> 1, (covered - start) >>> 1) +
+          (~u16[(covered + csumOffset[frame]) >>> 1] & 0xffff),
+      );
+    } else payload = swap16(native.checksum(start, length - UDP_HEADER, 0));
+    const sum = fold16(headerSum[vtep] + u16[udp] + u16[udp + 2] * 2 + payload);
     // A computed zero is sent as all ones (RFC 768).
     u16[udp + 3] = sum === 0xffff ? 0xffff : ~sum;
   }

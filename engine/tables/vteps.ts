@@ -31,6 +31,8 @@ export class Vteps {
   readonly headerSum: Uint32Array;
   /** 1 configured, 2 learned, 0 free. */
   readonly state: Uint8Array;
+  /** 1 when the next hop's MAC is known, so that an uplink TAP can send there. */
+  readonly linked: Uint8Array;
   /** Second in which a packet came from it. */
   readonly seen: Uint32Array;
   readonly addresses: Uint32Array;
@@ -46,6 +48,7 @@ export class Vteps {
     this.templates = new BigUint64Array(capacity * TEMPLATE_WORDS);
     this.headerSum = new Uint32Array(capacity);
     this.state = new Uint8Array(capacity);
+    this.linked = new Uint8Array(capacity);
     this.seen = new Uint32Array(capacity);
     this.addresses = new Uint32Array(capacity * 4);
     let slots = 16;
@@ -104,6 +107,7 @@ export class Vteps {
 
   /** Forgets a VTEP. MAC entries that name it must be gone before. */
   remove(vtep: number): void {
+    this.linked[vtep] = 0;
     if (this.state[vtep] === 2) this.learned--;
     this.state[vtep] = 0;
     this.rebuildIndex();
@@ -144,6 +148,7 @@ export class Vteps {
     const v6 = this.addresses[vtep * 4 + 2] !== MAPPED;
     bytes.set(destination, v6 ? 2 : 6);
     bytes.set(source, v6 ? 8 : 12);
+    this.linked[vtep] = 1;
   }
 
   private writeTemplate(vtep: number, remote: Uint8Array, local: LocalVtep): void {

@@ -1,0 +1,220 @@
+/**
+ * The uplink TAP on the host's side: the device, two nftables rules that move frames between it and the network
+ * card, and the watch over next hops.
+ *
+ * One rule on the card takes unfragmented VXLAN to our VTEP address into the TAP; one on the TAP sends what the
+ * engine wrote out of the card. Nothing else of the host is touched: fragments, other ports and other addresses go
+ * their usual way. The device goes with the process, however it ends; the table is removed on exit and, after a
+ * crash, replaced by the next start.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { native, type Tap } from '../native-bindings/index.js';
+import { macBytes, parseIp } from './addresses.js';
+import { runSync, toolEnvironment } from './command.js';
+import type { UnderlayDevice } from './devices.js';
+
+/** Length of the vnet header when the kernel segments UDP tunnels for us. */
+const TUNNEL_VNET = 24;
+
+export interface Uplink {
+  readonly tap: Tap;
+  readonly table: string;
+}
+
+/** Where frames for a VTEP go first: MAC of the next hop and of our card, six bytes each. */
+export interface Link {
+  readonly vtep: Uint8Array;
+  readonly destination: Uint8Array;
+  readonly source: Uint8Array;
+}
+
+/** Name of our table: one for each VTEP address and port, so that a restart finds what a crash left. */
+export function tableName(address: string, port: number): string {
+  return `weft_${address.replaceAll(/[.:]/g, '_')}_${port}`;
+}
+
+/**
+ * Opens the uplink TAP and installs the rules.
+ * @returns the uplink, or in one line why this host cannot have it.
+ */
+export function openUplink(address: string, port: number, device: UnderlayDevice): Uplink | string {
+  if (device.linkType !== 'ether') return `${device.interface} is no Ethernet interface`;
+  let tap: Tap;
+  try {
+    tap = native.tapOpen({ name: 'weft%d', netns: '', persist: false, tunnel: true });
+  } catch (error) {
+    return (error as Error).message;
+  }
+  if (tap.vnet !== TUNNEL_VNET) {
+    native.close(tap.fd);
+    return 'this kernel does not segment UDP tunnels on TAPs (Linux 6.17 does)';
+  }
+  const table = tableName(address, port);
+  try {
+    // No addresses and no neighbours of its own: nothing but our frames is to come out of it.
+    const settings = [
+      `link set dev ${tap.name} addrgenmode none`,
+      `link set dev ${tap.name} arp off mtu ${device.mtu} up`,
+    ];
+    runSync('ip', ['-batch', '-'], { input: `${settings.join('\n')}\n` });
+    runSync('nft', ['-f', '-'], { input: rules(table, address, port, device.interface, tap.name) });
+  } catch (error) {
+    native.close(tap.fd);
+    return `the rules that move frames between card and TAP were refused (${(error as Error).message.split('\n')[0]})`;
+  }
+  return { tap, table };
+}
+
+function rules(table: string, address: string, port: number, card: string, tap: string): string {
+  // Fragments carry no port after the first: all of them stay with the host's stack, which reassembles.
+  const match = address.includes(':')
+    ? `ip6 daddr ${address}`
+    : `ip daddr ${address} ip frag-off & 0x3fff == 0`;
+  return `table netdev ${table} {}
+delete table netdev ${table}
+table netdev ${table} {
+  chain from_card {
+    type filter hook ingress device "${card}" priority 0;
+    ${match} udp dport ${port} fwd to "${tap}"
+  }
+  chain from_engine {
+    type filter hook ingress device "${tap}" priority 0;
+    fwd to "${card}"
+  }
+}
+`;
+}
+
+export function closeUplink({ tap, table }: Uplink): void {
+  removeTable(table);
+  native.close(tap.fd);
+}
+
+/** Removes a table of ours; one that is not there is no error. */
+export function removeTable(table: string): void {
+  try {
+    runSync('nft', ['delete', 'table', 'netdev', table]);
+  } catch {
+    // Not there, or no nft on this host, and then no table either.
+  }
+}
+
+interface Neighbour {
+  readonly dst: string;
+  readonly lladdr?: string;
+  readonly state: readonly string[];
+}
+
+const UNUSABLE = new Set(['INCOMPLETE', 'FAILED', 'NONE']);
+/** Changes come in bursts; one look serves them all. */
+const SETTLE_MS = 20;
+/** How often entries that nobody else keeps fresh are confirmed; the kernel's own base reachable time is 30 s. */
+const CONFIRM_MS = 25_000;
+
+/**
+ * Follows the next hop of each VTEP through the kernel's routes and neighbours. A VTEP whose next hop is not known,
+ * or whose route leaves by another interface, has no link, and goes through the socket, where the kernel decides.
+ */
+export class LinkWatch {
+  private readonly monitor: ChildProcess;
+  private readonly confirm: NodeJS.Timeout;
+  private settle: NodeJS.Timeout | undefined;
+  private vteps: readonly string[] = [];
+  private known = '';
+
+  /** @param onChange called with all links whenever they differ from before. */
+  constructor(
+    private readonly local: string,
+    private readonly device: string,
+    private readonly onChange: (links: Link[]) => void,
+  ) {
+    this.monitor = spawn('ip', ['monitor', 'link', 'address', 'route', 'neigh'], {
+      env: toolEnvironment(),
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    this.monitor.on('error', () => undefined);
+    this.monitor.stdout?.on('data', () => this.soon());
+    this.confirm = setInterval(() => this.look(true), CONFIRM_MS);
+    this.confirm.unref();
+  }
+
+  /** Sets the VTEPs to follow and returns their links as they are now. */
+  follow(vteps: readonly string[]): Link[] {
+    this.vteps = [...new Set(vteps)];
+    return this.links(true);
+  }
+
+  private soon(): void {
+    this.settle ??= setTimeout(() => {
+      this.settle = undefined;
+      this.look(false);
+    }, SETTLE_MS);
+  }
+
+  private look(confirm: boolean): void {
+    const before = this.known;
+    const links = this.links(confirm);
+    if (this.known !== before) this.onChange(links);
+  }
+
+  /** @param confirm ask the kernel to resolve or confirm next hops that it is not sure of. */
+  private links(confirm: boolean): Link[] {
+    const source = this.cardAddress();
+    const neighbours = new Map<string, Neighbour>();
+    for (const entry of this.read<Neighbour>(['neigh', 'show', 'dev', this.device]))
+      neighbours.set(entry.dst, entry);
+    const links: Link[] = [];
+    const ask = new Set<string>();
+    for (const vtep of this.vteps) {
+      const hop = this.nextHop(vtep);
+      if (hop === undefined || source === undefined) continue;
+      const entry = neighbours.get(hop);
+      const usable = entry?.lladdr !== undefined && !entry.state.some((state) => UNUSABLE.has(state));
+      if (!usable || (confirm && entry.state.includes('STALE'))) ask.add(hop);
+      if (usable) links.push({ vtep: parseIp(vtep).bytes, destination: macBytes(entry.lladdr!), source });
+    }
+    if (confirm && ask.size > 0) this.resolve(ask);
+    this.known = JSON.stringify(links);
+    return links;
+  }
+
+  private read<T>(args: readonly string[]): T[] {
+    try {
+      return JSON.parse(runSync('ip', ['-j', ...args]) || '[]') as T[];
+    } catch {
+      // No route, or the interface has just gone: nothing is known.
+      return [];
+    }
+  }
+
+  private cardAddress(): Uint8Array | undefined {
+    const [link] = this.read<{ address: string; flags: string[] }>(['link', 'show', 'dev', this.device]);
+    return link?.flags.includes('UP') ? macBytes(link.address) : undefined;
+  }
+
+  private nextHop(vtep: string): string | undefined {
+    const [route] = this.read<{ dst: string; dev: string; gateway?: string }>([
+      'route',
+      'get',
+      vtep,
+      'from',
+      this.local,
+    ]);
+    return route?.dev === this.device ? (route.gateway ?? route.dst) : undefined;
+  }
+
+  private resolve(hops: ReadonlySet<string>): void {
+    const lines = [...hops].map((hop) => `neigh replace ${hop} dev ${this.device} use\n`);
+    try {
+      runSync('ip', ['-force', '-batch', '-'], { input: lines.join('') });
+    } catch {
+      // Resolved meanwhile, or unreachable: the next event or confirmation tells.
+    }
+  }
+
+  close(): void {
+    clearInterval(this.confirm);
+    clearTimeout(this.settle);
+    this.monitor.kill();
+  }
+}

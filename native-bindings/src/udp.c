@@ -318,9 +318,12 @@ napi_value udp_send(napi_env env, napi_callback_info info)
 			}
 			uint32_t lost = (uint32_t)burst.messages[m].msg_hdr.msg_iovlen;
 			if (errno == EINTR) continue;
-			if (lost > 1 && (errno == EIO || errno == EINVAL)) {
-				/* The device or kernel cannot segment: the rest of the batch goes one by one. */
-				failures[GSO_REFUSED]++;
+			if (lost > 1 && (errno == EIO || errno == EINVAL || errno == EMSGSIZE)) {
+				/*
+				 * The device or kernel cannot segment, or the segments are larger than the path's MTU, which the
+				 * shorter last one need not be: the rest of the batch goes one by one.
+				 */
+				if (errno != EMSGSIZE) failures[GSO_REFUSED]++;
 				gso = 0;
 				again = true;
 				done += burst.first[m];

@@ -11,6 +11,8 @@ const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[]
   () => import('./commands/drops.js'),
   () => import('./commands/replay.js'),
   () => import('./commands/bench.js'),
+  () => import('./commands/doctor.js'),
+  () => import('./commands/peer.js'),
 ];
 
 async function main(): Promise<number> {

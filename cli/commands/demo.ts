@@ -1,0 +1,157 @@
+/** `weft demo`: everything Weft does so far, shown and measured in half a minute on one machine. */
+import { constants } from 'node:os';
+import { type Command, InvalidArgumentError } from 'commander';
+import type { DemoReport } from '../demo/demo.js';
+import type { Measures } from '../demo/measure.js';
+import { CommandError, printJson, printTable, say } from '../output.js';
+
+interface Flags {
+  readonly json?: true;
+  readonly seconds: number;
+}
+
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+export function register(program: Command): void {
+  program
+    .command('demo')
+    .description('two hosts in namespaces: containers talk over Weft, over Weft and the kernel, and figures')
+    .option('--seconds <s>', 'duration of each TCP measurement', seconds, 2)
+    .option('--json', 'print one JSON object')
+    .action(demo);
+}
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (!/^[0-9]+$/.test(text) || value < 1 || value > 60)
+    throw new InvalidArgumentError('Write a whole number of seconds from 1 to 60.');
+  return value;
+}
+
+async function demo(flags: Flags): Promise<void> {
+  const reason = await unavailable();
+  if (reason !== undefined) throw new CommandError(`the demo cannot run here: ${reason}`);
+  const { Demo, STEPS } = await import('../demo/demo.js');
+  const { Progress } = await import('../demo/progress.js');
+  const progress = new Progress(STEPS);
+  for (const signal of SIGNALS) {
+    process.once(signal, () => {
+      progress.clear();
+      say(`${signal}: the demo stops here`);
+      process.exit(128 + constants.signals[signal]);
+    });
+  }
+  let report: DemoReport;
+  const running = new Demo(progress, flags.seconds);
+  try {
+    report = await running.run();
+  } catch (error) {
+    throw new CommandError((error as Error).message);
+  } finally {
+    progress.clear();
+    running.close();
+  }
+  if (flags.json) printJson(report);
+  else print(report);
+}
+
+/** Why there can be no demo here, with the remedy. */
+async function unavailable(): Promise<string | undefined> {
+  const { existsSync } = await import('node:fs');
+  const { Lab, toolEnvironment } = await import('../lab.js');
+  const reason = Lab.unavailable();
+  if (reason !== undefined) return reason;
+  if (!existsSync('/dev/net/tun'))
+    return 'there is no /dev/net/tun; load it with "modprobe tun", or give this container the device (docker run --device /dev/net/tun)';
+  const directories = (toolEnvironment()['PATH'] ?? '').split(':');
+  for (const [tool, debian] of [
+    ['ping', 'iputils-ping'],
+    ['iperf3', 'iperf3'],
+  ] as const) {
+    if (!directories.some((directory) => existsSync(`${directory}/${tool}`)))
+      return `it needs ${tool}; install it with "apt-get install ${debian}"`;
+  }
+  return undefined;
+}
+
+/** A figure with three significant digits: 0.0123, 4.56, 12.3, 456. */
+function short(value: number): string {
+  return value >= 100 ? String(Math.round(value)) : String(Number(value.toPrecision(3)));
+}
+
+const MISSING = 'needs ethtool';
+
+const cells: readonly { title: string; cell: (measures: Measures) => string }[] = [
+  {
+    title: 'ping c1 → c2',
+    cell: ({ ping }) => `${ping.received} of ${ping.sent}, ${Number(ping.rttAvgMs.toPrecision(2))} ms`,
+  },
+  { title: 'TCP c1 → c2', cell: ({ tcp }) => (tcp ? `${short(tcp.bitsPerSecond / 1e9)} Gb/s` : MISSING) },
+  {
+    title: 'UDP c1 → c2',
+    cell: ({ udp }) =>
+      udp ? `${short(udp.packetsPerSecond / 1e3)} k/s, ${short(udp.lostPercent)} % lost` : MISSING,
+  },
+  { title: 'broadcast of c1', cell: ({ broadcast }) => `${broadcast.seen} of ${broadcast.sent} seen by c2` },
+];
+
+function print({ stages, engines, replay, seconds: total }: DemoReport): void {
+  const out = (line: string): void => {
+    process.stdout.write(`${line}\n`);
+  };
+  out('Two hosts, a container on each: c1 10.0.9.1 on host A, c2 10.0.9.2 on host B, in VXLAN 42.');
+  out('');
+  printTable(
+    [{ title: '' }, { title: 'WEFT – WEFT' }, { title: 'WEFT – KERNEL' }, { title: 'KERNEL – KERNEL' }],
+    cells.map(({ title, cell }) => [title, cell(stages.weft), cell(stages.mixed), cell(stages.kernel)]),
+  );
+  out('');
+  printTable(
+    [
+      { title: 'ENGINE' },
+      { title: 'VXLAN SENT', align: 'right' },
+      { title: 'VXLAN RECEIVED', align: 'right' },
+      { title: 'FRAMES DROPPED' },
+    ],
+    engines.map(({ node, vxlanSent, vxlanReceived, drops }) => [
+      node,
+      String(vxlanSent),
+      String(vxlanReceived),
+      dropped(drops),
+    ]),
+  );
+  out('');
+  printTable(
+    [
+      { title: 'REPLAY' },
+      { title: 'THROUGH' },
+      { title: 'FRAMES', align: 'right' },
+      { title: 'MPPS', align: 'right' },
+      { title: 'NS/FRAME', align: 'right' },
+      { title: 'DROPPED' },
+    ],
+    [
+      [
+        replay.file,
+        replay.through,
+        String(replay.frames),
+        short(replay.mpps),
+        short(replay.nsPerFrame),
+        dropped(replay.drops),
+      ],
+    ],
+  );
+  say(`
+KERNEL is Linux's own bridge and vxlan on that host. UDP: 1400-byte datagrams as fast as iperf3 sends them.
+It took ${total.toFixed(0)} s; namespaces, processes and files are gone again.
+
+Next:
+  weft up -c examples/two-hosts-hostA.yaml   a node of your own: docs/overlay.md has every step
+  weft replay FILE --through ${replay.through}   your own captures: docs/replay.md
+  README.md, CONTRIBUTING.md                 what works and what does not; how the code is laid out`);
+}
+
+function dropped(drops: Record<string, number>): string {
+  const rows = Object.entries(drops);
+  return rows.length === 0 ? 'none' : rows.map(([reason, count]) => `${count} (${reason})`).join(', ');
+}

@@ -1,0 +1,50 @@
+/** The demo's replay: a capture of `pcaps/` through the same elements, by `weft replay` itself. */
+import { existsSync, readdirSync } from 'node:fs';
+import { basename } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { ReplayReport } from '../../control/replay.js';
+import type { Namespace } from '../lab.js';
+import { WEFT } from './engine.js';
+
+export const CHAIN = 'bridge,vxlan-encap';
+/** About half a second of work, long enough for its speed to mean something. */
+const FRAMES = 8_000_000;
+
+export type ReplayFigures = Pick<
+  ReplayReport,
+  'frames' | 'bytes' | 'seconds' | 'mpps' | 'gbps' | 'nsPerFrame' | 'delivered' | 'drops'
+> & { readonly file: string; readonly through: string };
+
+/** The repository's captures; the first by name is the demo's. @throws Error when there is none. */
+export function demoCapture(): string {
+  const directory = fileURLToPath(new URL('../../../pcaps/', import.meta.url));
+  const names = existsSync(directory)
+    ? readdirSync(directory)
+        .filter((name) => /\.pcap(ng)?(\.gz)?$/.test(name))
+        .sort()
+    : [];
+  if (names.length === 0)
+    throw new Error(`there is no capture in ${directory}: this copy of Weft is not complete`);
+  return directory + names[0];
+}
+
+/** Runs in a namespace of the lab, so that it ends with it. */
+export async function replayCapture(host: Namespace): Promise<ReplayFigures> {
+  const file = demoCapture();
+  const once = await run(host, file, 1);
+  const { frames, bytes, seconds, mpps, gbps, nsPerFrame, delivered, drops } = await run(
+    host,
+    file,
+    Math.ceil(FRAMES / Math.max(1, once.frames)),
+  );
+  const dropped = Object.values(drops).reduce((sum, count) => sum + count, 0);
+  if (frames === 0 || delivered + dropped !== frames)
+    throw new Error(`of ${frames} frames ${delivered} were delivered and ${dropped} dropped`);
+  const figures = { frames, bytes, seconds, mpps, gbps, nsPerFrame, delivered, drops };
+  return { file: `pcaps/${basename(file)}`, through: CHAIN, ...figures };
+}
+
+async function run(host: Namespace, file: string, loops: number): Promise<ReplayReport> {
+  const args = [WEFT, 'replay', file, '--through', CHAIN, '--loop', String(loops), '--json'];
+  return JSON.parse(await host.run(process.execPath, args)) as ReplayReport;
+}

@@ -13,6 +13,7 @@ const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[]
   () => import('./commands/bench.js'),
   () => import('./commands/doctor.js'),
   () => import('./commands/peer.js'),
+  () => import('./commands/demo.js'),
 ];
 
 async function main(): Promise<number> {

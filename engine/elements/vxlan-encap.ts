@@ -9,8 +9,8 @@
  *   4. the offload metadata, if any, moves with the header: a super-frame stays whole.
  *
  * The outer UDP checksum is zero over IPv4, as section 5 recommends. Over IPv6 it is computed here, because
- * Linux refuses zero there unless told otherwise – except for frames with pending offloads, whose checksum
- * the port must finish. Not handled: fragmentation, which a VTEP must not do.
+ * Linux refuses zero there unless told otherwise; of a super-frame only its pseudo-header, for the kernel that
+ * cuts it. Not handled: fragmentation, which a VTEP must not do.
  */
 import { native } from '../../native-bindings/index.js';
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
@@ -201,7 +201,8 @@ export function createVxlanEncap(
     // headerSum holds the destination port; the length counts twice, in the pseudo-header and in UDP's own.
     if ((offload[frame] & OFFLOAD_GSO_MASK) !== 0) {
       // The kernel fills it in for each segment, from the sum of the pseudo-header alone.
-      u16[udp + 3] = fold16(headerSum[vtep] - u16[udp + 1] + u16[udp + 2]);
+      // The port is taken out by its complement: a difference below zero would fold to one too many.
+      u16[udp + 3] = fold16(headerSum[vtep] + (~u16[udp + 1] & 0xffff) + u16[udp + 2]);
       return;
     }
     const start = (udp << 1) + UDP_HEADER;

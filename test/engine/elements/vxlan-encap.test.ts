@@ -8,6 +8,7 @@ import { Vteps } from '../../../engine/tables/vteps.js';
 import {
   be16,
   type Caught,
+  concat,
   dropped,
   ethernet,
   ip,
@@ -257,7 +258,9 @@ for (const v6 of [false, true]) {
       hdrLen: 42 + e.outer,
       csumStart: 34 + e.outer,
     });
-    t.is(p.checksum, 0, 'the port finishes it');
+    // Of the outer checksum there is the pseudo-header's sum, as the kernel wants it for each segment it cuts.
+    const pseudo = slowSum(concat(p.source, p.destination, be16(17, p.udpLength)));
+    t.is(p.checksum, v6 ? pseudo : 0);
     t.is(e.packet(inner, { ...metadata, hdrLen: 0 }).hdrLen, 0, 'unknown stays unknown');
     e.rig.finish(t);
   });
@@ -281,6 +284,49 @@ test('a computed UDP checksum of zero is sent as 0xffff over IPv6', (t) => {
   const zero = e.packet(inner);
   t.is(zero.checksum, 0xffff);
   t.is(udpSum(zero.source, zero.destination, zero.udp), 0xffff);
+  e.rig.finish(t);
+});
+
+test('the pseudo-header of a super-frame over IPv6 is summed right for every VTEP and length', (t) => {
+  const e = encapRig({ v6: true, vteps: 16 });
+  for (let vtep = 0; vtep < 16; vtep++) {
+    for (const size of [100, 1000, 4242, 20000, 60000]) {
+      const p = e.packet(udpFrame(1, { size }), {
+        dest: REMOTE | vtep,
+        offload: 0x501,
+        csumStart: 34,
+        csumOffset: 6,
+      });
+      t.is(
+        p.checksum,
+        slowSum(concat(p.source, p.destination, be16(17, p.udpLength))),
+        `${vtep}, ${size} bytes`,
+      );
+    }
+  }
+  e.rig.finish(t);
+});
+
+test('property: the outer checksum over IPv6 of a frame whose inner one is unfinished holds once it is finished', (t) => {
+  const e = encapRig({ v6: true });
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 200 }), fc.boolean(), fc.nat(65535), (content, v6, flow) => {
+      const datagram = udp(flow, 7, content);
+      const [source, destination] = v6 ? ['fd00::1', 'fd00::2'] : ['10.0.0.1', '10.0.0.2'];
+      const pseudo = slowSum(concat(ip(source), ip(destination), be16(17, datagram.length)));
+      datagram.set(be16(pseudo), 6);
+      const inner = v6
+        ? ethernet({ type: 0x86dd }, ipv6({ source, destination }, datagram))
+        : ethernet({ type: 0x0800 }, ipv4({ source, destination }, datagram));
+      const csumStart = v6 ? 54 : 34;
+      const p = e.packet(inner, { offload: 1, csumStart, csumOffset: 6 });
+      t.is(p.csumStart, csumStart + e.outer);
+      const finished = ~slowSum(p.bytes.slice(p.csumStart)) & 0xffff;
+      p.bytes.set(be16(finished === 0 ? 0xffff : finished), p.csumStart + 6);
+      t.is(udpSum(p.source, p.destination, p.bytes.slice(54)), 0xffff);
+    }),
+    { numRuns: 300 },
+  );
   e.rig.finish(t);
 });
 

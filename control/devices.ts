@@ -145,7 +145,7 @@ export interface UnderlaySockets {
 
 /** Opens the underlay's sockets. @throws Error with `code`: EADDRINUSE when the port is taken, and others. */
 export function openUnderlay({ address, port, ttl }: Underlay): UnderlaySockets {
-  const opened = [native.udpOpen({ address, port, ttl, gro: false })];
+  const opened = [native.udpOpen({ address, port, ttl, gro: true })];
   try {
     while (opened.length <= SENDERS) opened.push(openSender(address, ttl));
   } catch (error) {

@@ -16,6 +16,7 @@ import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '.
 import { fold16, PROTOCOL_UDP, UDP_HEADER } from '../wire/ip.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
 import type { Port } from './port.js';
+import { createSplitter } from './split.js';
 import { countFailures } from './tap.js';
 
 const REASONS = ['no-room', 'unreachable', 'too-big', 'not-sent', 'truncated'] as const;
@@ -47,10 +48,12 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
   const drops = new Drops(context, `port:${id}`, REASONS);
   const block = context.counters.claim(`port:${id}`, COUNTERS);
   const { base } = block;
+  const splitter = createSplitter(context, `port:${id}:split`, v6);
   const addresses = new Uint8Array(BATCH_SIZE * 16);
   const addressHalves = new Uint16Array(addresses.buffer);
   const meta = new Uint32Array(BATCH_SIZE * 4);
   const failures = new Uint32Array(5);
+  const received = new Uint32Array(BATCH_SIZE);
   const template = receivedHeader(local);
   const templateSum = templateChecksum(template);
   const perSender = senders.map((sender) => new Batch({ process: (batch) => sendOn(sender, batch) }));
@@ -63,8 +66,11 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
     const count = native.udpReceive(fd, free, room, VXLAN_HEADER, LARGE_CAPACITY, addresses, meta);
     if (count <= 0) return 0;
     let bytes = 0;
+    let datagrams = 0;
+    // All of them before anything else may take a slot: splitting does.
+    for (let i = 0; i < count; i++) received[i] = frames.takeLarge();
     for (let i = 0; i < count; i++) {
-      const frame = frames.takeLarge();
+      const frame = received[i];
       const payload = len[frame];
       off[frame] -= VXLAN_HEADER + outer;
       len[frame] = payload + outer;
@@ -74,9 +80,14 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
       }
       writeReceived(off[frame] >>> 1, i, payload);
       bytes += payload + outer;
-      to.push(frame);
+      const size = meta[i * 4 + 2];
+      if (size !== 0 && size < payload) datagrams += splitter.split(frame, size, to);
+      else {
+        datagrams++;
+        to.push(frame);
+      }
     }
-    values[base + RX_FRAMES] += count;
+    values[base + RX_FRAMES] += datagrams;
     values[base + RX_BYTES] += bytes;
     return count;
   }
@@ -139,6 +150,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
 
   function close(): void {
     drops.release();
+    splitter.close();
     context.counters.release(block);
   }
 

@@ -13,8 +13,10 @@ import { native } from '../../native-bindings/index.js';
 import { type Batch, type Context, Drops } from '../graph.js';
 import {
   BATCH_SIZE,
+  GSO_UDP_L4,
   LARGE_CAPACITY,
   OFFLOAD_GSO_MASK,
+  OFFLOAD_GSO_SHIFT,
   OFFLOAD_NEEDS_CSUM,
   OFFLOAD_OUTER_SHIFT,
 } from '../memory/frames.js';
@@ -22,6 +24,7 @@ import { ETHERNET_HEADER, ETHERTYPE_QINQ_LE, ETHERTYPE_VLAN_LE, VLAN_TAG } from 
 import { UDP_HEADER } from '../wire/ip.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
 import type { Port } from './port.js';
+import { createSplitter } from './split.js';
 import { countFailures } from './tap.js';
 
 /** Bytes of the vnet header with tunnel offsets. */
@@ -60,7 +63,9 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
   const drops = new Drops(context, `port:${id}`, REASONS);
   const block = context.counters.claim(`port:${id}`, COUNTERS);
   const { base } = block;
+  const splitter = createSplitter(context, `port:${id}:split`, v6);
   const failures = new Uint32Array(5);
+  const received = new Uint32Array(BATCH_SIZE);
   const sending = new Uint32Array(BATCH_SIZE);
 
   function receive(to: Batch): number {
@@ -68,32 +73,49 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
     const count = native.tapRead(fd, free, Math.min(BATCH_SIZE, free), before, LARGE_CAPACITY);
     if (count <= 0) return count;
     let bytes = 0;
+    let datagrams = 0;
     let superFrames = 0;
+    // All of them before anything else may take a slot: splitting does.
+    for (let i = 0; i < count; i++) received[i] = frames.takeLarge();
     for (let i = 0; i < count; i++) {
-      const frame = frames.takeLarge();
+      const frame = received[i];
       const start = off[frame] - outer;
       const length = Math.max(0, len[frame] - TUNNEL_VNET_HEADER);
       off[frame] = start;
       len[frame] = length;
+      bytes += length;
       const h = (start - TUNNEL_VNET_HEADER) >>> 1;
       const flags = u16[h];
+      if ((flags & OFFLOAD_GSO_MASK) === GSO_UDP_L4 << OFFLOAD_GSO_SHIFT) {
+        // Outer datagrams laid one after another, as a peer's socket sends them: the inner frames are whole.
+        datagrams += splitter.split(frame, u16[h + 2], to);
+        continue;
+      }
+      datagrams++;
       if ((flags & (OFFLOAD_NEEDS_CSUM | OFFLOAD_GSO_MASK)) !== 0) {
-        offload[frame] =
-          (flags & (OFFLOAD_NEEDS_CSUM | (OFFLOAD_GSO_MASK & ~(TUNNEL_IPV4 | TUNNEL_IPV6)))) |
-          (outer << OFFLOAD_OUTER_SHIFT);
-        hdrLen[frame] = u16[h + 1];
-        gsoSize[frame] = u16[h + 2];
-        csumStart[frame] = u16[h + 3];
-        csumOffset[frame] = u16[h + 4];
+        takeOffload(frame, h, flags);
         if ((flags & OFFLOAD_GSO_MASK) !== 0) superFrames++;
       }
-      bytes += length;
       to.push(frame);
     }
-    values[base + RX_FRAMES] += count;
+    values[base + RX_FRAMES] += datagrams;
     values[base + RX_BYTES] += bytes;
     values[base + RX_SUPER] += superFrames;
     return count;
+  }
+
+  function takeOffload(frame: number, h: number, flags: number): void {
+    if (u16[h + 3] < outer) {
+      // The outer checksum is the one to be filled in, by who would send the packet on: it never left the machine.
+      u16[(off[frame] + outer - VXLAN_HEADER - 2) >>> 1] = 0;
+      return;
+    }
+    const word = flags & (OFFLOAD_NEEDS_CSUM | (OFFLOAD_GSO_MASK & ~(TUNNEL_IPV4 | TUNNEL_IPV6)));
+    offload[frame] = word | (outer << OFFLOAD_OUTER_SHIFT);
+    hdrLen[frame] = u16[h + 1];
+    gsoSize[frame] = u16[h + 2];
+    csumStart[frame] = u16[h + 3];
+    csumOffset[frame] = u16[h + 4];
   }
 
   function process(batch: Batch): void {
@@ -155,6 +177,7 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
 
   function close(): void {
     drops.release();
+    splitter.close();
     context.counters.release(block);
   }
 

@@ -525,6 +525,17 @@ test('packets at every even alignment are taken apart alike', (t) => {
   d.rig.finish(t);
 });
 
+test('sources over IPv6 that differ in one of their four words are four VTEPs, one after the other', (t) => {
+  const d = decapRig({ v6: true, configured: false });
+  const sources = ['2001:db8::9', '2001:db9::9', '2001:db8:0:1::9', '2001:db8::1:0:9', '2001:db8::8'];
+  for (const [i, source] of [...sources, ...sources].entries()) {
+    const { ingress } = d.inner(vxlan({ source }, INNER));
+    t.is(ingress, REMOTE | (i % 5));
+    t.is(d.inner(vxlan({ source: sources[0] }, INNER)).ingress, REMOTE);
+  }
+  d.rig.finish(t);
+});
+
 test('two thousand packets of many VTEPs in one go keep order, domain and VTEP', (t) => {
   const d = decapRig({ configured: false, capacity: 64 });
   const packets = Array.from({ length: 2000 }, (_, i) =>

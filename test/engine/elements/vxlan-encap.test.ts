@@ -176,6 +176,7 @@ for (const v6 of [false, true]) {
       }
       // 1,024 balls into 16,384 boxes leave 993 boxes taken on average, with a deviation of 5.5.
       t.true(ports.size > 950, `${ports.size} ports for 1,024 flows`);
+      t.true(Math.min(...ports) < 50000 && Math.max(...ports) > 64700, 'over the whole range');
     }
     e.rig.finish(t);
   });

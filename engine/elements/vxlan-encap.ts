@@ -212,7 +212,8 @@ export function createVxlanEncap(
       // need not be read (local checksum offload, Linux Documentation/networking/checksum-offloads.rst).
       const covered = off[frame] + csumStart[frame];
       payload = fold16(
-        sumWords(u16, start >>> 1, (covered - start) >>> 1) +
+        // Signed: a start near 65,535 has wrapped round to one before the inner frame, and sums up nothing.
+        sumWords(u16, start >>> 1, (covered - start) >> 1) +
           (~u16[(covered + csumOffset[frame]) >>> 1] & 0xffff),
       );
     } else payload = swap16(native.checksum(start, length - UDP_HEADER, 0));

@@ -331,6 +331,20 @@ test('property: the outer checksum over IPv6 of a frame whose inner one is unfin
   e.rig.finish(t);
 });
 
+test('a partial checksum that starts past what the outer header leaves room for does not hang the worker', (t) => {
+  const e = encapRig({ v6: true });
+  const inner = ethernet({}, payload(65465));
+  for (const csumStart of [65466, 65470, 65476]) {
+    const p = e.packet(inner, { offload: 1, csumStart, csumOffset: 0 });
+    t.deepEqual(p.inner, inner);
+    // Nothing in front of the wrapped start is summed, so only the headers and the field itself are in it.
+    const field = ~at16(p.bytes, p.csumStart) & 0xffff;
+    const header = concat(p.source, p.destination, be16(17, p.udpLength), p.udp.slice(0, 8));
+    t.is(slowSum(concat(header, be16(field))), 0xffff);
+  }
+  e.rig.finish(t);
+});
+
 test('the outer checksum over IPv6 is left to the port when it asks for that', (t) => {
   const e = encapRig({ v6: true, checksum: false });
   t.is(e.packet(udpFrame(1)).checksum, 0);

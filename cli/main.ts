@@ -21,6 +21,7 @@ async function main(): Promise<number> {
     .description('A userspace overlay-network engine for Linux')
     .version('0.1.0')
     .exitOverride()
+    .showHelpAfterError('see "weft --help", or "weft COMMAND --help"')
     .configureOutput({ outputError: (text, write) => write(text) });
   for (const load of COMMANDS) (await load()).register(program);
   try {

@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Command } from 'commander';
 import type { DropRow } from '../../control/api.js';
 import { ask, type ClientOptions, withClient } from '../client.js';
-import { CommandError, EXIT, printJson, printTable } from '../output.js';
+import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
 interface DropsOptions extends ClientOptions {
   readonly json?: boolean;
@@ -26,7 +26,8 @@ async function drops(options: DropsOptions): Promise<void> {
     const answer = await ask<{ drops: DropRow[] }>('GET', '/drops', options);
     const rows = answer.drops.filter(({ count }) => options.all || count > 0);
     if (options.json) printJson({ drops: rows });
-    else print(rows);
+    else if (rows.length > 0) print(rows);
+    else say('nothing was dropped');
     if (seconds === 0) return;
     await delay(seconds * 1000);
   }

@@ -204,7 +204,11 @@ export class PathProber {
         this.waiting.delete(sequence);
         resolve(outcome);
       };
-      const timer = setTimeout(() => finish({ kind: 'lost', reason: 'no answer' }), timeoutMs);
+      // Not before what has arrived was read: this thread may have been away for longer than the timeout.
+      const timer = setTimeout(
+        () => setImmediate(() => finish({ kind: 'lost', reason: 'no answer' })),
+        timeoutMs,
+      );
       this.waiting.set(sequence, (event) => {
         if (event.kind === 'too-big') finish({ kind: 'too-big', mtu: event.mtu });
         else if (event.kind === 'unreachable')

@@ -1,7 +1,7 @@
 /** What `weft doctor` finds: one line a probe, and what to do about it. */
 
 /** `warn` costs speed or a feature, `fail` keeps Weft from working, `skip` could not be looked at. */
-export type CheckStatus = 'ok' | 'warn' | 'fail' | 'skip';
+type CheckStatus = 'ok' | 'warn' | 'fail' | 'skip';
 
 export interface Check {
   /** What was looked at, such as `/dev/net/tun`. */

@@ -2,12 +2,11 @@
  * What Weft needs of a host, probed by using it: nothing here trusts a version where it can try the thing itself.
  * All trials happen in a network namespace without a name that is gone with the last probe.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, existsSync, openSync, readFileSync, readlinkSync } from 'node:fs';
 import { release } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { native } from '../../native-bindings/index.js';
-import { runSync, toolEnvironment } from '../command.js';
+import { RunningCommand, runSync } from '../command.js';
 import { type Check, fail, ok, oneLine, skip, warn } from './check.js';
 
 type Native = typeof native;
@@ -248,21 +247,20 @@ async function checkPackages(): Promise<Check[]> {
 
 /** A network namespace held by a process that does nothing: it has no name, and goes when that process does. */
 class ScratchNamespace {
-  private constructor(private readonly holder: ChildProcess) {}
+  private constructor(private readonly holder: RunningCommand) {}
 
   get path(): string {
-    return `/proc/${this.holder.pid}/ns/net`;
+    return `/proc/${this.holder.child.pid}/ns/net`;
   }
 
   /** Undefined where none can be made: no right, or no `unshare`. */
   static async open(): Promise<ScratchNamespace | undefined> {
     let ended = false;
-    const holder = spawn('unshare', ['--net', 'sleep', '60'], { stdio: 'ignore', env: toolEnvironment() });
-    for (const event of ['error', 'exit'] as const) {
-      holder.on(event, () => {
-        ended = true;
-      });
-    }
+    const over = (): void => {
+      ended = true;
+    };
+    const holder = new RunningCommand('unshare', ['--net', 'sleep', '60'], { stdio: 'ignore' });
+    holder.ended.then(over, over);
     const scratch = new ScratchNamespace(holder);
     const own = readlinkSync('/proc/self/ns/net');
     for (let wait = 0; wait < 400 && !ended; wait++) {
@@ -282,6 +280,6 @@ class ScratchNamespace {
   }
 
   close(): void {
-    this.holder.kill('SIGKILL');
+    this.holder.child.kill('SIGKILL');
   }
 }

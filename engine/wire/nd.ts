@@ -30,7 +30,7 @@ export const SOLICITED_LE = 0x40;
 export const OVERRIDE_LE = 0x20;
 
 /** Word indices from the IPv6 header on, ICMPv6 right behind it. */
-export const ND_TYPE = IPV6_HEADER / 2;
+const ND_TYPE = IPV6_HEADER / 2;
 const ND_CHECKSUM = ND_TYPE + 1;
 export const ND_FLAGS = ND_TYPE + 2;
 export const ND_TARGET = ND_TYPE + 4;

@@ -199,13 +199,14 @@ live('what a node file asks for and the host lacks, each with its remedy', async
   });
   t.like(named(plain, 'underlay address'), { status: 'fail', remedy: 'write mtu: 1500' });
 
-  const socat = a.start('socat', ['-u', 'UDP4-RECV:4789', 'OPEN:/dev/null']);
-  await a.run('sh', ['-c', 'until ss -uln | grep -q :4789; do sleep 0.05; done']);
+  const bind = "require('dgram').createSocket('udp4').bind(4789, () => console.log('bound'))";
+  const holder = a.start(process.execPath, ['-e', bind]);
+  await holder.output(/bound/);
   t.like(named(await doctor(a, '-c', nodeFile(t)), 'UDP port 4789'), {
     status: 'fail',
     message: 'is taken on 10.1.0.1',
   });
-  await socat.stop();
+  await holder.stop();
 
   await deafen(b);
   const silent = await doctor(a, '-c', nodeFile(t));

@@ -5,13 +5,16 @@ import { Tap } from '../../control/tap-stream.js';
 
 const reason = Lab.unavailable();
 
-/** A test that needs namespaces; skipped, with the reason in its title, where there are none. */
+/**
+ * A test that needs namespaces; skipped, with the reason in its title, where there are none. One after the other:
+ * the frames of a Tap pass this thread, which the making of another test's laboratory would hold for seconds.
+ */
 function live(title: string, body: (t: ExecutionContext, lab: Lab) => Promise<void>): void {
   if (reason) {
     test.skip(`${title} [skipped: ${reason}]`, () => {});
     return;
   }
-  test(title, async (t) => {
+  test.serial(title, async (t) => {
     const lab = Lab.create();
     t.teardown(() => lab.close());
     await body(t, lab);
@@ -37,14 +40,15 @@ live('two containers ping through two Taps, and no frame is merged with another'
   const right = tapIn(t, b, { ipv4: '10.0.9.2/24', mac: '02:00:00:00:00:02' });
   const lengths: number[] = [];
   left.on('data', (frame: Buffer) => {
-    lengths.push(frame.length);
+    if (frame.readUInt16BE(12) === 0x800) lengths.push(frame.length);
     right.write(frame);
   });
   right.pipe(left, { end: false });
-  const result = await ping(a, '10.0.9.2', { count: 20, interval: 0.01, size: 1000 });
+  const result = await ping(a, '10.0.9.2', { count: 20, interval: 0.01, size: 1000, deadlineS: 30 });
   t.is(result.received, 20);
   t.is(result.duplicates, 0);
-  t.is(lengths.filter((length) => length === 14 + 20 + 8 + 1000).length, 20);
+  t.true(lengths.length >= 20);
+  t.deepEqual([...new Set(lengths)], [14 + 20 + 8 + 1000]);
 });
 
 live('TCP passes as ordinary frames: the kernel segments and sums', async (t, lab) => {
@@ -57,10 +61,14 @@ live('TCP passes as ordinary frames: the kernel segments and sums', async (t, la
     right.write(frame);
   });
   right.on('data', (frame: Buffer) => left.write(frame));
-  const server = b.start('socat', ['-u', 'TCP-LISTEN:5000', 'STDOUT']);
-  await b.run('sh', ['-c', 'until ss -tln | grep -q :5000; do sleep 0.05; done']);
+  const listen = `
+    const server = require('net').createServer((c) => { c.pipe(process.stdout); server.close(); });
+    server.listen(5000, () => console.error('listening'));`;
+  const server = b.start(process.execPath, ['-e', listen]);
+  await server.output(/listening/, { stream: 'stderr' });
   const text = 'what goes in comes out\n'.repeat(10_000);
-  await a.run('socat', ['-u', 'STDIN', 'TCP:10.0.9.2:5000'], { input: text });
+  const connect = "process.stdin.pipe(require('net').connect(5000, '10.0.9.2'))";
+  await a.run(process.execPath, ['-e', connect], { input: text });
   const { stdout } = await server.finish();
   t.is(stdout, text);
   t.is(longest, 1514);

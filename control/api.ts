@@ -69,6 +69,8 @@ export interface Status {
   readonly endpoints: PortStatus[];
   readonly elements: Record<string, Record<string, number>>;
   readonly slotsInUse: number;
+  /** Share of the last second that each data-plane worker spent working, 0 to 1. */
+  readonly workers: readonly { readonly load: number }[];
 }
 
 const hex = (bytes: Uint8Array): string =>
@@ -117,7 +119,7 @@ export function dropRows(daemon: Daemon): DropRow[] {
 function underlayPath({ uplink }: Daemon): { path: 'uplink' | 'socket'; why: string } {
   return typeof uplink === 'string'
     ? { path: 'socket', why: uplink }
-    : { path: 'uplink', why: `super-frames pass whole through ${uplink.tap.name}` };
+    : { path: 'uplink', why: `super-frames pass whole through ${uplink.taps[0].name}` };
 }
 
 function sum(a: Record<string, number>, b: Record<string, number>): Record<string, number> {
@@ -169,6 +171,7 @@ export async function status(daemon: Daemon): Promise<Status> {
       Object.entries(counters).filter(([owner]) => !owner.startsWith('port:') && !owner.endsWith(':drops')),
     ),
     slotsInUse,
+    workers: daemon.load().map((load) => ({ load })),
   };
 }
 

@@ -62,7 +62,7 @@ export function parseConfig(text: string, name: string): Config {
   ).filter((endpoint) => endpoint !== undefined);
   checkRelations(underlay, networks, endpoints, findings);
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
-  return freeze(build(root.node!, underlay, networks, endpoints));
+  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints));
 }
 
 /** A place in a node's file and what the host says about it. */
@@ -84,6 +84,7 @@ export function formatConfig(config: Config): string {
   const { underlay } = config;
   return stringify({
     node: config.node,
+    workers: config.workers,
     underlay: {
       address: underlay.address,
       port: underlay.port,
@@ -129,12 +130,14 @@ function readEndpoint(raw: unknown, path: Path, findings: Findings): EndpointDra
 
 function build(
   node: string,
+  workers: number,
   underlay: UnderlayDraft,
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
 ): Config {
   return {
     node,
+    workers,
     underlay: buildUnderlay(underlay),
     networks: networks.map((network) => buildNetwork(network, underlay)),
     endpoints: endpoints.map(buildEndpoint),

@@ -6,7 +6,7 @@
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
 import { existsSync } from 'node:fs';
-import { native, type Tap } from '../native-bindings/index.js';
+import type { Tap } from '../native-bindings/index.js';
 import { parseIp } from './addresses.js';
 import {
   type Config,
@@ -18,27 +18,31 @@ import {
   netnsPath,
 } from './config.js';
 import {
+  closeQueues,
   closeUnderlay,
   converge,
   findUnderlay,
   openEndpoint,
   openUnderlay,
-  removeEndpoint,
+  removeQueues,
   removeStale,
   type UnderlayDevice,
   type UnderlaySockets,
 } from './devices.js';
-import { EngineThread } from './engine-thread.js';
+import { EngineTeam } from './engine-team.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { closeUplink, type Link, LinkWatch, openUplink, type Uplink } from './uplink.js';
 
 interface Attached {
   readonly endpoint: LocalEndpoint;
-  readonly tap: Tap;
+  readonly taps: readonly Tap[];
   readonly reattached: boolean;
   lost: boolean;
 }
+
+/** TUN_F_USO4 and TUN_F_USO6 among the offloads of a TAP. */
+const TUN_F_USO = 0x60;
 
 /** Where an endpoint's interface is: its identity, whatever its name. */
 const placeOf = (endpoint: LocalEndpoint): string => `${netnsPath(endpoint.netns)} ${endpoint.interface}`;
@@ -61,7 +65,7 @@ export class Daemon {
   readonly started = Date.now();
   private readonly plan = createPlan();
   private attached = new Map<string, Attached>();
-  private thread: EngineThread | undefined;
+  private thread: EngineTeam | undefined;
   private reloading = Promise.resolve();
 
   /** The uplink TAP, or why there is none. */
@@ -73,10 +77,11 @@ export class Daemon {
     private readonly options: DaemonOptions,
     config: Config,
     device: UnderlayDevice,
-    private readonly sockets: UnderlaySockets,
+    private readonly sockets: readonly UnderlaySockets[],
   ) {
     const { address, port, mode } = config.underlay;
-    this.uplink = mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device);
+    this.uplink =
+      mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device, config.workers);
     this.config = config;
     this.underlayDevice = device;
   }
@@ -97,7 +102,7 @@ export class Daemon {
       daemon.remember();
       daemon.number(config);
       daemon.followLinks();
-      daemon.thread = await EngineThread.start(daemon.intent(), randomSeed());
+      daemon.thread = await EngineTeam.start(daemon.intents(), randomSeed());
     } catch (error) {
       daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
@@ -111,7 +116,7 @@ export class Daemon {
     return daemon;
   }
 
-  private get running(): EngineThread {
+  private get running(): EngineTeam {
     if (!this.thread) throw new Error('the data plane is not running');
     return this.thread;
   }
@@ -125,16 +130,26 @@ export class Daemon {
     );
   }
 
-  private intent(config = this.config, attached = this.attached) {
-    const descriptors = new Map<string, number>();
-    for (const { endpoint, tap } of attached.values()) descriptors.set(endpoint.name, tap.fd);
-    return intentOf(config, this.plan, {
+  /** What each worker is to do. */
+  private intents(config = this.config, attached = this.attached) {
+    const queues = new Map<string, readonly Tap[]>();
+    for (const { endpoint, taps } of attached.values()) queues.set(endpoint.name, taps);
+    const opened = {
       sockets: this.sockets,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
       mtu: this.underlayDevice.mtu,
-      descriptors,
+      queues,
       links: this.links,
-    });
+      udpSegmentation: this.udpSegmentation,
+    };
+    return this.sockets.map((_, worker) => intentOf(config, this.plan, opened, worker));
+  }
+
+  /** Any TAP tells, since it is the kernel that accepts offloads. */
+  private get udpSegmentation(): boolean {
+    const taps = [...this.attached.values()].flatMap((attached) => attached.taps);
+    if (typeof this.uplink !== 'string') taps.push(...this.uplink.taps);
+    return taps.some(({ offloads }) => (offloads & TUN_F_USO) === TUN_F_USO);
   }
 
   private number(config: Config): void {
@@ -157,7 +172,7 @@ export class Daemon {
 
   /** Tells the worker, once there is one. */
   private applyLinks(): void {
-    this.thread?.apply(this.intent()).catch((error: Error) => {
+    this.thread?.apply(this.intents()).catch((error: Error) => {
       this.options.log(`next hops not applied: ${error.message}`);
     });
   }
@@ -212,8 +227,9 @@ export class Daemon {
         return;
       }
       try {
-        const { tap, reattached } = openEndpoint(config.node, endpoint, this.mtuOf(endpoint.network, config));
-        const attached = { endpoint, tap, reattached, lost: false };
+        const mtu = this.mtuOf(endpoint.network, config);
+        const { taps, reattached } = openEndpoint(config.node, endpoint, mtu, config.workers);
+        const attached = { endpoint, taps, reattached, lost: false };
         fresh.push(attached);
         all.set(placeOf(endpoint), attached);
       } catch (error) {
@@ -248,6 +264,13 @@ export class Daemon {
         remedy: 'restart weft up, or put the old value back',
       });
     }
+    if (config.workers !== this.config.workers) {
+      fixed.push({
+        path: ['workers'],
+        message: `workers cannot change while the engine runs (it is ${this.config.workers})`,
+        remedy: 'restart weft up, or put the old value back',
+      });
+    }
     if (config.underlay.reservedBits !== this.config.underlay.reservedBits) {
       fixed.push({
         path: ['underlay', 'reserved_bits'],
@@ -262,11 +285,11 @@ export class Daemon {
     const attached = this.attachAll(config, before);
     this.number(config);
     this.followLinks(config);
-    await this.running.apply(this.intent(config, attached));
+    await this.running.apply(this.intents(config, attached));
     this.config = config;
     this.attached = attached;
-    const kept = new Set([...attached.values()].map(({ tap }) => tap.fd));
-    for (const old of before.values()) if (!kept.has(old.tap.fd)) remove(old);
+    const kept = new Set([...attached.values()].map(({ taps }) => taps[0].fd));
+    for (const old of before.values()) if (!kept.has(old.taps[0].fd)) remove(old);
     this.remember();
   }
 
@@ -298,12 +321,12 @@ export class Daemon {
     lost: boolean;
     offloads: number;
   }[] {
-    return [...this.attached.values()].map(({ endpoint, tap, reattached, lost }) => ({
+    return [...this.attached.values()].map(({ endpoint, taps, reattached, lost }) => ({
       endpoint,
       port: this.plan.endpoints.of(endpoint.name),
       reattached,
       lost,
-      offloads: tap.offloads,
+      offloads: taps[0].offloads,
     }));
   }
 
@@ -311,7 +334,11 @@ export class Daemon {
     return this.running.read();
   }
 
-  inspect(): ReturnType<EngineThread['inspect']> {
+  load(): number[] {
+    return this.running.load();
+  }
+
+  inspect(): ReturnType<EngineTeam['inspect']> {
     return this.running.inspect();
   }
 
@@ -332,14 +359,14 @@ export class Daemon {
 }
 
 /** Takes an interface away, with its descriptor; of one that is gone only the descriptor is left. */
-function remove({ tap, lost }: Attached): void {
-  if (lost) native.close(tap.fd);
-  else removeEndpoint(tap);
+function remove({ taps, lost }: Attached): void {
+  if (lost) closeQueues(taps);
+  else removeQueues(taps);
 }
 
 /** Undoes an opening: an interface that was there before stays. */
 function undo(attached: Attached): void {
-  if (attached.reattached) native.close(attached.tap.fd);
+  if (attached.reattached) closeQueues(attached.taps);
   else remove(attached);
 }
 
@@ -373,9 +400,9 @@ function checkHost(file: string, config: Config): UnderlayDevice {
   return device!;
 }
 
-function openSockets(file: string, config: Config): UnderlaySockets {
+function openSockets(file: string, config: Config): UnderlaySockets[] {
   try {
-    return openUnderlay(config.underlay);
+    return openUnderlay(config.underlay, config.workers);
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     const { address, port } = config.underlay;

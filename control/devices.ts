@@ -7,7 +7,7 @@
  * a later start knows its own.
  */
 import { existsSync } from 'node:fs';
-import { native, type Tap } from '../native-bindings/index.js';
+import { native, type Tap, type TapOptions } from '../native-bindings/index.js';
 import { runSync } from './command.js';
 import { type LocalEndpoint, netnsPath, type Underlay } from './config.js';
 
@@ -33,7 +33,8 @@ const GSO_MAX_SIZE = 65_400;
 const SENDERS = 8;
 
 export interface OpenEndpoint {
-  readonly tap: Tap;
+  /** One queue a worker; the first tells name and offloads. */
+  readonly taps: readonly Tap[];
   /** Whether the device was there before, left by an engine that was killed. */
   readonly reattached: boolean;
 }
@@ -52,15 +53,21 @@ function linkIn(netns: string, name: string): Link {
 }
 
 /**
- * Opens the TAP of an endpoint, or attaches to the one that is there, and makes its address, MAC and MTU what the
- * config says. What is right already is not touched: open connections must not notice.
+ * Opens the TAP of an endpoint, or attaches to the one that is there, with a queue for each worker, and makes its
+ * address, MAC and MTU what the config says. What is right already is not touched: open connections must not notice.
  * @throws Error with `code`: the errno's name, EEXIST when the interface is somebody else's.
  */
-export function openEndpoint(node: string, endpoint: LocalEndpoint, mtu: number): OpenEndpoint {
+export function openEndpoint(
+  node: string,
+  endpoint: LocalEndpoint,
+  mtu: number,
+  workers: number,
+): OpenEndpoint {
   const netns = netnsPath(endpoint.netns);
-  const tap = native.tapOpen({ name: endpoint.interface, netns, persist: true, tunnel: false });
+  const taps = openQueues({ name: endpoint.interface, netns, persist: true, tunnel: false }, workers);
+  const [{ name, existed }] = taps;
   try {
-    if (tap.existed && !isOurs(linkIn(netns, tap.name))) {
+    if (existed && !isOurs(linkIn(netns, name))) {
       throw Object.assign(
         new Error(`${endpoint.interface} in ${endpoint.netns} is a TAP of another program`),
         {
@@ -70,11 +77,35 @@ export function openEndpoint(node: string, endpoint: LocalEndpoint, mtu: number)
     }
     converge(node, endpoint, mtu);
   } catch (error) {
-    if (!tap.existed) native.tapPersist(tap.fd, false);
-    native.close(tap.fd);
+    if (existed) closeQueues(taps);
+    else removeQueues(taps);
     throw error;
   }
-  return { tap, reattached: tap.existed };
+  return { taps, reattached: existed };
+}
+
+/** Opens a TAP and so many queues of it. */
+export function openQueues(options: TapOptions, queues: number): Tap[] {
+  const taps = [native.tapOpen(options)];
+  try {
+    while (taps.length < queues) taps.push(native.tapOpen({ ...options, name: taps[0].name }));
+  } catch (error) {
+    if (taps[0].existed) closeQueues(taps);
+    else removeQueues(taps);
+    throw error;
+  }
+  return taps;
+}
+
+/** Closes the queues of a TAP; one that persists stays. */
+export function closeQueues(taps: readonly Tap[]): void {
+  for (const { fd } of taps) native.close(fd);
+}
+
+/** Removes a TAP: without persistence it goes with its last descriptor. */
+export function removeQueues(taps: readonly Tap[]): void {
+  native.tapPersist(taps[0].fd, false);
+  closeQueues(taps);
 }
 
 function isOurs(link: Link): boolean {
@@ -106,18 +137,12 @@ export function converge(node: string, endpoint: LocalEndpoint, mtu: number): vo
   if (batch.length > 0) ipIn(netns, ['-batch', '-'], `${batch.join('\n')}\n`);
 }
 
-/** Removes the TAP: without persistence it goes with its last descriptor. */
-export function removeEndpoint(tap: Tap): void {
-  native.tapPersist(tap.fd, false);
-  native.close(tap.fd);
-}
-
 /** Removes a TAP that an engine which was killed left behind; one that is gone, or not ours, is left alone. */
 export function removeStale(netns: string, name: string): void {
   if (!existsSync(netns)) return;
   try {
     if (!isOurs(linkIn(netns, name))) return;
-    removeEndpoint(native.tapOpen({ name, netns, persist: true, tunnel: false }));
+    removeQueues(openQueues({ name, netns, persist: true, tunnel: false }, 1));
   } catch {
     // Gone between two looks, or no TAP any more: nothing of ours is left.
   }
@@ -143,16 +168,35 @@ export interface UnderlaySockets {
   readonly senders: readonly number[];
 }
 
-/** Opens the underlay's sockets. @throws Error with `code`: EADDRINUSE when the port is taken, and others. */
-export function openUnderlay({ address, port, ttl }: Underlay): UnderlaySockets {
-  const opened = [native.udpOpen({ address, port, ttl, gro: true })];
+/**
+ * Opens the underlay's sockets, a set for each worker; workers share address and port, and the kernel gives each
+ * flow to one of them.
+ * @throws Error with `code`: EADDRINUSE when the port is taken, and others.
+ */
+export function openUnderlay(underlay: Underlay, workers: number): UnderlaySockets[] {
+  const { address, port, ttl } = underlay;
+  // Sockets that share a port would share it with another daemon too: one that does not share finds that out.
+  if (workers > 1) native.close(native.udpOpen({ address, port, ttl, gro: false, share: false }));
+  const all: UnderlaySockets[] = [];
   try {
-    while (opened.length <= SENDERS) opened.push(openSender(address, ttl));
+    while (all.length < workers) all.push(openSockets(underlay, workers > 1));
   } catch (error) {
-    closeUnderlay({ fd: opened[0], senders: opened.slice(1) });
+    closeUnderlay(all);
     throw error;
   }
-  return { fd: opened[0], senders: opened.slice(1) };
+  return all;
+}
+
+function openSockets({ address, port, ttl }: Underlay, share: boolean): UnderlaySockets {
+  const fd = native.udpOpen({ address, port, ttl, gro: true, share });
+  const senders: number[] = [];
+  try {
+    while (senders.length < SENDERS) senders.push(openSender(address, ttl));
+  } catch (error) {
+    closeUnderlay([{ fd, senders }]);
+    throw error;
+  }
+  return { fd, senders };
 }
 
 /** Binds to some free port of the entropy range (RFC 7348, section 5). */
@@ -160,13 +204,13 @@ function openSender(address: string, ttl: number): number {
   for (let attempt = 0; ; attempt++) {
     const port = 49152 + Math.floor(Math.random() * 16384);
     try {
-      return native.udpOpen({ address, port, ttl, gro: false });
+      return native.udpOpen({ address, port, ttl, gro: false, share: false });
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || attempt >= 100) throw error;
     }
   }
 }
 
-export function closeUnderlay({ fd, senders }: UnderlaySockets): void {
-  for (const descriptor of [fd, ...senders]) native.close(descriptor);
+export function closeUnderlay(sockets: readonly UnderlaySockets[]): void {
+  for (const { fd, senders } of sockets) for (const descriptor of [fd, ...senders]) native.close(descriptor);
 }

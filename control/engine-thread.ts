@@ -2,6 +2,7 @@
 import { EventEmitter, once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { type CounterBlock, Counters, readCounters } from '../engine/counters.js';
+import type { Team } from '../engine/dataplane.js';
 import type { Intent } from '../engine/intent.js';
 import type { Inspection, Notice, Reply, Request, WorkerData } from '../engine/worker.js';
 import { native } from '../native-bindings/index.js';
@@ -27,9 +28,9 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   private readonly worker: Worker;
   private stopped = false;
 
-  private constructor(intent: Intent, seed: number) {
+  private constructor(intent: Intent, seed: number, team: Team) {
     super();
-    const workerData: WorkerData = { intent, counters: this.counters.buffer, wake: this.wake, seed };
+    const workerData: WorkerData = { intent, counters: this.counters.buffer, wake: this.wake, seed, team };
     this.worker = new Worker(new URL('../engine/worker.js', import.meta.url), { workerData });
     this.worker.on('message', (message: Reply | Notice) => this.receive(message));
     this.worker.on('error', (error: Error) => this.fail(error));
@@ -37,8 +38,8 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   }
 
   /** Starts a worker; resolves when it forwards. */
-  static async start(intent: Intent, seed: number): Promise<EngineThread> {
-    const thread = new EngineThread(intent, seed);
+  static async start(intent: Intent, seed: number, team: Team): Promise<EngineThread> {
+    const thread = new EngineThread(intent, seed, team);
     await thread.answer(0);
     return thread;
   }

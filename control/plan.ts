@@ -5,6 +5,7 @@
 import { randomInt } from 'node:crypto';
 import type { Intent, NeighbourIntent, StationIntent } from '../engine/intent.js';
 import { CARRY_VLAN, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
+import type { Tap } from '../native-bindings/index.js';
 import { macBytes, parseIp } from './addresses.js';
 import type { Config, Endpoint, Network } from './config.js';
 import type { UnderlaySockets } from './devices.js';
@@ -87,28 +88,33 @@ function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
 
 /** What was opened on the host for a config. */
 export interface Opened {
-  readonly sockets: UnderlaySockets;
+  /** One set a worker. */
+  readonly sockets: readonly UnderlaySockets[];
   readonly uplink: Uplink | undefined;
   /** MTU of the underlay's interface, bytes. */
   readonly mtu: number;
-  /** Descriptors of the TAPs, by endpoint; an endpoint without one is left out. */
-  readonly descriptors: ReadonlyMap<string, number>;
+  /** Queues of the TAPs, by endpoint, one a worker; an endpoint without is left out. */
+  readonly queues: ReadonlyMap<string, readonly Tap[]>;
   readonly links: readonly Link[];
+  /** Whether this kernel's TAPs take UDP super-frames. */
+  readonly udpSegmentation: boolean;
 }
 
-export function intentOf(config: Config, plan: Plan, opened: Opened): Intent {
-  const { sockets, uplink, mtu, descriptors, links } = opened;
-  const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || descriptors.has(name));
+/** @param worker index of the worker whose descriptors the intent names. */
+export function intentOf(config: Config, plan: Plan, opened: Opened, worker: number): Intent {
+  const { sockets, uplink, mtu, queues, links } = opened;
+  const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || queues.has(name));
   return {
     underlay: {
-      ...sockets,
+      ...sockets[worker],
       address: addressOf(config.underlay.address),
       port: config.underlay.port,
       ttl: config.underlay.ttl,
       strict: config.underlay.reservedBits === 'strict',
-      ...(uplink === undefined ? {} : { uplink: { fd: uplink.tap.fd, mtu } }),
+      ...(uplink === undefined ? {} : { uplink: { fd: uplink.taps[worker].fd, mtu } }),
     },
     links,
+    udpSegmentation: opened.udpSegmentation,
     domains: config.networks.map((network) => ({
       id: plan.networks.of(network.name),
       vni: network.vni,
@@ -121,7 +127,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened): Intent {
       .filter(({ kind }) => kind === 'local')
       .map(({ name, network }) => ({
         id: plan.endpoints.of(name),
-        fd: descriptors.get(name)!,
+        fd: queues.get(name)![worker].fd,
         domain: plan.networks.of(network),
       })),
     stations: present.map((endpoint) => stationOf(plan, endpoint)),

@@ -8,16 +8,17 @@
  * crash, replaced by the next start.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { native, type Tap } from '../native-bindings/index.js';
+import type { Tap } from '../native-bindings/index.js';
 import { macBytes, parseIp } from './addresses.js';
 import { runSync, toolEnvironment } from './command.js';
-import type { UnderlayDevice } from './devices.js';
+import { closeQueues, openQueues, type UnderlayDevice } from './devices.js';
 
 /** Length of the vnet header when the kernel segments UDP tunnels for us. */
 const TUNNEL_VNET = 24;
 
 export interface Uplink {
-  readonly tap: Tap;
+  /** One queue a worker. */
+  readonly taps: readonly Tap[];
   readonly table: string;
 }
 
@@ -37,16 +38,22 @@ export function tableName(address: string, port: number): string {
  * Opens the uplink TAP and installs the rules.
  * @returns the uplink, or in one line why this host cannot have it.
  */
-export function openUplink(address: string, port: number, device: UnderlayDevice): Uplink | string {
+export function openUplink(
+  address: string,
+  port: number,
+  device: UnderlayDevice,
+  workers: number,
+): Uplink | string {
   if (device.linkType !== 'ether') return `${device.interface} is no Ethernet interface`;
-  let tap: Tap;
+  let taps: Tap[];
   try {
-    tap = native.tapOpen({ name: 'weft%d', netns: '', persist: false, tunnel: true });
+    taps = openQueues({ name: 'weft%d', netns: '', persist: false, tunnel: true }, workers);
   } catch (error) {
     return (error as Error).message;
   }
+  const [tap] = taps;
   if (tap.vnet !== TUNNEL_VNET) {
-    native.close(tap.fd);
+    closeQueues(taps);
     return 'this kernel does not segment UDP tunnels on TAPs (Linux 6.17 does)';
   }
   const table = tableName(address, port);
@@ -59,10 +66,10 @@ export function openUplink(address: string, port: number, device: UnderlayDevice
     runSync('ip', ['-batch', '-'], { input: `${settings.join('\n')}\n` });
     runSync('nft', ['-f', '-'], { input: rules(table, address, port, device.interface, tap.name) });
   } catch (error) {
-    native.close(tap.fd);
+    closeQueues(taps);
     return `the rules that move frames between card and TAP were refused (${(error as Error).message.split('\n')[0]})`;
   }
-  return { tap, table };
+  return { taps, table };
 }
 
 function rules(table: string, address: string, port: number, card: string, tap: string): string {
@@ -85,9 +92,9 @@ table netdev ${table} {
 `;
 }
 
-export function closeUplink({ tap, table }: Uplink): void {
+export function closeUplink({ taps, table }: Uplink): void {
   removeTable(table);
-  native.close(tap.fd);
+  closeQueues(taps);
 }
 
 /** Removes a table of ours; one that is not there is no error. */

@@ -6,15 +6,17 @@
  *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
  *             └─────► vxlan-encap ──► uplink TAP                next hop known: super-frames stay whole
  *                          └────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
- *   uplink TAP, UDP socket ──► vxlan-decap ──► bridge
+ *   uplink TAP, UDP socket ──► vxlan-decap ──► coalesce ──► bridge
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
 import { createBridge } from './elements/bridge.js';
+import { createCoalesce } from './elements/coalesce.js';
 import { createNeighbour } from './elements/neighbour.js';
 import { createSegment } from './elements/segment.js';
 import { createVxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
+import { createGossip, type Gossip } from './gossip.js';
 import { Batch, Context, Stages } from './graph.js';
 import {
   type DomainIntent,
@@ -46,11 +48,18 @@ const VTEP_SILENCE = 900;
 /** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
 const SWEEP_SLOTS = 1024;
 
+/** Which of how many workers this is, and the memory through which they tell one another of stations. */
+export interface Team {
+  readonly self: number;
+  readonly workers: number;
+  readonly gossip: SharedArrayBuffer | null;
+}
+
 export class DataPlane {
   readonly context: Context;
   readonly table: MacTable;
   readonly vteps = new Vteps(MAX_VTEPS);
-  private readonly domains = new Domains();
+  readonly domains = new Domains();
   private readonly neighbours: Neighbours;
   private readonly outputs: (Batch | null)[] = new Array<Batch | null>(MAX_PORTS).fill(null);
   private readonly ports = new Map<number, Port>();
@@ -62,10 +71,13 @@ export class DataPlane {
   private readonly local: LocalVtep;
   private readonly wait = native.waitCreate();
   private readonly ready = new Uint32Array(256);
+  private readonly gossip: Gossip | null;
   private readonly bridge: ReturnType<typeof createBridge>;
   private readonly decap: ReturnType<typeof createVxlanDecap>;
   private current: Intent;
   private ticked = 0;
+  /** Index of the counter of milliseconds spent in breaths, waiting not included. */
+  private readonly busy: number;
   /** Ports whose device is gone, and which are waited on no more. */
   private readonly lost = new Set<number>();
 
@@ -78,12 +90,14 @@ export class DataPlane {
     counters: Counters,
     seed: number,
     private readonly onPortLost: (id: number) => void,
+    team: Team = { self: 0, workers: 1, gossip: null },
   ) {
     const frames = new FrameMemory({ small: SMALL_SLOTS, large: LARGE_SLOTS });
     native.attach(frames.u8, frames.off, frames.len, frames.freeLarge);
     const context = new Context(frames, counters, seed);
     context.setTime(performance.now());
     this.context = context;
+    this.busy = counters.claim('worker', ['busy-ms']).base;
     this.table = new MacTable(MAX_STATIONS, seed);
     this.neighbours = new Neighbours(seed);
     const { underlay } = first;
@@ -112,22 +126,42 @@ export class DataPlane {
         flood: (frame) => this.bridge.flood(frame),
       }),
     );
-    this.bridge = createBridge(context, this.table, this.domains, {
-      ports: this.outputs,
-      tunnel: toTunnel,
-      group,
-    });
+    const { table, vteps, domains, local } = this;
+    this.gossip =
+      team.gossip &&
+      createGossip(context, team.gossip, team.self, team.workers, { table, vteps, domains, local });
+    this.bridge = createBridge(
+      context,
+      this.table,
+      this.domains,
+      {
+        ports: this.outputs,
+        tunnel: toTunnel,
+        group,
+      },
+      this.gossip,
+    );
     const toBridge = new Batch(this.bridge);
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
-    this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toBridge);
+    // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
+    const toCoalesce = new Batch(createCoalesce(context, toBridge, { udp: first.udpSegmentation }));
+    this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toCoalesce);
     this.underlayInput = new Batch(this.decap);
     this.tapInput = toBridge;
-    for (const batch of [this.underlayInput, toBridge, group, toTunnel, toSegment, toUnderlay])
+    for (const batch of [this.underlayInput, toCoalesce, toBridge, group, toTunnel, toSegment, toUnderlay])
       this.stages.add(batch);
     if (toUplink) this.stages.add(toUplink);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
-    this.current = { underlay, domains: [], ports: [], stations: [], neighbours: [], links: [] };
+    this.current = {
+      underlay,
+      domains: [],
+      ports: [],
+      stations: [],
+      neighbours: [],
+      links: [],
+      udpSegmentation: first.udpSegmentation,
+    };
     this.apply(first);
   }
 
@@ -144,6 +178,7 @@ export class DataPlane {
     const { ready, stages } = this;
     const count = native.wait(this.wait, ready, microseconds);
     this.context.setTime(performance.now());
+    this.gossip?.hear();
     let watched = 0;
     for (let i = 0; i < count; i++) {
       const tag = ready[i];
@@ -153,6 +188,7 @@ export class DataPlane {
       else watched = tag;
     }
     stages.run();
+    if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;
     if (this.context.now - this.ticked >= 100) this.tick();
     return watched;
   }

@@ -76,6 +76,8 @@ export interface Intent {
   readonly stations: readonly StationIntent[];
   readonly neighbours: readonly NeighbourIntent[];
   readonly links: readonly LinkIntent[];
+  /** Whether every TAP takes UDP super-frames (USO). Stays for life. */
+  readonly udpSegmentation: boolean;
 }
 
 /** Number of the underlay's port. */

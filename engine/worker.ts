@@ -6,7 +6,7 @@ import './tuning.js';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { native } from '../native-bindings/index.js';
 import { type CounterBlock, Counters } from './counters.js';
-import { DataPlane } from './dataplane.js';
+import { DataPlane, type Team } from './dataplane.js';
 import type { Intent } from './intent.js';
 import type { MacEntry } from './tables/mac-table.js';
 
@@ -16,6 +16,7 @@ export interface WorkerData {
   /** Event descriptor that is signalled after each message. */
   readonly wake: number;
   readonly seed: number;
+  readonly team: Team;
 }
 
 export type Request =
@@ -75,9 +76,15 @@ function inspect(plane: DataPlane): Inspection {
 }
 
 function run(port: NonNullable<typeof parentPort>): void {
-  const { intent, counters: memory, wake, seed } = workerData as WorkerData;
+  const { intent, counters: memory, wake, seed, team } = workerData as WorkerData;
   const counters = new Counters(memory);
-  const plane = new DataPlane(intent, counters, seed, (lost) => port.postMessage({ lost } satisfies Notice));
+  const plane = new DataPlane(
+    intent,
+    counters,
+    seed,
+    (lost) => port.postMessage({ lost } satisfies Notice),
+    team,
+  );
   plane.watch(wake, WAKE);
   const reply = (id: number, rest: Partial<Reply> = {}): void => {
     port.postMessage({ id, layout: counters.describe(), ...rest } satisfies Reply);

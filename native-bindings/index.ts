@@ -38,6 +38,8 @@ export interface UdpOptions {
   readonly ttl: number;
   /** Whether several datagrams of one sender may arrive as one buffer (UDP_GRO). */
   readonly gro: boolean;
+  /** Whether other sockets of ours share address and port (SO_REUSEPORT), each with its own flows. */
+  readonly share?: boolean;
 }
 
 interface Addon {

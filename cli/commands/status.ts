@@ -19,7 +19,9 @@ async function status(options: ClientOptions & { json?: boolean }): Promise<void
   const { underlay, networks, endpoints } = answer;
   const counters = underlay.counters;
   process.stdout.write(
-    `node ${answer.node}, up ${answer.uptimeSeconds} s, pid ${answer.pid}\n` +
+    `node ${answer.node}, up ${answer.uptimeSeconds} s, pid ${answer.pid}, ` +
+      `${answer.workers.length === 1 ? 'worker' : 'workers'} ` +
+      `${answer.workers.map(({ load }) => `${Math.round(load * 100)} %`).join(', ')} busy\n` +
       `underlay ${underlay.address} port ${underlay.port} on ${underlay.interface}, MTU ${underlay.mtu}, ` +
       `path ${underlay.path} (${underlay.why})\n` +
       `  received ${counters['rx-frames'] ?? 0} frames, sent ${counters['tx-frames'] ?? 0}\n\n`,

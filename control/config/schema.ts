@@ -196,6 +196,11 @@ export const endpointSchema = z.strictObject({
 
 export const configSchema = z.strictObject({
   node: leaf(name(), NAME_FORM, 'Name of this host.'),
+  workers: leaf(
+    z.number().int().min(1).max(16).default(1),
+    'a whole number from 1 to 16',
+    'Data-plane threads; each takes its share of the flows.',
+  ),
   underlay: underlaySchema.meta({ description: 'How VXLAN reaches other hosts.' }),
   networks: z.array(networkSchema).default([]).meta({ description: 'Overlay networks of this host.' }),
   endpoints: z.array(endpointSchema).default([]).meta({ description: 'Interfaces of the networks.' }),

@@ -72,6 +72,8 @@ export type Endpoint = LocalEndpoint | RemoteEndpoint;
 /** Frozen all the way down; names unique, references resolved, safe to post to another thread. */
 export interface Config {
   readonly node: string;
+  /** Data-plane threads. */
+  readonly workers: number;
   readonly underlay: Underlay;
   readonly networks: readonly Network[];
   readonly endpoints: readonly Endpoint[];

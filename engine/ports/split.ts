@@ -10,6 +10,7 @@
  */
 import { type Batch, type Context, Drops } from '../graph.js';
 import { NO_FRAME } from '../memory/frames.js';
+import { createCopy } from '../memory/unaligned.js';
 import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
 import { IPV4_HEADER, UDP_HEADER, writeIpv4Checksum } from '../wire/ip.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
@@ -28,7 +29,8 @@ export interface Splitter {
 
 export function createSplitter(context: Context, owner: string, v6: boolean): Splitter {
   const { frames } = context;
-  const { u8, u16, off, len, offload } = frames;
+  const { u16, off, len, offload } = frames;
+  const copyBytes = createCopy(frames);
   const drops = new Drops(context, owner, REASONS);
   const parts = new Uint32Array(MOST);
   /** Outer Ethernet, IP and UDP. */
@@ -60,8 +62,7 @@ export function createSplitter(context: Context, owner: string, v6: boolean): Sp
     const from = off[frame] + outer + at;
     const even = (from & 1) === 0;
     const target = off[copy] + (even ? from & 7 : 0);
-    if (even) frames.copy(from, target, length);
-    else u8.copyWithin(target, from, from + length);
+    copyBytes(from, target, length);
     const header = (target - outer) >>> 1;
     const original = off[frame] >>> 1;
     for (let i = 0; i < outer / 2; i++) u16[header + i] = u16[original + i];

@@ -28,6 +28,8 @@ export const HELD = 3;
 export const LIMITED = 4;
 /** The table is full, or the run at this place is too long. */
 export const FULL = 5;
+/** Known, and seen for the first time in this second. */
+export const REFRESHED = 6;
 
 /** No entry: what `lookup` returns for an unknown station. */
 export const UNKNOWN = -1;
@@ -122,8 +124,9 @@ export class MacTable {
       if (words[at] === low && words[at + 1] === high) {
         // A store only when the second changed: a table that is only read stays clean in every cache.
         if ((value & DESTINATION) === destination) {
-          if (words[at + 3] !== now) words[at + 3] = now;
-          return KNOWN;
+          if (words[at + 3] === now) return KNOWN;
+          words[at + 3] = now;
+          return REFRESHED;
         }
         if (value & STATIC) return HELD;
         words[at + 2] = destination | VALID;

@@ -35,8 +35,9 @@ static int set_int(int fd, int level, int option, int value)
 	return setsockopt(fd, level, option, &value, sizeof value);
 }
 
-static const char *configure(int fd, int family, int ttl, bool gro)
+static const char *configure(int fd, int family, int ttl, bool gro, bool share)
 {
+	if (share && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0) return "share the port";
 	/* The larger buffers need a right; without it the ordinary limit applies and drops are counted. */
 	if (set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20) < 0) set_int(fd, SOL_SOCKET, SO_RCVBUF, 8 << 20);
 	if (set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20) < 0) set_int(fd, SOL_SOCKET, SO_SNDBUF, 8 << 20);
@@ -56,7 +57,7 @@ static const char *configure(int fd, int family, int ttl, bool gro)
 	return NULL;
 }
 
-/* udpOpen({address, port, ttl, gro}): number – a non-blocking socket bound to address and port (0: any). */
+/* udpOpen({address, port, ttl, gro, share}): number – a non-blocking socket bound to address and port (0: any). */
 napi_value udp_open(napi_env env, napi_callback_info info)
 {
 	napi_value args[1];
@@ -85,7 +86,7 @@ napi_value udp_open(napi_env env, napi_callback_info info)
 	int fd = socket(local.any.sa_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_UDP);
 	if (fd < 0) return throw_errno(env, errno, "cannot open a UDP socket");
 	const char *what = configure(fd, local.any.sa_family, get_int_property(env, args[0], "ttl", 64),
-				     get_bool_property(env, args[0], "gro", false));
+				     get_bool_property(env, args[0], "gro", false), get_bool_property(env, args[0], "share", false));
 	if (!what && bind(fd, &local.any, size) < 0) what = "bind";
 	if (what) {
 		int error = errno;

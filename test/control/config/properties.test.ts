@@ -26,6 +26,7 @@ const validFile = fc
     const vtep = (n: number) => (six ? `2001:db8::${n}` : `192.0.2.${n}`);
     return {
       node: 'n',
+      workers: 1,
       underlay: {
         address: vtep(1),
         port,

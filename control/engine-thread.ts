@@ -27,6 +27,8 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   private next = 1;
   private readonly worker: Worker;
   private stopped = false;
+  /** Set before the worker is asked to stop: its end is then no failure, even when we hear of it before the answer. */
+  private stopping = false;
 
   private constructor(intent: Intent, seed: number, team: Team) {
     super();
@@ -59,7 +61,7 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   private fail(error: Error): void {
     for (const { reject } of this.waiting.values()) reject(error);
     this.waiting.clear();
-    if (!this.stopped) this.emit('failed', error);
+    if (!this.stopped && !this.stopping) this.emit('failed', error);
     this.stopped = true;
   }
 
@@ -107,6 +109,7 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   async stop(): Promise<void> {
     if (!this.stopped) {
       const exit = once(this.worker, 'exit');
+      this.stopping = true;
       await this.ask({ kind: 'stop' });
       this.stopped = true;
       await exit;

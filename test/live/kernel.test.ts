@@ -4,21 +4,12 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
 import { iperf3, kernelVxlan, ping, waitFor } from '../../cli/lab.js';
-import {
-  live,
-  Mesh,
-  type NodeFile,
-  overlayAddress,
-  overlayMac,
-  peer,
-  shared,
-  underlayAddress,
-} from '../support/live.js';
+import { live, Mesh, overlayAddress, overlayMac, peer, shared, underlayAddress } from '../support/live.js';
 import type { UdpReport } from '../support/live-peer.js';
 
 const FILE_BYTES = 2 << 20;
 
-/** Host 1 runs Weft, host 2 the kernel's vxlan. */
+/** Host 1 runs Weft, host 2 the kernel's vxlan; with all offloads of the kernel on, but for Weft's socket path. */
 async function besideKernel(v6: boolean, mode: string): Promise<Mesh> {
   const mesh = await Mesh.up({ hosts: 2, v6, without: [2], underlay: { mode } });
   try {
@@ -31,6 +22,11 @@ async function besideKernel(v6: boolean, mode: string): Promise<Mesh> {
       mac: overlayMac(2),
       mtu: v6 ? 1430 : 1450,
     });
+    // On a veth the peer leaves inner checksums to its card, and a socket is not told (docs/kernel-peer.md).
+    const features = ['tx', 'tx-udp_tnl-segmentation', 'tx-udp_tnl-csum-segmentation'];
+    if ((await mesh.engines[0].status()).underlay.path === 'socket') {
+      await mesh.hosts[1].run('ethtool', ['-K', 'under0', ...features.flatMap((name) => [name, 'off'])]);
+    }
   } catch (error) {
     mesh.close();
     throw error;
@@ -75,7 +71,7 @@ for (const { outside, mode } of variants) {
   const title = `Weft and a kernel vxlan over IPv${outside}, underlay ${mode}`;
 
   live(
-    `${title}: ping, TCP with all offloads of the kernel on, and UDP, in both directions`,
+    `${title}: ping, TCP with super-frames, and UDP, in both directions`,
     async (t) => {
       const dropped = await mesh().engines[0].watchDrops();
       for (const inner6 of [false, true]) {

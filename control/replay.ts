@@ -68,7 +68,15 @@ export interface ReplayReport {
 }
 
 /** What keeps a replay from starting or ending; names the place and the remedy. */
-export class ReplayError extends Error {}
+export class ReplayError extends Error {
+  /** @param usage whether the caller asked for what must not be done. */
+  constructor(
+    message: string,
+    readonly usage = false,
+  ) {
+    super(message);
+  }
+}
 
 export interface LoadedCaptures {
   readonly memory: FrameMemory;
@@ -231,7 +239,7 @@ function refuseInput(write: string, paths: readonly string[]): void {
   for (const path of paths) {
     const input = statSync(path, { throwIfNoEntry: false });
     if (input !== undefined && input.dev === target.dev && input.ino === target.ino)
-      throw new ReplayError(`${write} is one of the captures to be replayed; write to another file`);
+      throw new ReplayError(`${write} is one of the captures to be replayed; write to another file`, true);
   }
 }
 

@@ -66,7 +66,8 @@ async function run(files: string[], flags: Flags): Promise<void> {
   try {
     report = replay(files, options);
   } catch (error) {
-    if (error instanceof ReplayError) throw new CommandError(error.message);
+    if (error instanceof ReplayError)
+      throw new CommandError(error.message, error.usage ? EXIT.usage : EXIT.failed);
     throw error;
   }
   const unreadable = talk(report);

@@ -1,0 +1,81 @@
+/** Who is measured: Weft, the kernel, loops in C that do nothing but move frames, and Open vSwitch in userspace. */
+import { CommandError, EXIT } from '../../cli/output.js';
+import { kernelBridge, kernelOverlay } from './kernel.js';
+import { tapLoop, uplinkLoop } from './loops.js';
+import { openVswitch, openVswitchMissing } from './open-vswitch.js';
+import type { Site, Topology } from './site.js';
+import { weftOneHost, weftTwoHosts } from './weft.js';
+
+/** What ratios are taken of: the kernel's own way, and the loop that is the bound. */
+export type Role = 'weft' | 'kernel' | 'loop' | 'other';
+
+export interface Contender {
+  readonly name: string;
+  /** In tables and charts. */
+  readonly title: string;
+  readonly role: Role;
+  /** Why it cannot run on this machine, or undefined. */
+  missing?(): string | undefined;
+  /** Joins the site's containers. @throws Unavailable when this machine cannot, Error when it should but did not. */
+  up(site: Site): Promise<void>;
+}
+
+const ONE_HOST: readonly Contender[] = [
+  { name: 'weft', title: 'Weft', role: 'weft', up: weftOneHost },
+  { name: 'kernel', title: 'Linux bridge + veth', role: 'kernel', up: kernelBridge },
+  { name: 'c-loop', title: 'C loop, TAP ↔ TAP', role: 'loop', up: tapLoop },
+];
+
+const TWO_HOSTS: readonly Contender[] = [
+  {
+    name: 'weft-uplink',
+    title: 'Weft, uplink TAP',
+    role: 'weft',
+    up: (site) => weftTwoHosts(site, 'uplink'),
+  },
+  {
+    name: 'weft-socket',
+    title: 'Weft, UDP socket',
+    role: 'weft',
+    up: (site) => weftTwoHosts(site, 'socket'),
+  },
+  { name: 'kernel', title: 'Linux bridge + vxlan', role: 'kernel', up: kernelOverlay },
+  { name: 'c-loop', title: 'C loop, uplink TAP', role: 'loop', up: uplinkLoop },
+  {
+    name: 'ovs',
+    title: 'Open vSwitch, userspace',
+    role: 'other',
+    missing: openVswitchMissing,
+    up: openVswitch,
+  },
+];
+
+export const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
+  'one-host': ONE_HOST,
+  'two-hosts': TWO_HOSTS,
+};
+
+export const TOPOLOGY_TITLES: Readonly<Record<Topology, string>> = {
+  'one-host': 'Two containers on one host',
+  'two-hosts': 'Two hosts, a container on each, VXLAN between them',
+};
+
+/** Picks by name; `weft` stands for every contender whose name begins with it. @throws CommandError */
+export function selectContenders(topologies: readonly Topology[], only: readonly string[] | undefined) {
+  const matches = (contender: Contender, name: string): boolean =>
+    contender.name === name || contender.name.startsWith(`${name}-`);
+  const all = topologies.flatMap((topology) => CONTENDERS[topology]);
+  const unknown = only?.find((name) => !all.some((contender) => matches(contender, name)));
+  if (unknown !== undefined) {
+    const names = [...new Set(all.map(({ name }) => name))].join(', ');
+    throw new CommandError(`there is no contender ${unknown}; there are ${names}`, EXIT.usage);
+  }
+  return topologies
+    .map((topology) => ({
+      topology,
+      contenders: CONTENDERS[topology].filter(
+        (contender) => only === undefined || only.some((name) => matches(contender, name)),
+      ),
+    }))
+    .filter(({ contenders }) => contenders.length > 0);
+}

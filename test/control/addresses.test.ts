@@ -211,7 +211,8 @@ test('quoted text is short and cannot drive a terminal', (t) => {
 test('property: IPv4 and IPv6 text is stable, agrees with Node, and survives its bytes', (t) => {
   fc.assert(
     fc.property(fc.oneof(fc.ipV4(), fc.ipV6()), (text) => {
-      if (/^[0:]*:ffff:(\d+\.|[\da-f]+:[\da-f]+$)/i.test(text)) return;
+      // Refused: IPv4-mapped, and the deprecated ::a.b.c.d (RFC 4291, 2.5.5.1), which ipaddr.js takes for it.
+      if (/^[0:]*:(ffff:)?\d+\.|^[0:]*:ffff:[\da-f]+:[\da-f]+$/i.test(text)) return;
       const ip = parseIp(text);
       t.is(isIP(text), ip.family);
       t.is(parseIp(ip.text).text, ip.text);

@@ -18,6 +18,7 @@ import { DESIGN, endpoint, HEAD, LOCAL, network } from './config/support.js';
 test("the design's file gives the whole config", (t) => {
   t.deepEqual(parseConfig(DESIGN, 'weft.yaml'), {
     node: 'hostA',
+    workers: 1,
     underlay: {
       address: '192.168.50.1',
       port: 4789,

@@ -30,7 +30,7 @@ const rows: readonly Row[] = [
   // Keys.
   ['unknown key, close', underlay('▸adress: 1'), 'underlay.adress | unknown key "adress" | did you mean address?'],
   ['unknown key, other style', network('▸reservedBits: 1, ▸inner-vlan: carry'), 'networks[0].reservedBits | unknown key | write one of name, vni', 'networks[0].inner-vlan | unknown key | did you mean inner_vlan?'],
-  ['unknown key, not close', `${HEAD}▸colour: red\n`, 'colour | unknown key "colour" | write one of node, underlay, networks, endpoints'],
+  ['unknown key, not close', `${HEAD}▸colour: red\n`, 'colour | unknown key "colour" | write one of node, workers, underlay, networks, endpoints'],
   ['key of another level', `${HEAD}▸vni: 42\n`, 'vni | vni does not belong here | move it into an entry of networks'],
   ['key __proto__', `${HEAD}▸__proto__: { node: a }\n`, '__proto__ | unknown key "__proto__" | remove it'],
   ['key constructor', `${HEAD}▸constructor: 1\n`, 'constructor | unknown key "constructor" | remove it'],

@@ -10,6 +10,7 @@ import {
   MAX_DOMAINS,
   MacTable,
   MOVED,
+  REFRESHED,
   macHigh,
   macLow,
   UNKNOWN,
@@ -61,11 +62,12 @@ test('outcomes of learning', (t) => {
   const table = new MacTable(2, SEED);
   const [a, b, c] = [key(1), key(2), key(3)];
   t.is(table.learn(a.low, a.high, 0, 1), LEARNED);
-  t.is(table.learn(a.low, a.high, 0, 2), KNOWN);
+  t.is(table.learn(a.low, a.high, 0, 1), KNOWN);
+  t.is(table.learn(a.low, a.high, 0, 2), REFRESHED);
   t.is(table.learn(a.low, a.high, 5, 3), MOVED);
   t.true(table.setStatic(b.low, b.high, 7, 0));
   t.is(table.learn(b.low, b.high, 8, 4), HELD);
-  t.is(table.learn(b.low, b.high, 7, 4), KNOWN);
+  t.is(table.learn(b.low, b.high, 7, 4), REFRESHED);
   t.is(table.learn(c.low, c.high, 1, 5), FULL);
   t.false(table.setStatic(c.low, c.high, 1, 5));
   t.is(table.size, 2);
@@ -201,7 +203,8 @@ class Model {
     if (entry.destination !== destination && entry.isStatic) return HELD;
     const moved = entry.destination !== destination;
     this.entries.set(k, { ...entry, destination, seen: now });
-    return moved ? MOVED : KNOWN;
+    if (moved) return MOVED;
+    return entry.seen === now ? KNOWN : REFRESHED;
   }
 }
 

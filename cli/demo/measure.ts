@@ -5,12 +5,14 @@ export const PINGS = 20;
 export const BROADCASTS = 5;
 /** Bytes of UDP payload: fits an MTU of 1450 with 28 bytes of headers. */
 export const DATAGRAM = 1400;
+/** Bits a second of UDP. A sender without a limit would only show which of the processes gets the processor. */
+export const UDP_OFFERED = 200e6;
 
 export interface Measures {
   readonly ping: { readonly sent: number; readonly received: number; readonly rttAvgMs: number };
   /** Absent, as is `udp`, where it could not be measured. */
   readonly tcp?: { readonly bitsPerSecond: number; readonly retransmits: number };
-  /** Sent as fast as the sender can. */
+  /** UDP_OFFERED bits a second are sent. */
   readonly udp?: { readonly packetsPerSecond: number; readonly lostPercent: number };
   /** Packets to the broadcast address of the network, and how often the other container received one. */
   readonly broadcast: { readonly sent: number; readonly seen: number };
@@ -55,7 +57,12 @@ async function measureTcp({ c1, c2, address2, seconds }: Pair): Promise<NonNulla
 }
 
 async function measureUdp({ c1, c2, address2, seconds }: Pair): Promise<NonNullable<Measures['udp']>> {
-  const options = { udp: true, seconds: Math.max(1, Math.round(seconds / 2)), length: DATAGRAM };
+  const options = {
+    udp: true,
+    seconds: Math.max(1, Math.round(seconds / 2)),
+    length: DATAGRAM,
+    bandwidth: UDP_OFFERED,
+  };
   const { packetsPerSecond, lostPercent } = await iperf3(c1, c2, address2, options);
   if (!(packetsPerSecond > 0)) throw new Error('no datagram arrived');
   return { packetsPerSecond, lostPercent };

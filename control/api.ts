@@ -145,7 +145,7 @@ export async function status(daemon: Daemon): Promise<Status> {
     underlay: {
       address: config.underlay.address,
       port: config.underlay.port,
-      interface: daemon.underlayDevice.interface,
+      interface: daemon.underlayDevice.name,
       mtu: config.underlay.mtu ?? daemon.underlayDevice.mtu,
       ...underlayPath(daemon),
       counters: sum(counters['port:0'] ?? {}, counters[`port:${UPLINK_PORT}`] ?? {}),

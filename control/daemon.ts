@@ -5,7 +5,7 @@
  * TAPs; then the worker. What fails midway is undone: interfaces that were made are removed, those that were there
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import type { Tap } from '../native-bindings/index.js';
 import { parseIp } from './addresses.js';
 import {
@@ -21,15 +21,14 @@ import {
   closeQueues,
   closeUnderlay,
   converge,
-  findUnderlay,
   openEndpoint,
   openUnderlay,
   removeQueues,
   removeStale,
-  type UnderlayDevice,
   type UnderlaySockets,
 } from './devices.js';
 import { EngineTeam } from './engine-team.js';
+import { interfaceOf, type LocalInterface } from './interfaces.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { closeUplink, type Link, LinkWatch, openUplink, type Uplink } from './uplink.js';
@@ -38,8 +37,14 @@ interface Attached {
   readonly endpoint: LocalEndpoint;
   readonly taps: readonly Tap[];
   readonly reattached: boolean;
+  /** Which namespace it is in, whatever its name stands for later. */
+  readonly namespace: string;
   lost: boolean;
+  closed: boolean;
 }
+
+/** How often to look whether namespaces are still there. */
+const NAMESPACES_MS = 1000;
 
 /** TUN_F_USO4 and TUN_F_USO6 among the offloads of a TAP. */
 const TUN_F_USO = 0x60;
@@ -61,7 +66,7 @@ export interface DaemonOptions {
 
 export class Daemon {
   config: Config;
-  underlayDevice: UnderlayDevice;
+  underlayDevice: LocalInterface;
   readonly started = Date.now();
   private readonly plan = createPlan();
   private attached = new Map<string, Attached>();
@@ -72,11 +77,12 @@ export class Daemon {
   readonly uplink: Uplink | string;
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
+  private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
 
   private constructor(
     private readonly options: DaemonOptions,
     config: Config,
-    device: UnderlayDevice,
+    device: LocalInterface,
     private readonly sockets: readonly UnderlaySockets[],
   ) {
     const { address, port, mode } = config.underlay;
@@ -95,18 +101,21 @@ export class Daemon {
     const device = checkHost(options.file, config);
     const sockets = openSockets(options.file, config);
     const daemon = new Daemon(options, config, device, sockets);
+    const remembered = rememberedTaps(options.state);
     try {
       daemon.requireUplink();
       daemon.removeLeftOvers();
+      daemon.remember(localEndpoints(config));
       daemon.attached = daemon.attachAll(config, new Map());
-      daemon.remember();
       daemon.number(config);
       daemon.followLinks();
       daemon.thread = await EngineTeam.start(daemon.intents(), randomSeed());
     } catch (error) {
+      clearInterval(daemon.look);
       daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
       closeUnderlay(sockets);
+      rememberTaps(options.state, remembered);
       throw error;
     }
     // What changed while the worker started.
@@ -133,7 +142,7 @@ export class Daemon {
   /** What each worker is to do. */
   private intents(config = this.config, attached = this.attached) {
     const queues = new Map<string, readonly Tap[]>();
-    for (const { endpoint, taps } of attached.values()) queues.set(endpoint.name, taps);
+    for (const { endpoint, taps, lost } of attached.values()) if (!lost) queues.set(endpoint.name, taps);
     const opened = {
       sockets: this.sockets,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
@@ -160,7 +169,7 @@ export class Daemon {
   /** Follows the next hops of all VTEPs that the config names, when there is an uplink to use them. */
   private followLinks(config = this.config): void {
     if (typeof this.uplink === 'string') return;
-    this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice.interface, (links) => {
+    this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice.name, (links) => {
       this.links = links;
       this.applyLinks();
     });
@@ -201,13 +210,11 @@ export class Daemon {
     }
   }
 
-  private remember(): void {
+  /** Notes interfaces before they are made: what is killed in the middle is found by the next start. */
+  private remember(endpoints: readonly LocalEndpoint[]): void {
     rememberTaps(
       this.options.state,
-      [...this.attached.values()].map(({ endpoint }) => ({
-        netns: netnsPath(endpoint.netns),
-        interface: endpoint.interface,
-      })),
+      endpoints.map(({ netns, interface: name }) => ({ netns: netnsPath(netns), interface: name })),
     );
   }
 
@@ -228,8 +235,9 @@ export class Daemon {
       }
       try {
         const mtu = this.mtuOf(endpoint.network, config);
+        const namespace = namespaceOf(endpoint);
         const { taps, reattached } = openEndpoint(config.node, endpoint, mtu, config.workers);
-        const attached = { endpoint, taps, reattached, lost: false };
+        const attached = { endpoint, taps, reattached, namespace, lost: false, closed: false };
         fresh.push(attached);
         all.set(placeOf(endpoint), attached);
       } catch (error) {
@@ -280,9 +288,18 @@ export class Daemon {
     }
     if (fixed.length > 0) throw hostError(this.options.file, fixed);
     const device = checkHost(this.options.file, config);
+    this.loseNamespaces();
     const before = this.attached;
+    const present = [...before.values()].map(({ endpoint }) => endpoint);
+    this.remember([...present, ...localEndpoints(config)]);
     this.underlayDevice = device;
-    const attached = this.attachAll(config, before);
+    let attached: Map<string, Attached>;
+    try {
+      attached = this.attachAll(config, before);
+    } catch (error) {
+      this.remember(present);
+      throw error;
+    }
     this.number(config);
     this.followLinks(config);
     await this.running.apply(this.intents(config, attached));
@@ -290,19 +307,36 @@ export class Daemon {
     this.attached = attached;
     const kept = new Set([...attached.values()].map(({ taps }) => taps[0].fd));
     for (const old of before.values()) if (!kept.has(old.taps[0].fd)) remove(old);
-    this.remember();
+    this.remember(localEndpoints(config));
   }
 
   private markLost(id: number): void {
     const name = this.plan.endpoints.nameOf(id);
-    for (const attached of this.attached.values()) {
-      if (attached.endpoint.name !== name) continue;
-      attached.lost = true;
-      this.options.log(
-        `endpoint ${name}: its interface is gone (was the namespace ${attached.endpoint.netns} removed?); ` +
-          'send SIGHUP when it is back',
-      );
-    }
+    for (const attached of this.attached.values()) if (attached.endpoint.name === name) this.lose(attached);
+  }
+
+  private lose(attached: Attached): void {
+    if (attached.lost) return;
+    attached.lost = true;
+    const { name, netns } = attached.endpoint;
+    this.options.log(
+      `endpoint ${name}: its interface is gone (was the namespace ${netns} removed?); send SIGHUP when it is back`,
+    );
+    this.reloading = this.reloading.then(() => this.release()).catch(() => undefined);
+  }
+
+  /** Our descriptors keep a namespace alive whose name is gone, so the kernel never tells of it: look. */
+  private loseNamespaces(): void {
+    for (const attached of this.attached.values())
+      if (namespaceOf(attached.endpoint) !== attached.namespace) this.lose(attached);
+  }
+
+  /** Lets go of what is lost: with our descriptors the last of a removed namespace goes. */
+  private async release(): Promise<void> {
+    const gone = [...this.attached.values()].filter(({ lost, closed }) => lost && !closed);
+    if (gone.length === 0) return;
+    await this.running.apply(this.intents());
+    for (const attached of gone) remove(attached);
   }
 
   /** Name of the endpoint or VTEP behind a destination number. */
@@ -348,6 +382,7 @@ export class Daemon {
 
   /** Stops forwarding and removes every interface and socket. */
   async stop(): Promise<void> {
+    clearInterval(this.look);
     await this.reloading;
     await this.running.stop();
     this.closeUplink();
@@ -359,9 +394,18 @@ export class Daemon {
 }
 
 /** Takes an interface away, with its descriptor; of one that is gone only the descriptor is left. */
-function remove({ taps, lost }: Attached): void {
+function remove(attached: Attached): void {
+  const { taps, lost, closed } = attached;
+  if (closed) return;
+  attached.closed = true;
   if (lost) closeQueues(taps);
   else removeQueues(taps);
+}
+
+/** Device and inode of a namespace's file; empty when there is none. */
+function namespaceOf({ netns }: LocalEndpoint): string {
+  const found = statSync(netnsPath(netns), { throwIfNoEntry: false });
+  return found ? `${found.dev}:${found.ino}` : '';
 }
 
 /** Undoes an opening: an interface that was there before stays. */
@@ -371,7 +415,7 @@ function undo(attached: Attached): void {
 }
 
 /** What can be known before anything is touched. @throws ConfigError with every problem. */
-function checkHost(file: string, config: Config): UnderlayDevice {
+function checkHost(file: string, config: Config): LocalInterface {
   const problems: HostProblem[] = [];
   if (process.getuid?.() !== 0) {
     problems.push({
@@ -380,7 +424,7 @@ function checkHost(file: string, config: Config): UnderlayDevice {
       remedy: 'run it with sudo',
     });
   }
-  const device = findUnderlay(config.underlay.address);
+  const device = interfaceOf(config.underlay.address);
   if (!device) {
     problems.push({
       path: ['underlay', 'address'],

@@ -17,7 +17,6 @@ interface Link {
   readonly mtu: number;
   readonly address: string;
   readonly ifalias?: string;
-  readonly link_type: string;
   readonly flags: readonly string[];
   readonly gso_max_size?: number;
   readonly addr_info: readonly { local: string; prefixlen: number; scope: string; dynamic?: boolean }[];
@@ -48,6 +47,10 @@ function ipIn(netns: string, args: readonly string[], input?: string): string {
   return runSync('nsenter', [`--net=${netns}`, 'ip', ...args], input === undefined ? {} : { input });
 }
 
+function linksIn(netns: string): Link[] {
+  return JSON.parse(ipIn(netns, ['-j', '-d', 'address', 'show'])) as Link[];
+}
+
 function linkIn(netns: string, name: string): Link {
   return (JSON.parse(ipIn(netns, ['-j', '-d', 'address', 'show', 'dev', name])) as Link[])[0];
 }
@@ -64,17 +67,15 @@ export function openEndpoint(
   workers: number,
 ): OpenEndpoint {
   const netns = netnsPath(endpoint.netns);
+  const there = linksIn(netns).find(({ ifname }) => ifname === endpoint.interface);
+  // Looked at before it is opened: attaching alone would change a TAP of another program.
+  if (there && !isOurs(there)) {
+    const message = `${endpoint.interface} in ${endpoint.netns} is there already, and not of Weft's making`;
+    throw Object.assign(new Error(message), { code: 'EEXIST' });
+  }
   const taps = openQueues({ name: endpoint.interface, netns, persist: true, tunnel: false }, workers);
-  const [{ name, existed }] = taps;
+  const { existed } = taps[0];
   try {
-    if (existed && !isOurs(linkIn(netns, name))) {
-      throw Object.assign(
-        new Error(`${endpoint.interface} in ${endpoint.netns} is a TAP of another program`),
-        {
-          code: 'EEXIST',
-        },
-      );
-    }
     converge(node, endpoint, mtu);
   } catch (error) {
     if (existed) closeQueues(taps);
@@ -146,21 +147,6 @@ export function removeStale(netns: string, name: string): void {
   } catch {
     // Gone between two looks, or no TAP any more: nothing of ours is left.
   }
-}
-
-export interface UnderlayDevice {
-  readonly interface: string;
-  /** `ether`, `loopback`, `none` … */
-  readonly linkType: string;
-  /** Bytes. */
-  readonly mtu: number;
-}
-
-/** The interface that has the underlay's address; undefined when none has. */
-export function findUnderlay(address: string): UnderlayDevice | undefined {
-  const links = JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as Link[];
-  const link = links.find(({ addr_info }) => addr_info.some(({ local }) => local === address));
-  return link && { interface: link.ifname, linkType: link.link_type, mtu: link.mtu };
 }
 
 export interface UnderlaySockets {

@@ -9,7 +9,6 @@
 import { randomInt } from 'node:crypto';
 import type { Socket } from 'raw-socket';
 import type { Ip } from './addresses.js';
-import { runSync } from './command.js';
 import { type EchoEvent, echoRequest, ICMP, ICMPV6, readEchoEvent, smallestEcho } from './path-mtu/echo.js';
 
 /** No answer within this many ms counts as loss, at most; less once the round trip is known. */
@@ -31,25 +30,6 @@ const IPV6_MTU_DISCOVER = 23;
 const IPV6_HDRINCL = 36;
 /** DF always, and no heed of a path MTU the kernel remembers. */
 const PMTUDISC_PROBE = 3;
-
-export interface LocalInterface {
-  readonly name: string;
-  /** Bytes. */
-  readonly mtu: number;
-  readonly up: boolean;
-}
-
-/** The interface of this host that has the address; undefined when none has. @throws CommandError without `ip`. */
-export function interfaceOf(address: string): LocalInterface | undefined {
-  const links = JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as {
-    ifname: string;
-    mtu: number;
-    flags: string[];
-    addr_info: { local: string }[];
-  }[];
-  const link = links.find(({ addr_info }) => addr_info.some(({ local }) => local === address));
-  return link && { name: link.ifname, mtu: link.mtu, up: link.flags.includes('UP') };
-}
 
 /** There can be no probing here; `remedy` says what to do about it. */
 export class ProbeUnavailable extends Error {

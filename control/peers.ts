@@ -1,7 +1,8 @@
 /** What the path to each VTEP of a node's file is, and whether the overlay's MTUs fit through it. */
 import { parseIp } from './addresses.js';
 import { type Config, defaultMtu, overlayOverhead } from './config.js';
-import { type LocalInterface, PathProber, type PathResult } from './path-mtu.js';
+import type { LocalInterface } from './interfaces.js';
+import { PathProber, type PathResult } from './path-mtu.js';
 
 /** Paths measured at the same time. */
 const CONCURRENT = 32;

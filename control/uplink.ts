@@ -11,7 +11,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import type { Tap } from '../native-bindings/index.js';
 import { macBytes, parseIp } from './addresses.js';
 import { runSync, toolEnvironment } from './command.js';
-import { closeQueues, openQueues, type UnderlayDevice } from './devices.js';
+import { closeQueues, openQueues } from './devices.js';
+import type { LocalInterface } from './interfaces.js';
 
 /** Length of the vnet header when the kernel segments UDP tunnels for us. */
 const TUNNEL_VNET = 24;
@@ -41,10 +42,10 @@ export function tableName(address: string, port: number): string {
 export function openUplink(
   address: string,
   port: number,
-  device: UnderlayDevice,
+  device: LocalInterface,
   workers: number,
 ): Uplink | string {
-  if (device.linkType !== 'ether') return `${device.interface} is no Ethernet interface`;
+  if (device.linkType !== 'ether') return `${device.name} is no Ethernet interface`;
   let taps: Tap[];
   try {
     taps = openQueues({ name: 'weft%d', netns: '', persist: false, tunnel: true }, workers);
@@ -64,7 +65,7 @@ export function openUplink(
       `link set dev ${tap.name} arp off mtu ${device.mtu} up`,
     ];
     runSync('ip', ['-batch', '-'], { input: `${settings.join('\n')}\n` });
-    runSync('nft', ['-f', '-'], { input: rules(table, address, port, device.interface, tap.name) });
+    runSync('nft', ['-f', '-'], { input: rules(table, address, port, device.name, tap.name) });
   } catch (error) {
     closeQueues(taps);
     return `the rules that move frames between card and TAP were refused (${(error as Error).message.split('\n')[0]})`;

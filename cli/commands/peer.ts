@@ -1,5 +1,6 @@
 /** `weft peer ping`: round trip and path MTU to the other VTEPs, and whether the overlay's MTUs fit. */
 import type { Command } from 'commander';
+import { interfaceOf } from '../../control/interfaces.js';
 import type { PeerReport } from '../../control/peers.js';
 import { CommandError, EXIT, printJson, printTable } from '../output.js';
 
@@ -25,7 +26,7 @@ export function register(program: Command): void {
 
 async function ping(wanted: string[], flags: Flags): Promise<void> {
   const { ConfigError, loadConfig } = await import('../../control/config.js');
-  const { interfaceOf, ProbeUnavailable } = await import('../../control/path-mtu.js');
+  const { ProbeUnavailable } = await import('../../control/path-mtu.js');
   const { measurePeers, remoteVteps } = await import('../../control/peers.js');
   try {
     const config = loadConfig(flags.config);

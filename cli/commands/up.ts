@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { claimSocket, DEFAULT_SOCKET, serve } from '../../control/api.js';
 import { ConfigError, type Problem } from '../../control/config.js';
-import { Daemon } from '../../control/daemon.js';
+import type { Daemon } from '../../control/daemon.js';
 import { CommandError, EXIT, say } from '../output.js';
 
 export function register(program: Command): void {
@@ -58,6 +58,8 @@ let onFailure: (error: Error) => void = () => undefined;
 
 async function start({ config, socket }: { config: string; socket: string }): Promise<Daemon> {
   try {
+    // Loaded here, not above: without the addon, the other commands still say what is wrong.
+    const { Daemon } = await import('../../control/daemon.js');
     await claimSocket(socket);
     return await Daemon.start({ file: config, state: `${socket}.state`, log: say }, (error) =>
       onFailure(error),

@@ -3,7 +3,8 @@ import { createSocket } from 'node:dgram';
 import { statfsSync } from 'node:fs';
 import { parseIp } from '../addresses.js';
 import { type Config, ConfigError, loadConfig, netnsPath } from '../config.js';
-import { interfaceOf, type LocalInterface, ProbeUnavailable } from '../path-mtu.js';
+import { interfaceOf, type LocalInterface } from '../interfaces.js';
+import { ProbeUnavailable } from '../path-mtu.js';
 import { measurePeers, type PeerReport, remoteVteps, sentence } from '../peers.js';
 import { type Check, fail, ok, oneLine, skip, warn } from './check.js';
 

@@ -2,9 +2,9 @@
  * Open vSwitch's userspace datapath (`datapath_type=netdev`): a daemon and a database of its own on each host. The
  * underlay's card is a port of br-phy, which has the host's address; VXLAN leaves through br-int.
  */
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Namespace, toolEnvironment } from '../../cli/lab.js';
+import { type Namespace, toolEnvironment, waitFor } from '../../cli/lab.js';
 import { CARD, hasTool, INTERFACE, overlayAddress, overlayMac, type Site, VNI } from './site.js';
 
 const SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema';
@@ -33,7 +33,8 @@ async function start(site: Site, index: number): Promise<void> {
     OVS_SYSCONFDIR: directory,
   };
   const database = join(directory, 'conf.db');
-  const server = `unix:${directory}/db.sock`;
+  const socket = join(directory, 'db.sock');
+  const server = `unix:${socket}`;
   await host.run('ovsdb-tool', ['create', database, SCHEMA]);
   const begin = (name: string, args: readonly string[]) => {
     const running = host.start(name, args, { env });
@@ -42,6 +43,7 @@ async function start(site: Site, index: number): Promise<void> {
   };
   const options = ['-vconsole:warn', '-vfile:off', '-vsyslog:off'];
   begin('ovsdb-server', [database, `--remote=p${server}`, `--unixctl=${directory}/db.ctl`, ...options]);
+  await waitFor(() => existsSync(socket), { what: `ovsdb-server of ${host.label}` });
   const vsctl = (...args: string[]) => host.run('ovs-vsctl', [`--db=${server}`, '--timeout=10', ...args]);
   await vsctl('--no-wait', 'init');
   begin('ovs-vswitchd', [server, `--unixctl=${directory}/switch.ctl`, ...options]);

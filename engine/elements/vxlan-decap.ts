@@ -36,8 +36,10 @@ import {
   IPV6_HEADER,
   NOT_ECT,
   PROTOCOL_UDP,
+  SHORT_SUM,
   setEcnIpv4,
   setEcnIpv6,
+  sumShort,
   sumWords,
   UDP_HEADER,
 } from '../wire/ip.js';
@@ -112,7 +114,7 @@ export function createVxlanDecap(
   options: DecapOptions,
   out: Batch,
 ): VxlanDecap {
-  const { u16, off, len, ingress, domain, offload, csumStart, hdrLen } = context.frames;
+  const { u16, u32, off, len, ingress, domain, offload, csumStart, hdrLen } = context.frames;
   const { flags, vteps: members } = domains;
   const { seen } = vteps;
   const { values } = context.counters;
@@ -268,8 +270,13 @@ export function createVxlanDecap(
   function checksumHolds(w: number, udp: number, length: number): boolean {
     // Pseudo-header (RFC 768; RFC 8200, 8.1): both addresses, the protocol and the UDP length.
     const addresses = u16[w + 6] === ETHERTYPE_IPV6_LE ? sumWords(u16, w + 11, 16) : sumWords(u16, w + 13, 4);
+    const start = (w << 1) + udp;
+    if (length <= SHORT_SUM && (start & 3) === 0)
+      return (
+        fold16(addresses + swap16(length) + (PROTOCOL_UDP << 8) + sumShort(u32, start, length)) === 0xffff
+      );
     const pseudo = swap16(fold16(addresses)) + PROTOCOL_UDP + length;
-    return native.checksum((w << 1) + udp, length, pseudo) === 0xffff;
+    return native.checksum(start, length, pseudo) === 0xffff;
   }
 
   /** Steps 4 to 6 for the VXLAN header at word `v` and `inner` bytes behind it. A drop reason, or -1. */

@@ -39,6 +39,8 @@ import {
   IPV4_CHECKSUM,
   IPV4_LENGTH,
   IPV6_LENGTH,
+  SHORT_SUM,
+  sumShort,
   sumWords,
   UDP_HEADER,
 } from '../wire/ip.js';
@@ -74,7 +76,7 @@ export function createVxlanEncap(
   linked: Batch | null = null,
 ): VxlanEncap {
   const { frames } = context;
-  const { u16, u64, off, len, dest, domain, offload, csumStart, csumOffset, hdrLen } = frames;
+  const { u16, u32, u64, off, len, dest, domain, offload, csumStart, csumOffset, hdrLen } = frames;
   const { flags, vni: vnis, vteps: members } = domains;
   const { templates, headerSum, linked: isLinked } = vteps;
   const { values } = context.counters;
@@ -216,7 +218,8 @@ export function createVxlanEncap(
         sumWords(u16, start >>> 1, (covered - start) >> 1) +
           (~u16[(covered + csumOffset[frame]) >>> 1] & 0xffff),
       );
-    } else payload = swap16(native.checksum(start, length - UDP_HEADER, 0));
+    } else if (length <= SHORT_SUM && (start & 3) === 0) payload = sumShort(u32, start, length - UDP_HEADER);
+    else payload = swap16(native.checksum(start, length - UDP_HEADER, 0));
     const sum = fold16(headerSum[vtep] + u16[udp] + u16[udp + 2] * 2 + payload);
     // A computed zero is sent as all ones (RFC 768).
     u16[udp + 3] = sum === 0xffff ? 0xffff : ~sum;

@@ -48,6 +48,24 @@ export function sumWords(u16: Uint16Array, word: number, count: number): number 
   return sum;
 }
 
+/** Longest run of bytes that is summed faster here than by a native call, which costs 30 ns: 80 B in 15 ns. */
+export const SHORT_SUM = 160;
+
+/**
+ * Sum of the 16-bit words of `length` bytes from a multiple of 4, not folded, as a 16-bit view would give them; an
+ * odd last byte is padded with zero (RFC 1071, 1). Reads whole 32-bit words, so up to 3 bytes behind the end.
+ */
+export function sumShort(u32: Uint32Array, offset: number, length: number): number {
+  let sum = 0;
+  let i = offset >>> 2;
+  for (const end = i + (length >>> 2); i < end; i++) {
+    const word = u32[i];
+    sum += (word & 0xffff) + (word >>> 16);
+  }
+  const rest = u32[i] & ~(-1 << ((length & 3) << 3));
+  return sum + (rest & 0xffff) + (rest >>> 16);
+}
+
 /** Writes an IPv4 header's checksum; `words` is the header's length in 16-bit words. */
 export function writeIpv4Checksum(u16: Uint16Array, word: number, words = 10): void {
   u16[word + IPV4_CHECKSUM] = 0;

@@ -28,24 +28,19 @@ native.attach(memory.u8, memory.off, memory.len, memory.freeLarge);
 const context = new Context(memory, new Counters(), 1);
 
 /** Ethernet, IPv4, TCP with timestamps; lengths and checksums are the elements' work. */
-function writeHeaders(at: number): void {
-  const { u8 } = memory;
-  u8.set([2, 0x42, 10, 0, 9, 2, 2, 0x42, 10, 0, 9, 1, 8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0], at);
-  u8.set(
-    [10, 0, 9, 1, 10, 0, 9, 2, 0x9c, 0x40, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 16, 1, 0xf5],
-    at + 26,
-  );
-  u8.set([0, 0, 0, 0, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], at + 50);
-}
-const HEADERS = 66;
+const HEADER = Uint8Array.of(
+  ...[2, 0x42, 10, 0, 9, 2, 2, 0x42, 10, 0, 9, 1, 8, 0],
+  ...[0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 9, 1, 10, 0, 9, 2],
+  ...[0x9c, 0x40, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 16, 1, 0xf5, 0, 0, 0, 0],
+  ...[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+);
 
 function superFrame(outer: number, size: number): number {
   const frame = memory.allocLarge();
   memory.off[frame] -= outer;
   const at = memory.off[frame];
-  if (outer > 0) memory.u8.set([0x45], at + 14);
-  writeHeaders(at + outer);
-  memory.len[frame] = outer + HEADERS + PAYLOAD;
+  memory.u8.set(HEADER, at + outer);
+  memory.len[frame] = outer + HEADER.length + PAYLOAD;
   memory.offload[frame] =
     OFFLOAD_NEEDS_CSUM | (GSO_TCPV4 << OFFLOAD_GSO_SHIFT) | (outer << OFFLOAD_OUTER_SHIFT);
   memory.gsoSize[frame] = size;

@@ -268,6 +268,17 @@ test('offload metadata that does not fit the frame is refused, each kind by name
     ['cut in the Ethernet header', (f) => (m.len[f] = 13)],
     ['cut in the TCP header', (f) => (m.len[f] = 50)],
     ['too many datagrams', (f) => (m.gsoSize[f] = 10), { udp: true }],
+    [
+      'headers too long',
+      () => {},
+      {
+        v6: true,
+        ipOptions: Uint8Array.from({ length: 512 }, (_, i) =>
+          i === 1 ? 63 : i === 2 ? 1 : i === 3 ? 508 : 0,
+        ),
+      },
+    ],
+    ['a segment longer than IP can say', (f) => (m.gsoSize[f] = 65535), { payload: payload(66000) }],
     ['cut in the UDP header', (f) => (m.len[f] = 40), { udp: true }],
   ];
   for (const [name, spoil, change] of wrong) {
@@ -293,6 +304,10 @@ test('offload metadata that does not fit the frame is refused, each kind by name
     t.deepEqual(rig.run(segment, [frame]), [], `partial checksum ${start} + ${offset}`);
     t.is(segment.drops.count('bad-offload'), before + 1);
   }
+  // Behind outer headers, a start that lies in them.
+  const behind = partialFrame(rig, of, { v6: false, checksum: false });
+  m.csumStart[behind] = 34;
+  t.deepEqual(rig.run(segment, [behind]), []);
   t.is(m.inUse, 0);
   m.audit();
 });

@@ -151,7 +151,7 @@ Next:
   docs/overlay.md    the same two hosts by hand, with "weft up -c examples/two-hosts-hostA.yaml"
   docs/replay.md     your own captures: "weft replay FILE --through ${replay.through}"
   README.md          what works and what does not yet; CONTRIBUTING.md, how the code is laid out
-weft is "node dist/cli/main.js" here; "npm link" puts it on the PATH.`);
+weft is "node dist/cli/main.js" here.`);
 }
 
 function dropped(drops: Record<string, number>): string {

@@ -1,0 +1,107 @@
+/** The documentation against the code: names that must agree, links that must lead somewhere, scripts that must run. */
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { Lab, toolEnvironment } from '../../cli/lab.js';
+
+const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
+const read = (path: string): string => readFileSync(join(ROOT, path), 'utf8');
+
+const PAGES = [
+  'README.md',
+  'CONTRIBUTING.md',
+  'examples/README.md',
+  ...readdirSync(join(ROOT, 'docs'))
+    .filter((name) => name.endsWith('.md'))
+    .map((name) => `docs/${name}`),
+];
+
+/** `element reason`, of every REASONS list in the engine; an element is named by its file. */
+function reasonsOfCode(): string[] {
+  const found: string[] = [];
+  for (const folder of ['engine/elements', 'engine/ports']) {
+    for (const file of readdirSync(join(ROOT, folder)).filter((name) => name.endsWith('.ts'))) {
+      const list = /const REASONS = \[([^\]]*)\] as const/.exec(read(`${folder}/${file}`))?.[1] ?? '';
+      for (const [, reason] of list.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
+    }
+  }
+  return found.sort();
+}
+
+test('docs/vxlan.md explains every drop reason of the engine, and no other', (t) => {
+  const rows = [...read('docs/vxlan.md').matchAll(/^\| `([\w-]+)` \| `([\w-]+)` \| \S/gm)];
+  const explained = rows.map(([, element, reason]) => `${element} ${reason}`).sort();
+  t.true(explained.length > 40);
+  t.deepEqual(explained, reasonsOfCode());
+});
+
+test('links between pages lead to files that are there', (t) => {
+  for (const page of PAGES) {
+    for (const [, target] of read(page).matchAll(/\]\(([^)#]+)(?:#[^)]*)?\)/g)) {
+      if (/^https?:/.test(target!)) continue;
+      t.true(existsSync(join(ROOT, dirname(page), target!)), `${page}: ${target}`);
+    }
+  }
+});
+
+test('every page is in the index', (t) => {
+  const index = read('docs/README.md');
+  for (const page of PAGES.filter((name) => name.startsWith('docs/') && name !== 'docs/README.md'))
+    t.true(index.includes(`(${basename(page)})`), page);
+});
+
+/** The fenced `sh` blocks of a page, which say of themselves that they can be pasted as a whole. */
+function script(page: string): string {
+  return [...read(page).matchAll(/^```sh\n([\s\S]*?)^```$/gm)].map(([, block]) => block).join('\n');
+}
+
+function bash(text: string): Promise<{ code: number | null; output: string }> {
+  const child = spawn('bash', ['-euo', 'pipefail', '-s'], { cwd: ROOT, env: toolEnvironment() });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (chunk: string) => {
+      output += chunk;
+    });
+  }
+  // A script that fails midway must not leave engines that hold our pipes open.
+  child.stdin.end(`trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n${text}`);
+  return new Promise((resolve) => child.on('close', (code) => resolve({ code, output })));
+}
+
+/** The scripts use the names of the examples; a machine that has these namespaces already keeps them. */
+const NAMES = ['hostA', 'hostB', 'cA', 'cB'];
+const present = (): string[] => NAMES.filter((name) => existsSync(`/run/netns/${name}`));
+
+function unavailable(): string | undefined {
+  if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun';
+  if (present().length > 0) return `there are namespaces ${present().join(', ')} already`;
+  return Lab.unavailable();
+}
+
+for (const [page, shown] of [
+  ['docs/overlay.md', [/3 received, 0% packet loss/, /vtep 192\.168\.50\.2 .* learned/]],
+  ['docs/kernel-peer.md', [/3 received, 0% packet loss/, /dst 192\.168\.50\.1 self/]],
+  ['docs/operations.md', [/eth1 .*10\.0\.9\.3/, /reloaded/, /unknown key "nodes"/]],
+  ['docs/vxlan.md', [/bridge,vxlan-encap/]],
+] as const) {
+  const reason = unavailable();
+  const title = `the script of ${page} runs as it stands`;
+  if (reason) {
+    test.skip(`${title} [skipped: ${reason}]`, () => {});
+    continue;
+  }
+  test.serial(title, async (t) => {
+    t.teardown(async () => {
+      const left = present();
+      // A script that failed midway leaves its namespaces, and engines in them.
+      for (const name of left)
+        await bash(`ip netns pids ${name} | xargs -r kill -9; ip netns delete ${name}`);
+    });
+    const { code, output } = await bash(script(page));
+    t.is(code, 0, output);
+    for (const pattern of shown) t.regex(output, pattern);
+    t.deepEqual(present(), []);
+  });
+}

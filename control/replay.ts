@@ -19,7 +19,7 @@ import { openCapture } from './capture-files.js';
 const ETHERNET = 1;
 const TTL = 64;
 /** VNI of frames that come into the chain without one. */
-export const DEFAULT_VNI = 42;
+const DEFAULT_VNI = 42;
 
 export interface ReplayOptions {
   /** Names out of ELEMENTS. */
@@ -39,7 +39,7 @@ export interface ReplayOptions {
   readonly write?: string | undefined;
 }
 
-export interface ReplayedFile {
+interface ReplayedFile {
   readonly name: string;
   /** null when the file could not be read; then `problems` says why. */
   readonly format: string | null;
@@ -91,7 +91,7 @@ export interface LoadedCaptures {
 }
 
 /** Whether the first element of the chain that has to do with tunnels takes outer headers off. */
-export function takesOuter(through: readonly string[]): boolean {
+function takesOuter(through: readonly string[]): boolean {
   return through.map((name) => ELEMENTS.get(name)?.outer).find((outer) => outer !== 'keeps') === 'removes';
 }
 

@@ -40,7 +40,7 @@ export interface ChainSetup {
   readonly vteps: number;
 }
 
-export interface ChainTotals {
+interface ChainTotals {
   /** Frames and bytes handed to the first element. */
   readonly frames: number;
   readonly bytes: number;

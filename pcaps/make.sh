@@ -8,9 +8,11 @@ cd "$(dirname "$0")"
 
 id=weft-pcaps-$$
 work=$(mktemp -d)
-jobs_started=()
 cleanup() {
-  for job in "${jobs_started[@]}"; do kill "$job" 2>/dev/null || true; done
+  local running
+  running=$(jobs -pr)
+  # shellcheck disable=SC2086 # one word a process
+  [ -z "$running" ] || kill $running 2>/dev/null || true
   for name in hostA hostB conA conB; do ip netns delete "$id-$name" 2>/dev/null || true; done
   rm -rf "$work"
 }
@@ -63,7 +65,6 @@ capture() {
   # Not through in_ns: the process to be ended must be tcpdump itself.
   ip netns exec "$id-$name" tcpdump -i "$device" --immediate-mode -U -s 0 -w "$work/$file" "$@" 2>"$work/talk" &
   capturing=$!
-  jobs_started+=("$capturing")
   for _ in $(seq 50); do grep -q listening "$work/talk" && return; sleep 0.1; done
   echo "tcpdump did not start: $(cat "$work/talk")" >&2
   exit 1
@@ -78,7 +79,6 @@ transfer() {
   head -c 16384 /dev/urandom >"$work/payload"
   ip netns exec "$id-conB" socat -u TCP-LISTEN:8080,reuseaddr "OPEN:$work/received,creat,trunc" &
   local listener=$!
-  jobs_started+=("$listener")
   sleep 0.5
   in_ns conA socat -u "OPEN:$work/payload" TCP:10.0.9.2:8080
   wait "$listener"
@@ -100,7 +100,6 @@ def answer(asked):
         sendp(head / reply / asked[ICMP].payload, iface="eth0", verbose=False)
 sniff(iface="eth0", prn=answer, store=False)
 END
-  jobs_started+=($!)
   sleep 2
 }
 ping_tagged() {

@@ -31,7 +31,15 @@ import { EngineTeam } from './engine-team.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
-import { closeUplink, type Link, LinkWatch, openUplink, type Uplink } from './uplink.js';
+import {
+  closeUplink,
+  type Link,
+  LinkWatch,
+  openUplink,
+  removeTable,
+  tableName,
+  type Uplink,
+} from './uplink.js';
 
 interface Attached {
   readonly endpoint: LocalEndpoint;
@@ -86,6 +94,8 @@ export class Daemon {
     private readonly sockets: readonly UnderlaySockets[],
   ) {
     const { address, port, mode } = config.underlay;
+    // A crash may have left rules that lead into a device which is gone.
+    removeTable(tableName(address, port));
     this.uplink =
       mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device, config.workers);
     this.config = config;
@@ -118,9 +128,13 @@ export class Daemon {
       rememberTaps(options.state, remembered);
       throw error;
     }
+    daemon.sayPath();
     // What changed while the worker started.
     daemon.applyLinks();
     daemon.thread.on('failed', onFailure);
+    daemon.thread.on('segmentation-refused', () =>
+      options.log('the way to the underlay does not segment UDP for us: frames go one by one from now on'),
+    );
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
     return daemon;
   }
@@ -184,6 +198,17 @@ export class Daemon {
     this.thread?.apply(this.intents()).catch((error: Error) => {
       this.options.log(`next hops not applied: ${error.message}`);
     });
+  }
+
+  private sayPath(): void {
+    const { uplink } = this;
+    if (typeof uplink !== 'string')
+      this.options.log(`underlay: super-frames whole through ${uplink.taps[0].name}`);
+    else this.options.log(`underlay: UDP sockets (${uplink})`);
+    if (this.attached.size > 0 && !this.udpSegmentation)
+      this.options.log(
+        "this kernel's TAPs take no UDP super-frames (Linux 6.2 does): UDP goes frame by frame",
+      );
   }
 
   private requireUplink(): void {

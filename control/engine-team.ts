@@ -2,17 +2,23 @@
 import { EventEmitter } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { gossipBytes } from '../engine/gossip.js';
-import type { Intent } from '../engine/intent.js';
+import { type Intent, UNDERLAY_PORT } from '../engine/intent.js';
 import type { Inspection } from '../engine/worker.js';
 import { EngineThread } from './engine-thread.js';
 
 /** Load is measured over the last so many ms. */
 const LOAD_MS = 1000;
 
-export class EngineTeam extends EventEmitter<{ failed: [Error]; 'port-lost': [number] }> {
+export class EngineTeam extends EventEmitter<{
+  failed: [Error];
+  'port-lost': [number];
+  /** A socket refused to segment, and is not asked again. Said once. */
+  'segmentation-refused': [];
+}> {
   private readonly sampling: NodeJS.Timeout;
   private samples: { busy: number; at: number }[];
   private loads: number[];
+  private refused = false;
 
   private constructor(private readonly threads: readonly EngineThread[]) {
     super();
@@ -46,9 +52,13 @@ export class EngineTeam extends EventEmitter<{ failed: [Error]; 'port-lost': [nu
   private sample(): void {
     const at = performance.now();
     this.threads.forEach((thread, i) => {
-      const busy = thread.read()['worker']?.['busy-ms'] ?? 0;
+      const counters = thread.read();
+      const busy = counters['worker']?.['busy-ms'] ?? 0;
       this.loads[i] = (busy - this.samples[i].busy) / (at - this.samples[i].at);
       this.samples[i] = { busy, at };
+      if (this.refused || !counters[`port:${UNDERLAY_PORT}`]?.['gso-refused']) return;
+      this.refused = true;
+      this.emit('segmentation-refused');
     });
   }
 

@@ -64,7 +64,8 @@ interface Addon {
   udpOpen(options: UdpOptions): number;
   /**
    * Receives UDP payloads `before` bytes in front of off; addresses gets 16 bytes and meta four words a
-   * datagram: source port, TOS, GRO segment size (0: none), truncated.
+   * datagram: source port, TOS, GRO segment size (0: none), and truncated in bit 0 with,
+   * above it, the count of datagrams that the socket's full queue has dropped so far.
    */
   udpReceive(
     fd: number,

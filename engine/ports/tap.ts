@@ -89,9 +89,9 @@ export function createTapPort(context: Context, options: TapOptions): Port {
   return { id, fd, receive, process, close };
 }
 
-/** Adds what a native send counted to the drop reasons of the same order, and clears it. */
+/** Adds what a native send counted to the first four drop reasons, which have its order, and clears it. */
 export function countFailures(drops: Drops, failures: Uint32Array): void {
-  for (let reason = 0; reason < drops.names.length; reason++) {
+  for (let reason = 0; reason < 4; reason++) {
     drops.add(reason, failures[reason]);
     failures[reason] = 0;
   }

@@ -19,8 +19,9 @@ import type { Port } from './port.js';
 import { createSplitter } from './split.js';
 import { countFailures } from './tap.js';
 
-const REASONS = ['no-room', 'unreachable', 'too-big', 'not-sent', 'truncated'] as const;
+const REASONS = ['no-room', 'unreachable', 'too-big', 'not-sent', 'truncated', 'queue-full'] as const;
 const TRUNCATED = 4;
+const QUEUE_FULL = 5;
 /** Index behind the reasons in a native send's failures: messages refused for their segmentation. */
 const GSO_REFUSED = 4;
 const COUNTERS = ['rx-frames', 'rx-bytes', 'tx-frames', 'tx-bytes', 'gso-refused'] as const;
@@ -52,6 +53,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
   const addresses = new Uint8Array(BATCH_SIZE * 16);
   const addressHalves = new Uint16Array(addresses.buffer);
   const meta = new Uint32Array(BATCH_SIZE * 4);
+  const overflow = new Uint32Array(1);
   const failures = new Uint32Array(5);
   const received = new Uint32Array(BATCH_SIZE);
   const template = receivedHeader(local);
@@ -74,7 +76,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
       const payload = len[frame];
       off[frame] -= VXLAN_HEADER + outer;
       len[frame] = payload + outer;
-      if (meta[i * 4 + 3] !== 0) {
+      if ((meta[i * 4 + 3] & 1) !== 0) {
         drops.drop(frame, TRUNCATED);
         continue;
       }
@@ -87,9 +89,17 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
         to.push(frame);
       }
     }
+    countOverflow(meta[count * 4 - 1] >>> 1);
     values[base + RX_FRAMES] += datagrams;
     values[base + RX_BYTES] += bytes;
     return count;
+  }
+
+  /** What the kernel dropped because we were too slow, as its running count of 31 bits. */
+  function countOverflow(total: number): void {
+    if (total === overflow[0]) return;
+    drops.add(QUEUE_FULL, (total - overflow[0]) & 0x7fffffff);
+    overflow[0] = total;
   }
 
   /** Writes the outer header of the `i`th datagram received: what the kernel took off and reported. */
@@ -142,10 +152,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
       failures[GSO_REFUSED] = 0;
       gso = 0;
     }
-    if (sent !== count) {
-      failures[TRUNCATED] = 0;
-      countFailures(drops, failures);
-    }
+    if (sent !== count) countFailures(drops, failures);
   }
 
   function close(): void {

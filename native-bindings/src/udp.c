@@ -41,6 +41,7 @@ static const char *configure(int fd, int family, int ttl, bool gro, bool share)
 	/* The larger buffers need a right; without it the ordinary limit applies and drops are counted. */
 	if (set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20) < 0) set_int(fd, SOL_SOCKET, SO_RCVBUF, 8 << 20);
 	if (set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20) < 0) set_int(fd, SOL_SOCKET, SO_SNDBUF, 8 << 20);
+	set_int(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
 	if (gro) set_int(fd, SOL_UDP, UDP_GRO, 1);
 	if (family == AF_INET6) {
 		if (set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) < 0) return "restrict the socket to IPv6";
@@ -98,7 +99,7 @@ napi_value udp_open(napi_env env, napi_callback_info info)
 
 /* One burst being received or sent. Per thread, since workers call at the same time; 256 entries is 60 KiB. */
 struct control {
-	_Alignas(struct cmsghdr) uint8_t bytes[CMSG_SPACE(sizeof(int)) * 2];
+	_Alignas(struct cmsghdr) uint8_t bytes[CMSG_SPACE(sizeof(int)) * 3];
 };
 struct burst {
 	struct mmsghdr messages[MAX_BATCH];
@@ -109,7 +110,10 @@ struct burst {
 };
 static _Thread_local struct burst burst;
 
-/* Fills meta (port, tos, GRO segment size, truncated) and the 16-byte address of one received message. */
+/*
+ * Fills meta and the 16-byte address of one received message. Meta is port, TOS, GRO segment size, and a word
+ * whose bit 0 says truncated and whose other bits count what the socket's full queue has dropped so far.
+ */
 static void describe(const struct mmsghdr *message, uint8_t *address, uint32_t *meta)
 {
 	const struct sockaddr_in6 *v6 = message->msg_hdr.msg_name;
@@ -128,6 +132,10 @@ static void describe(const struct mmsghdr *message, uint8_t *address, uint32_t *
 		} else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
 			memcpy(&value, CMSG_DATA(c), sizeof value);
 			meta[1] = (uint32_t)value;
+		} else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
+			uint32_t dropped;
+			memcpy(&dropped, CMSG_DATA(c), sizeof dropped);
+			meta[3] |= dropped << 1;
 		} else if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
 			memcpy(&value, CMSG_DATA(c), sizeof value);
 			meta[2] = (uint32_t)value;

@@ -27,14 +27,18 @@ function reasonsOfCode(): string[] {
       for (const [, reason] of list.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
     }
   }
-  return found.sort();
+  return found;
 }
 
 test('docs/vxlan.md explains every drop reason of the engine, and no other', (t) => {
-  const rows = [...read('docs/vxlan.md').matchAll(/^\| `([\w-]+)` \| `([\w-]+)` \| \S/gm)];
-  const explained = rows.map(([, element, reason]) => `${element} ${reason}`).sort();
-  t.true(explained.length > 40);
-  t.deepEqual(explained, reasonsOfCode());
+  const rows = [...read('docs/vxlan.md').matchAll(/^\| `([\w-]+)` +\| `([\w-]+)` +\| \S/gm)];
+  const explained = rows.map(([, element, reason]) => `${element} ${reason}`);
+  const reasons = reasonsOfCode();
+  t.true(reasons.length > 40);
+  const notExplained = reasons.filter((reason) => !explained.includes(reason));
+  const notInCode = explained.filter((reason) => !reasons.includes(reason));
+  t.deepEqual({ notExplained, notInCode }, { notExplained: [], notInCode: [] });
+  t.is(new Set(explained).size, explained.length);
 });
 
 test('links between pages lead to files that are there', (t) => {

@@ -1,6 +1,7 @@
 /** `weft bench live` and `npm run bench:live`: the options, and what becomes of the report. */
-import { writeFileSync } from 'node:fs';
+import { accessSync, existsSync, constants as fs, writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
+import { dirname } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { CommandError, EXIT, printJson, say } from '../../cli/output.js';
 import type { Topology } from './site.js';
@@ -65,6 +66,7 @@ async function live(flags: Flags): Promise<void> {
   const { Lab } = await import('../../cli/lab.js');
   const reason = Lab.unavailable() ?? (await missingTool());
   if (reason !== undefined) throw new CommandError(`bench live cannot run here: ${reason}`);
+  for (const file of [flags.output, flags.svg]) if (file !== undefined) checkWritable(file);
   const { selectContenders } = await import('./contenders.js');
   const { runLive } = await import('./run.js');
   const { Progress } = await import('../../cli/demo/progress.js');
@@ -103,8 +105,16 @@ async function live(flags: Flags): Promise<void> {
   }
 }
 
+/** Minutes later would be a bad time to find out. */
+function checkWritable(file: string): void {
+  try {
+    accessSync(existsSync(file) ? file : dirname(file), fs.W_OK);
+  } catch (error) {
+    throw new CommandError(`cannot write ${file}: ${(error as Error).message}`, EXIT.usage);
+  }
+}
+
 async function missingTool(): Promise<string | undefined> {
-  const { existsSync } = await import('node:fs');
   const { hasTool } = await import('./site.js');
   if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun; load it with "modprobe tun"';
   for (const [tool, debian] of [

@@ -11,7 +11,7 @@ const COLUMNS = 2;
 const GAP = 32;
 const PANEL = (WIDTH - (COLUMNS + 1) * GAP) / COLUMNS;
 /** Width of the names in front of the bars, and of the figures behind them. */
-const NAMES = 140;
+const NAMES = 156;
 const VALUES = 56;
 const ROW = 20;
 const BAR = 12;
@@ -128,8 +128,8 @@ function drawPanel(
 function caption({ environment, rounds, seconds, underlay }: LiveReport): string[] {
   const { kernel, cpu, processors, node, congestionControl } = environment;
   return [
-    `Median of ${rounds} alternating rounds of ${seconds} s; the line spans all rounds. ${underlay} underlay, MTU 1500. ` +
-      `Engines, hosts, containers and iperf3 share ${processors} processors: ratios are what counts.`,
+    `Median of ${rounds === 1 ? 'one round' : `${rounds} alternating rounds`} of ${seconds} s; a line spans all rounds. ${underlay} underlay, MTU 1500.`,
+    `Engines, hosts, containers and iperf3 share ${processors} processors: ratios are what counts.`,
     `Linux ${kernel}, ${cpu}, Node ${node}, TCP ${congestionControl}.`,
   ];
 }

@@ -35,7 +35,7 @@ export function heading({ environment, rounds, seconds, underlay }: LiveReport):
   return [
     `${date}: Linux ${kernel}, ${processors} processors of ${cpu}, Node ${node}, TCP ${congestionControl}, ${iperf3}` +
       `${openVswitch ? `, ${openVswitch}` : ''}, load before the start ${load.toFixed(2)}`,
-    `${rounds} rounds of ${seconds} s a measurement, all contenders in turn, ${underlay} underlay.`,
+    `${rounds} ${rounds === 1 ? 'round' : 'rounds'} of ${seconds} s a measurement, all contenders in turn, ${underlay} underlay.`,
     `Ratios are what counts: engines, both hosts, both containers and iperf3 share ${processors} processors.`,
   ];
 }

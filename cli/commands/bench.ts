@@ -1,6 +1,7 @@
 /** `weft bench`: how fast the engine is on this machine. */
 import { type Command, InvalidArgumentError } from 'commander';
 import type { BenchReport, ScenarioResult } from '../../bench/harness.js';
+import { liveCommand } from '../../bench/live/command.js';
 import type { MicroResult } from '../../bench/micro.js';
 import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
@@ -10,11 +11,11 @@ interface Flags {
   readonly json?: true;
 }
 
-/** Times the pure functions with another tool, so it is no scenario. `live` will stand beside it. */
+/** Times the pure functions with another tool, so it is no scenario. */
 const MICRO = 'micro';
 
 export function register(program: Command): void {
-  program
+  const bench = program
     .command('bench')
     .description(
       'measure the engine: chains over preloaded frames, tables, heap; "micro" for single functions',
@@ -26,7 +27,10 @@ export function register(program: Command): void {
     .option('--seconds <s>', 'seconds of measurement a round', positive, 1)
     .option('--rounds <n>', 'rounds, each in a process of its own', count, 5)
     .option('--json', 'print one JSON object')
+    // `live` has options of its own, some of the same name.
+    .enablePositionalOptions()
     .action(run);
+  bench.addCommand(liveCommand().copyInheritedSettings(bench));
 }
 
 function positive(text: string): number {

@@ -7,7 +7,7 @@ import type { Site, Topology } from './site.js';
 import { weftOneHost, weftTwoHosts } from './weft.js';
 
 /** What ratios are taken of: the kernel's own way, and the loop that is the bound. */
-export type Role = 'weft' | 'kernel' | 'loop' | 'other';
+type Role = 'weft' | 'kernel' | 'loop' | 'other';
 
 export interface Contender {
   readonly name: string;
@@ -50,7 +50,7 @@ const TWO_HOSTS: readonly Contender[] = [
   },
 ];
 
-export const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
+const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
   'one-host': ONE_HOST,
   'two-hosts': TWO_HOSTS,
 };

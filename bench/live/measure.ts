@@ -47,7 +47,7 @@ export interface Cost {
   readonly engines: number;
 }
 
-export interface Outcome {
+interface Outcome {
   readonly values: Readonly<Record<string, number>>;
   /** For the CPU figures, which are taken over both directions together. */
   readonly cost?: { readonly of: 'tcp1' | 'tcp8' } & Cost;

@@ -5,7 +5,7 @@
  * TAPs; then the worker. What fails midway is undone: interfaces that were made are removed, those that were there
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
-import { existsSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import type { Tap } from '../native-bindings/index.js';
 import { parseIp } from './addresses.js';
 import {
@@ -22,13 +22,13 @@ import {
   closeUnderlay,
   converge,
   openEndpoint,
-  openUnderlay,
   removeQueues,
   removeStale,
   type UnderlaySockets,
 } from './devices.js';
 import { EngineTeam } from './engine-team.js';
-import { interfaceOf, type LocalInterface } from './interfaces.js';
+import { checkHost, endpointProblem, openSockets } from './host.js';
+import type { LocalInterface } from './interfaces.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import {
@@ -437,73 +437,4 @@ function namespaceOf({ netns }: LocalEndpoint): string {
 function undo(attached: Attached): void {
   if (attached.reattached) closeQueues(attached.taps);
   else remove(attached);
-}
-
-/** What can be known before anything is touched. @throws ConfigError with every problem. */
-function checkHost(file: string, config: Config): LocalInterface {
-  const problems: HostProblem[] = [];
-  if (process.getuid?.() !== 0) {
-    problems.push({
-      path: [],
-      message: 'weft up needs root, to make interfaces',
-      remedy: 'run it with sudo',
-    });
-  }
-  const device = interfaceOf(config.underlay.address);
-  if (!device) {
-    problems.push({
-      path: ['underlay', 'address'],
-      message: `no interface of this host has the address ${config.underlay.address}`,
-      remedy: `write an address that "ip address" shows here, or add this one to an interface`,
-    });
-  }
-  config.endpoints.forEach((endpoint, index) => {
-    if (endpoint.kind !== 'local' || existsSync(netnsPath(endpoint.netns))) return;
-    problems.push({
-      path: ['endpoints', index, 'netns'],
-      message: `the network namespace ${endpoint.netns} does not exist`,
-      remedy: `make it with "ip netns add ${endpoint.netns}", or correct the name`,
-    });
-  });
-  if (problems.length > 0) throw hostError(file, problems);
-  return device!;
-}
-
-function openSockets(file: string, config: Config): UnderlaySockets[] {
-  try {
-    return openUnderlay(config.underlay, config.workers);
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const { address, port } = config.underlay;
-    const taken = code === 'EADDRINUSE';
-    throw hostError(file, [
-      {
-        path: ['underlay', taken ? 'port' : 'address'],
-        message: taken ? `UDP port ${port} of ${address} is in use` : message,
-        remedy: taken
-          ? `stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer`
-          : 'see the message',
-      },
-    ]);
-  }
-}
-
-function endpointProblem(index: number, endpoint: LocalEndpoint, error: NodeJS.ErrnoException): HostProblem {
-  const at = `endpoint ${endpoint.name}`;
-  const where = `${endpoint.interface} in ${endpoint.netns}`;
-  const remedies: Record<string, string> = {
-    EPERM: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
-    EACCES: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
-    ENOENT: 'load the tun module ("modprobe tun"), or make /dev/net/tun available here',
-    EINVAL: `${where} is an interface of another kind: remove it, or choose another name`,
-    EBUSY: `another program holds ${where}: stop it, or choose another name`,
-    EEXIST: 'remove that interface, or choose another name',
-  };
-  const key =
-    error.code === 'EINVAL' || error.code === 'EEXIST' || error.code === 'EBUSY' ? ['interface'] : [];
-  return {
-    path: ['endpoints', index, ...key],
-    message: `${at}: ${error.message}`,
-    remedy: remedies[error.code ?? ''] ?? 'see the message',
-  };
 }

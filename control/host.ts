@@ -1,0 +1,88 @@
+/** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
+import { existsSync, readFileSync } from 'node:fs';
+import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
+import { openUnderlay, type UnderlaySockets } from './devices.js';
+import { interfaceOf, type LocalInterface } from './interfaces.js';
+
+/** Bits of CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7)). */
+const NEEDED = (1n << 12n) | (1n << 21n);
+
+function lacksRights(): boolean {
+  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0';
+  return (BigInt(`0x${effective}`) & NEEDED) !== NEEDED;
+}
+
+/** What can be known before anything is touched. @throws ConfigError with every problem. */
+export function checkHost(file: string, config: Config): LocalInterface {
+  const problems: HostProblem[] = [];
+  if (lacksRights()) {
+    problems.push({
+      path: [],
+      message: 'weft up needs root, with CAP_NET_ADMIN and CAP_SYS_ADMIN, to make interfaces',
+      remedy: 'run it with sudo, or in a container that has these capabilities',
+    });
+  }
+  const device = interfaceOf(config.underlay.address);
+  if (!device) {
+    problems.push({
+      path: ['underlay', 'address'],
+      message: `no interface of this host has the address ${config.underlay.address}`,
+      remedy: `write an address that "ip address" shows here, or add this one to an interface`,
+    });
+  }
+  config.endpoints.forEach((endpoint, index) => {
+    if (endpoint.kind !== 'local' || existsSync(netnsPath(endpoint.netns))) return;
+    problems.push({
+      path: ['endpoints', index, 'netns'],
+      message: `the network namespace ${endpoint.netns} does not exist`,
+      remedy: `make it with "ip netns add ${endpoint.netns}", or correct the name`,
+    });
+  });
+  if (problems.length > 0) throw hostError(file, problems);
+  return device!;
+}
+
+/** Opens the underlay's sockets. @throws ConfigError that points at what is taken or wrong. */
+export function openSockets(file: string, config: Config): UnderlaySockets[] {
+  try {
+    return openUnderlay(config.underlay, config.workers);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const { address, port } = config.underlay;
+    const taken = code === 'EADDRINUSE';
+    throw hostError(file, [
+      {
+        path: ['underlay', taken ? 'port' : 'address'],
+        message: taken ? `UDP port ${port} of ${address} is in use` : message,
+        remedy: taken
+          ? `stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer`
+          : 'see the message',
+      },
+    ]);
+  }
+}
+
+/** What an endpoint's interface could not be opened for, as a problem of the file. */
+export function endpointProblem(
+  index: number,
+  endpoint: LocalEndpoint,
+  error: NodeJS.ErrnoException,
+): HostProblem {
+  const at = `endpoint ${endpoint.name}`;
+  const where = `${endpoint.interface} in ${endpoint.netns}`;
+  const remedies: Record<string, string> = {
+    EPERM: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
+    EACCES: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
+    ENOENT: 'load the tun module ("modprobe tun"), or make /dev/net/tun available here',
+    EINVAL: `${where} is an interface of another kind: remove it, or choose another name`,
+    EBUSY: `another program holds ${where}: stop it, or choose another name`,
+    EEXIST: 'remove that interface, or choose another name',
+  };
+  const key =
+    error.code === 'EINVAL' || error.code === 'EEXIST' || error.code === 'EBUSY' ? ['interface'] : [];
+  return {
+    path: ['endpoints', index, ...key],
+    message: `${at}: ${error.message}`,
+    remedy: remedies[error.code ?? ''] ?? 'see the message',
+  };
+}

@@ -26,7 +26,10 @@ export function register(program: Command): void {
     .command('replay')
     .description('run capture files (pcap, pcapng, also gzipped) through elements of the engine')
     .argument('<file...>', 'capture files')
-    .requiredOption('--through <element,...>', 'elements in the order in which frames pass them')
+    .requiredOption(
+      '--through <element,...>',
+      'elements in the order in which frames pass them, as in bridge,vxlan-encap; an unknown name lists all',
+    )
     .option('--loop <n>', 'run the captures n times', integer('loop', 1, 1e9), 1)
     .option('--write <file>', 'write the frames of the first loop, delivered and dropped, as pcapng')
     .option('--json', 'print one JSON object')

@@ -4,9 +4,9 @@ import { iperf3, type Namespace, ping } from '../lab.js';
 export const PINGS = 20;
 export const BROADCASTS = 5;
 /** Bytes of UDP payload: fits an MTU of 1450 with 28 bytes of headers. */
-export const DATAGRAM = 1400;
+const DATAGRAM = 1400;
 /** Bits a second of UDP. A sender without a limit would only show which of the processes gets the processor. */
-export const UDP_OFFERED = 200e6;
+const UDP_OFFERED = 200e6;
 
 export interface Measures {
   readonly ping: { readonly sent: number; readonly received: number; readonly rttAvgMs: number };

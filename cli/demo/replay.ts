@@ -4,7 +4,7 @@ import type { ReplayReport } from '../../control/replay.js';
 import type { Namespace } from '../lab.js';
 import { WEFT } from './engine.js';
 
-export const CHAIN = 'bridge,vxlan-encap';
+const CHAIN = 'bridge,vxlan-encap';
 /** About half a second of work, long enough for its speed to mean something. */
 const FRAMES = 8_000_000;
 

@@ -33,12 +33,13 @@ const mark = (number: number): Uint8Array => Uint8Array.of(0xc0, 0xff, 0xee, num
 const vxlanPayload = (inner: Uint8Array, header = [8, 0, 0, 0, 0, 0, 42, 0]): Uint8Array =>
   concat(Uint8Array.from(header), inner);
 
-const mesh = shared(() => Mesh.up({ hosts: 2 }));
-const carrying = shared(() => Mesh.up({ hosts: 2, network: { inner_vlan: 'carry' } }));
+for (const mode of ['auto', 'socket']) {
+  const isolated = (title: string, body: Parameters<typeof live>[1]): void =>
+    live(`${title} (underlay ${mode})`, body, { tools });
+  const mesh = shared(() => Mesh.up({ hosts: 2, underlay: { mode } }));
+  const carrying = shared(() => Mesh.up({ hosts: 2, underlay: { mode }, network: { inner_vlan: 'carry' } }));
 
-live(
-  'VLAN-tagged frames are dropped and counted by default',
-  async (t) => {
+  isolated('VLAN-tagged frames are dropped and counted by default', async (t) => {
     const { containers, engines } = mesh();
     const dropped = await engines[0].watchDrops();
     const sniffer = await sniff(containers[1], 'eth0', FILTER);
@@ -49,13 +50,9 @@ live(
     t.is(sightings(sniffer, mark(2)), 0);
     t.is((await dropped())['vxlan-encap inner-vlan'], 2);
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
 
-live(
-  'VLAN-tagged frames from a peer are dropped and counted by default',
-  async (t) => {
+  isolated('VLAN-tagged frames from a peer are dropped and counted by default', async (t) => {
     const { containers, engines, hosts } = mesh();
     const dropped = await engines[0].watchDrops();
     const sniffer = await sniff(containers[0], 'eth0', FILTER);
@@ -68,13 +65,9 @@ live(
     t.is(sightings(sniffer, mark(10)), 0);
     t.deepEqual(await dropped(), { 'vxlan-decap inner-vlan': 1 });
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
 
-live(
-  'VLAN-tagged frames pass whole, tags and all, with inner_vlan: carry',
-  async (t) => {
+  isolated('VLAN-tagged frames pass whole, tags and all, with inner_vlan: carry', async (t) => {
     const { containers, engines } = carrying();
     const watches = await Promise.all(engines.map((engine) => engine.watchDrops()));
     const sniffer = await sniff(containers[1], 'eth0', 'not ip6');
@@ -88,13 +81,9 @@ live(
     for (const number of [20, 21, 22]) t.is(sightings(sniffer, mark(number)), 1);
     for (const dropped of watches) t.deepEqual(await dropped(), {});
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
 
-live(
-  'a VNI that no network has is dropped and counted',
-  async (t) => {
+  isolated('a VNI that no network has is dropped and counted', async (t) => {
     const { containers, engines, hosts } = mesh();
     const dropped = await engines[0].watchDrops();
     const sniffer = await sniff(containers[0], 'eth0', FILTER);
@@ -108,35 +97,30 @@ live(
     t.is(sightings(sniffer, mark(30)) + sightings(sniffer, mark(31)), 0);
     t.deepEqual(await dropped(), { 'vxlan-decap unknown-vni': 2 });
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
 
-live(
-  'reserved bits are ignored by default; a missing I flag and runts are dropped and counted',
-  async (t) => {
-    const { containers, engines, hosts } = mesh();
-    const dropped = await engines[0].watchDrops();
-    const sniffer = await sniff(containers[0], 'eth0', FILTER);
-    const inner = (number: number) =>
-      ethernet({ to: mac(BROADCAST), from: mac(overlayMac(2)) }, concat(mark(number), payload(60)));
-    const to = underlayAddress(1, false);
-    await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(40), [0xff, 0xff, 0xff, 0xff, 0, 0, 42, 0xff]));
-    await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(41), [0, 0, 0, 0, 0, 0, 42, 0]));
-    await sendUdp(hosts[1], to, 4789, vxlanPayload(Uint8Array.of(1, 2, 3, 4)));
-    await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(42)));
-    await seen(sniffer, mark(42));
-    t.is(sightings(sniffer, mark(40)), 1);
-    t.is(sightings(sniffer, mark(41)), 0);
-    t.deepEqual(await dropped(), { 'vxlan-decap no-vni-flag': 1, 'vxlan-decap inner-runt': 1 });
-    await sniffer.stop();
-  },
-  { tools },
-);
+  isolated(
+    'reserved bits are ignored by default; a missing I flag and runts are dropped and counted',
+    async (t) => {
+      const { containers, engines, hosts } = mesh();
+      const dropped = await engines[0].watchDrops();
+      const sniffer = await sniff(containers[0], 'eth0', FILTER);
+      const inner = (number: number) =>
+        ethernet({ to: mac(BROADCAST), from: mac(overlayMac(2)) }, concat(mark(number), payload(60)));
+      const to = underlayAddress(1, false);
+      await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(40), [0xff, 0xff, 0xff, 0xff, 0, 0, 42, 0xff]));
+      await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(41), [0, 0, 0, 0, 0, 0, 42, 0]));
+      await sendUdp(hosts[1], to, 4789, vxlanPayload(Uint8Array.of(1, 2, 3, 4)));
+      await sendUdp(hosts[1], to, 4789, vxlanPayload(inner(42)));
+      await seen(sniffer, mark(42));
+      t.is(sightings(sniffer, mark(40)), 1);
+      t.is(sightings(sniffer, mark(41)), 0);
+      t.deepEqual(await dropped(), { 'vxlan-decap no-vni-flag': 1, 'vxlan-decap inner-runt': 1 });
+      await sniffer.stop();
+    },
+  );
 
-live(
-  'a packet with our own VTEP as its source is dropped and counted',
-  async (t) => {
+  isolated('a packet with our own VTEP as its source is dropped and counted', async (t) => {
     const { containers, engines, hosts } = mesh();
     // Linux itself takes such packets for martians, unless told otherwise: what is tested is Weft.
     const card = JSON.parse(hosts[0].ip('-j', 'link', 'show', 'under0'))[0].address as string;
@@ -160,13 +144,9 @@ live(
     t.is(sightings(sniffer, mark(50)), 0);
     t.deepEqual(await dropped(), { 'vxlan-decap own-source': 1 });
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
 
-live(
-  'reserved_bits: strict drops what has any set, and accept: peers what no peer sent',
-  async (t) => {
+  isolated('reserved_bits: strict drops what has any set, and accept: peers what no peer sent', async (t) => {
     const { hosts, containers, engines } = carrying();
     const file = carrying().fileOf(1);
     await engines[0].stop();
@@ -189,9 +169,8 @@ live(
     for (const number of [60, 61, 62, 63]) t.is(sightings(sniffer, mark(number)), 0, String(number));
     t.deepEqual(await dropped(), { 'vxlan-decap reserved-bits': 3, 'vxlan-decap unknown-vtep': 1 });
     await sniffer.stop();
-  },
-  { tools },
-);
+  });
+}
 
 /** Two hosts, two networks, and in each network the same addresses and MACs. */
 class Tenants extends Rig {

@@ -148,22 +148,14 @@ live('SIGTERM during the start: exit 0 and nothing left behind', async (t) => {
   await engines[0].start();
 });
 
-live('a second SIGTERM ends the engine at once', async (t) => {
+live('two SIGTERMs in a row end the engine, and the next start mends what the second left', async (t) => {
   const { engines } = mesh();
-  const { child, ended } = engines[0].running!;
-  // Stopped, both signals wait for it; continued, it finds the two together.
+  const { child } = engines[0].running!;
   child.kill('SIGTERM');
   child.kill('SIGTERM');
-  await waitFor(
-    () => child.exitCode !== null || child.signalCode !== null || child.kill('SIGTERM') === false,
-    {
-      what: 'the end',
-      timeoutMs: 10_000,
-    },
-  );
-  const { code } = await ended;
-  // 1 when it was hit in its clean-up, 0 when it had ended by itself before.
-  t.true(code === 1 || code === 0, String(code));
+  const { code } = await engines[0].running!.finish(10_000);
+  // The second may come after the end (0), within the clean-up (1), or before there is a handler for it (143).
+  t.true([0, 1, 143].includes(code), String(code));
   await engines[0].start();
   t.is((await ping(mesh().containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received, 3);
 });

@@ -4,13 +4,14 @@
  *
  *   TAP ──► bridge ──► TAP                        unicast, and unknown unicast flooded
  *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
- *             └─────► vxlan-encap ──► uplink TAP                next hop known: super-frames stay whole
+ *             └─────► vxlan-encap ──► bundle ──► uplink TAP     next hop known: super-frames stay whole
  *                          └────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
  *   uplink TAP, UDP socket ──► vxlan-decap ──► coalesce ──► bridge
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
 import { createBridge } from './elements/bridge.js';
+import { createBundle } from './elements/bundle.js';
 import { createCoalesce } from './elements/coalesce.js';
 import { createNeighbour } from './elements/neighbour.js';
 import { createSegment } from './elements/segment.js';
@@ -47,6 +48,8 @@ const MAX_PORTS = UPLINK_PORT;
 const VTEP_SILENCE = 900;
 /** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
 const SWEEP_SLOTS = 1024;
+/** XX */
+const SPIN_MICROSECONDS = Number(process.env['SPIN'] ?? 0);
 
 /** Which of how many workers this is, and the memory through which they tell one another of stations. */
 export interface Team {
@@ -76,6 +79,8 @@ export class DataPlane {
   private readonly decap: ReturnType<typeof createVxlanDecap>;
   private current: Intent;
   private ticked = 0;
+  /** How long the next wait looks before it sleeps, microseconds. */
+  private spin = 0;
   /** Index of the counter of milliseconds spent in breaths, waiting not included. */
   private readonly busy: number;
   /** Ports whose device is gone, and which are waited on no more. */
@@ -117,8 +122,9 @@ export class DataPlane {
       ? createUplinkTap(context, { id: UPLINK_PORT, v6: encap.v6, ...underlay.uplink })
       : null;
     const toUplink = this.uplink && new Batch(this.uplink);
+    const toBundle = toUplink && new Batch(createBundle(context, encap.v6, toUplink));
     const toTunnel = new Batch(
-      createVxlanEncap(context, this.domains, this.vteps, encap, toSegment, toUplink),
+      createVxlanEncap(context, this.domains, this.vteps, encap, toSegment, toBundle),
     );
     const group = new Batch(
       createNeighbour(context, this.neighbours, {
@@ -150,7 +156,7 @@ export class DataPlane {
     this.tapInput = toBridge;
     for (const batch of [this.underlayInput, toCoalesce, toBridge, group, toTunnel, toSegment, toUnderlay])
       this.stages.add(batch);
-    if (toUplink) this.stages.add(toUplink);
+    if (toBundle && toUplink) for (const batch of [toBundle, toUplink]) this.stages.add(batch);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
     this.current = {
@@ -176,7 +182,7 @@ export class DataPlane {
    */
   breathe(microseconds: number): number {
     const { ready, stages } = this;
-    const count = native.wait(this.wait, ready, microseconds);
+    const count = native.wait(this.wait, ready, microseconds, this.spin);
     this.context.setTime(performance.now());
     this.gossip?.hear();
     let watched = 0;
@@ -188,6 +194,7 @@ export class DataPlane {
       else watched = tag;
     }
     stages.run();
+    this.spin = count > 0 ? SPIN_MICROSECONDS : 0;
     if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;
     if (this.context.now - this.ticked >= 100) this.tick();
     return watched;

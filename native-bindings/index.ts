@@ -91,8 +91,11 @@ interface Addon {
   waitCreate(): number;
   waitAdd(wait: number, fd: number, tag: number): void;
   waitRemove(wait: number, fd: number): void;
-  /** Waits for readable descriptors; negative microseconds for ever. Fills `ready` with tags. */
-  wait(wait: number, ready: Uint32Array, microseconds: number): number;
+  /**
+   * Waits for readable descriptors: looks for `spin` microseconds without sleeping, then sleeps for `microseconds`,
+   * for ever when negative. Fills `ready` with tags.
+   */
+  wait(wait: number, ready: Uint32Array, microseconds: number, spin: number): number;
   eventCreate(): number;
   eventSignal(fd: number): void;
   eventClear(fd: number): void;

@@ -18,7 +18,7 @@ function run({ fd, wake, shared }: ReaderData): void {
   native.waitAdd(wait, wake, 1);
   try {
     while (Atomics.load(shared, STOP) === 0) {
-      native.wait(wait, ready, -1);
+      native.wait(wait, ready, -1, 0);
       if (Atomics.load(shared, STOP) !== 0) break;
       const taken = Atomics.load(shared, TAKEN);
       const count = native.tapRead(fd, BURST, BURST, PLAIN_HEADER, LARGE_CAPACITY);

@@ -18,6 +18,7 @@ import {
   OFFLOAD_GSO_MASK,
   OFFLOAD_GSO_SHIFT,
   OFFLOAD_NEEDS_CSUM,
+  OFFLOAD_OUTER_MASK,
   OFFLOAD_OUTER_SHIFT,
 } from '../memory/frames.js';
 import { ETHERNET_HEADER, ETHERTYPE_QINQ_LE, ETHERTYPE_VLAN_LE, VLAN_TAG } from '../wire/ethernet.js';
@@ -154,9 +155,14 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
       u16[h] = word;
       return;
     }
-    u16[h] = word | tunnel | (v6 ? TUNNEL_CSUM : 0);
     u16[h + 1] = hdrLen[frame];
     u16[h + 2] = gsoSize[frame];
+    if ((offload[frame] & OFFLOAD_OUTER_MASK) === 0) {
+      // A bundle of outer datagrams: it is the outer UDP that is to be cut.
+      u16[h] = word;
+      return;
+    }
+    u16[h] = word | tunnel | (v6 ? TUNNEL_CSUM : 0);
     u16[h + 10] = outer - VXLAN_HEADER - UDP_HEADER;
     u16[h + 11] = innerNetworkOffset((off[frame] + outer) >>> 1);
   }

@@ -1,5 +1,6 @@
 /* One wait over all ports (epoll), and an event by which the main thread wakes a worker that sleeps in it. */
 #include "weft.h"
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -39,26 +40,51 @@ napi_value wait_remove(napi_env env, napi_callback_info info)
 	return NULL;
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static int sleep_for(int wait, struct epoll_event *events, int room, int microseconds)
+{
+	struct timespec limit = {.tv_sec = microseconds / 1000000, .tv_nsec = microseconds % 1000000 * 1000};
+	int count = epoll_pwait2(wait, events, room, microseconds < 0 ? NULL : &limit, NULL);
+	if (count < 0 && errno == ENOSYS) /* before Linux 5.11: milliseconds, rounded up */
+		count = epoll_wait(wait, events, room, microseconds < 0 ? -1 : (microseconds + 999) / 1000);
+	return count;
+}
+
 /*
- * wait(wait, ready: Uint32Array, microseconds): number – fills `ready` with tags and returns how many, 0 on
- * timeout or a signal. Negative microseconds wait for ever.
+ * wait(wait, ready: Uint32Array, microseconds, spin): number
+ * Looks for `spin` microseconds without sleeping, giving the processor to whoever wants it between two looks; then
+ * sleeps for `microseconds`, for ever when negative. Fills `ready` with tags and returns how many; 0 on timeout or a
+ * signal.
  */
 napi_value wait_ready(napi_env env, napi_callback_info info)
 {
-	napi_value args[3];
-	int wait, microseconds;
+	napi_value args[4];
+	int wait, microseconds, spin;
 	uint32_t *ready;
 	size_t room;
-	if (!arguments(env, info, 3, args, "wait")) return NULL;
-	if (!get_int(env, args[0], &wait) || !get_words(env, args[1], &ready, &room) || !get_int(env, args[2], &microseconds))
+	if (!arguments(env, info, 4, args, "wait")) return NULL;
+	if (!get_int(env, args[0], &wait) || !get_words(env, args[1], &ready, &room) || !get_int(env, args[2], &microseconds) ||
+	    !get_int(env, args[3], &spin))
 		return NULL;
 	struct epoll_event events[MAX_BATCH];
 	if (room > MAX_BATCH) room = MAX_BATCH;
 	if (room == 0) return throw_usage(env, "wait: no room for tags");
-	struct timespec limit = {.tv_sec = microseconds / 1000000, .tv_nsec = microseconds % 1000000 * 1000};
-	int count = epoll_pwait2(wait, events, (int)room, microseconds < 0 ? NULL : &limit, NULL);
-	if (count < 0 && errno == ENOSYS) /* before Linux 5.11: milliseconds, rounded up */
-		count = epoll_wait(wait, events, (int)room, microseconds < 0 ? -1 : (microseconds + 999) / 1000);
+	int count = 0;
+	if (spin > 0) {
+		const int64_t end = now_ns() + spin * INT64_C(1000);
+		do {
+			count = epoll_wait(wait, events, (int)room, 0);
+			if (count != 0) break;
+			sched_yield();
+		} while (now_ns() < end);
+	}
+	if (count == 0) count = sleep_for(wait, events, (int)room, microseconds);
 	if (count < 0) {
 		if (errno == EINTR) return make_int(env, 0);
 		return throw_errno(env, errno, "cannot wait");

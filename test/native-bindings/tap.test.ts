@@ -51,7 +51,7 @@ function up(t: ExecutionContext, lab: Lab, tunnel = false) {
     ): { frame: Uint8Array; vnet: DataView } | undefined {
       const ready = new Uint32Array(4);
       for (let round = 0; round < 100; round++) {
-        native.wait(wait, ready, 100_000);
+        native.wait(wait, ready, 100_000, 0);
         const got = native.tapRead(tap.fd, memory.freeLargeCount, 16, tap.vnet, LARGE_CAPACITY);
         if (got < 0) throw new Error(`errno ${-got}`);
         const slots = Array.from({ length: got }, () => memory.takeLarge());
@@ -248,7 +248,7 @@ function wire(t: ExecutionContext, lab: Lab) {
   const failures = new Uint32Array(4);
   const frames = new Uint32Array(64);
   const turn = (): void => {
-    const count = native.wait(wait, ready, 0);
+    const count = native.wait(wait, ready, 0, 0);
     for (let k = 0; k < count; k++) {
       const from = ready[k];
       const got = native.tapRead(taps[from].fd, memory.freeLargeCount, 64, 12, LARGE_CAPACITY);
@@ -325,26 +325,26 @@ test.serial('waiting: nothing ready, an event, several, one removed, a descripto
   for (const [i, fd] of events.entries()) native.waitAdd(wait, fd, 100 + i);
   t.throws(() => native.waitAdd(wait, events[0], 1), { code: 'EEXIST' });
   const ready = new Uint32Array(4);
-  t.is(native.wait(wait, ready, 0), 0);
-  t.is(native.wait(wait, ready, 1), 0, 'returns although nothing happens');
+  t.is(native.wait(wait, ready, 0, 0), 0);
+  t.is(native.wait(wait, ready, 1, 0), 0, 'returns although nothing happens');
   native.eventSignal(events[1]);
   native.eventSignal(events[1]);
-  t.is(native.wait(wait, ready, -1), 1, 'waiting for ever ends at once');
+  t.is(native.wait(wait, ready, -1, 0), 1, 'waiting for ever ends at once');
   t.is(ready[0], 101);
   native.eventClear(events[1]);
   native.eventClear(events[1]);
-  t.is(native.wait(wait, ready, 0), 0, 'two signals are cleared by one');
+  t.is(native.wait(wait, ready, 0, 0), 0, 'two signals are cleared by one');
   for (const fd of events) native.eventSignal(fd);
-  t.is(native.wait(wait, ready, 0), 3);
+  t.is(native.wait(wait, ready, 0, 0), 3);
   t.deepEqual([...ready.subarray(0, 3)].sort(), [100, 101, 102]);
-  t.is(native.wait(wait, new Uint32Array(2), 0), 2, 'no more than there is room for');
+  t.is(native.wait(wait, new Uint32Array(2), 0, 0), 2, 'no more than there is room for');
   native.waitRemove(wait, events[0]);
   t.throws(() => native.waitRemove(wait, events[0]), { code: 'ENOENT' });
   native.close(events[1]);
-  t.is(native.wait(wait, ready, 0), 1);
+  t.is(native.wait(wait, ready, 0, 0), 1);
   t.is(ready[0], 102);
-  t.throws(() => native.wait(wait, new Uint32Array(0), 0), { instanceOf: TypeError });
-  t.throws(() => native.wait(events[2], ready, 0), { code: 'EINVAL' });
+  t.throws(() => native.wait(wait, new Uint32Array(0), 0, 0), { instanceOf: TypeError });
+  t.throws(() => native.wait(events[2], ready, 0, 0), { code: 'EINVAL' });
   native.close(events[0]);
   native.close(events[2]);
 });

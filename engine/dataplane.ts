@@ -6,7 +6,7 @@
  *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
  *             └─────► vxlan-encap ──► bundle ──► uplink TAP     next hop known: super-frames stay whole
  *                          └────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
- *   uplink TAP, UDP socket ──► vxlan-decap ──► coalesce ──► bridge
+ *   uplink TAP, UDP socket ──► vxlan-decap ──► unfinished ──► coalesce ──► bridge
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
@@ -15,6 +15,7 @@ import { createBundle } from './elements/bundle.js';
 import { createCoalesce } from './elements/coalesce.js';
 import { createNeighbour } from './elements/neighbour.js';
 import { createSegment } from './elements/segment.js';
+import { createUnfinished } from './elements/unfinished.js';
 import { createVxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
 import { createGossip, type Gossip } from './gossip.js';
@@ -118,9 +119,10 @@ export class DataPlane {
     // The kernel completes the outer UDP checksum of what goes through a socket.
     const toSegment = new Batch(createSegment(context, toUnderlay, { outerChecksum: false }));
     const encap = { v6: underlay.address.length === 16, checksum: false };
-    this.uplink = underlay.uplink
-      ? createUplinkTap(context, { id: UPLINK_PORT, v6: encap.v6, ...underlay.uplink })
-      : null;
+    this.uplink =
+      underlay.uplink === undefined
+        ? null
+        : createUplinkTap(context, { id: UPLINK_PORT, fd: underlay.uplink, v6: encap.v6, mtu: underlay.mtu });
     const toUplink = this.uplink && new Batch(this.uplink);
     const toBundle = toUplink && new Batch(createBundle(context, encap.v6, toUplink));
     const toTunnel = new Batch(
@@ -151,10 +153,20 @@ export class DataPlane {
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
     // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
     const toCoalesce = new Batch(createCoalesce(context, toBridge, { udp: first.udpSegmentation }));
-    this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toCoalesce);
+    const toUnfinished = new Batch(createUnfinished(context, underlay.mtu, toCoalesce));
+    this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toUnfinished);
     this.underlayInput = new Batch(this.decap);
     this.tapInput = toBridge;
-    for (const batch of [this.underlayInput, toCoalesce, toBridge, group, toTunnel, toSegment, toUnderlay])
+    for (const batch of [
+      this.underlayInput,
+      toUnfinished,
+      toCoalesce,
+      toBridge,
+      group,
+      toTunnel,
+      toSegment,
+      toUnderlay,
+    ])
       this.stages.add(batch);
     if (toBundle && toUplink) for (const batch of [toBundle, toUplink]) this.stages.add(batch);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);

@@ -14,12 +14,10 @@ export interface UnderlayIntent {
   readonly ttl: number;
   /** Refuse reserved VXLAN bits, as Linux does. */
   readonly strict: boolean;
-  /** The uplink TAP, where the host can have one. */
-  readonly uplink?: {
-    readonly fd: number;
-    /** MTU of the network card, bytes. */
-    readonly mtu: number;
-  };
+  /** MTU of the network card, bytes. */
+  readonly mtu: number;
+  /** Queue of the uplink TAP, where the host can have one. */
+  readonly uplink?: number;
 }
 
 /** The next hop of a VTEP, by which the uplink TAP reaches it; a VTEP without one goes through the socket. */

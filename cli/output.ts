@@ -2,6 +2,8 @@
  * How commands speak: data on stdout, talk on stderr, and an exit code that a script can trust.
  */
 
+import { SCHEMA_VERSION } from '../control/api.js';
+
 /** Exit codes of every command. */
 export const EXIT = {
   done: 0,
@@ -14,9 +16,6 @@ export const EXIT = {
   conflict: 5,
   interrupted: 130,
 } as const;
-
-/** Version of the shape of everything printed with --json. */
-export const SCHEMA_VERSION = 1;
 
 /** An error that a command ends with: a message for people and an exit code for scripts. */
 export class CommandError extends Error {

@@ -6,12 +6,13 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
-import { UPLINK_PORT } from '../engine/intent.js';
+import { UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
 
 export const DEFAULT_SOCKET = '/run/weft/weft.sock';
+/** Version of the shape of everything that is answered or printed as JSON. */
 export const SCHEMA_VERSION = 1;
 
 export interface FdbRow {
@@ -33,7 +34,7 @@ export interface DropRow {
   readonly count: number;
 }
 
-export interface PortStatus {
+interface PortStatus {
   readonly name: string;
   readonly network: string;
   readonly netns: string;
@@ -76,7 +77,7 @@ export interface Status {
 const hex = (bytes: Uint8Array): string =>
   Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
 
-export async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
+async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
   const { stations, vteps, seconds } = await daemon.inspect();
   const addresses = new Map(vteps.map(({ index, address }) => [index, formatIp(address)]));
   return stations
@@ -97,16 +98,18 @@ export async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
 
 const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
-/** Name of a counter's owner as people know it: `port:3` is an endpoint. */
+/** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
-  const port = /^port:(\d+)$/.exec(owner);
+  const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
-  if (Number(port[1]) === UPLINK_PORT) return 'uplink';
-  return port[1] === '0' ? 'underlay' : `endpoint ${daemon.endpointName(Number(port[1]))}`;
+  const id = Number(port[1]);
+  const name =
+    id === UPLINK_PORT ? 'uplink' : id === UNDERLAY_PORT ? 'underlay' : `endpoint ${daemon.endpointName(id)}`;
+  return port[2] === undefined ? name : `${name} ${port[2]}`;
 }
 
 /** Every drop reason with its count, those that never happened included. */
-export function dropRows(daemon: Daemon): DropRow[] {
+function dropRows(daemon: Daemon): DropRow[] {
   const rows: DropRow[] = [];
   for (const [owner, counters] of Object.entries(daemon.counters())) {
     if (!owner.endsWith(':drops')) continue;
@@ -128,7 +131,7 @@ function sum(a: Record<string, number>, b: Record<string, number>): Record<strin
   return total;
 }
 
-export async function status(daemon: Daemon): Promise<Status> {
+async function status(daemon: Daemon): Promise<Status> {
   const { config } = daemon;
   const { stations, slotsInUse } = await daemon.inspect();
   const counters = daemon.counters();
@@ -148,7 +151,7 @@ export async function status(daemon: Daemon): Promise<Status> {
       interface: daemon.underlayDevice.name,
       mtu: config.underlay.mtu ?? daemon.underlayDevice.mtu,
       ...underlayPath(daemon),
-      counters: sum(counters['port:0'] ?? {}, counters[`port:${UPLINK_PORT}`] ?? {}),
+      counters: sum(counters[`port:${UNDERLAY_PORT}`] ?? {}, counters[`port:${UPLINK_PORT}`] ?? {}),
     },
     networks: config.networks.map(({ name, vni, peers }) => ({
       name,

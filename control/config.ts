@@ -21,7 +21,7 @@ import type { Config, Endpoint, Network, Underlay } from './config/types.js';
 export { defaultMtu, netnsPath, overlayOverhead } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';
-export type { Config, Endpoint, LocalEndpoint, Network, RemoteEndpoint, Underlay } from './config/types.js';
+export type { Config, Endpoint, LocalEndpoint, Network, Underlay } from './config/types.js';
 
 /** Bytes. A thousand endpoints written at length are 150 KiB. */
 const LARGEST_FILE = 1 << 20;

@@ -12,7 +12,7 @@ import type { UnderlaySockets } from './devices.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
-export class Numbers {
+class Numbers {
   private readonly byName = new Map<string, number>();
 
   /** @param first lowest number given out. */

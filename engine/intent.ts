@@ -3,7 +3,7 @@
  * The worker compares it with what it has and changes only the difference. Names, files and devices are control's.
  */
 
-export interface UnderlayIntent {
+interface UnderlayIntent {
   /** Socket bound to the VTEP's address and port. */
   readonly fd: number;
   /** Sockets for sending, bound to entropy ports; a power of two of them. */
@@ -21,7 +21,7 @@ export interface UnderlayIntent {
 }
 
 /** The next hop of a VTEP, by which the uplink TAP reaches it; a VTEP without one goes through the socket. */
-export interface LinkIntent {
+interface LinkIntent {
   /** 4 or 16 bytes. */
   readonly vtep: Uint8Array;
   /** MAC of the next hop, and of our own card. */

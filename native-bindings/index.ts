@@ -29,7 +29,7 @@ export interface Tap {
   readonly existed: boolean;
 }
 
-export interface UdpOptions {
+interface UdpOptions {
   /** Local IPv4 or IPv6 address. */
   readonly address: string;
   /** Local port; 0 lets the kernel choose. */

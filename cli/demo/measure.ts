@@ -1,8 +1,8 @@
 /** What the demo measures between the two containers, whoever carries their frames. */
 import { iperf3, type Namespace, ping } from '../lab.js';
 
-export const PINGS = 20;
-export const BROADCASTS = 5;
+const PINGS = 20;
+const BROADCASTS = 5;
 /** Bytes of UDP payload: fits an MTU of 1450 with 28 bytes of headers. */
 const DATAGRAM = 1400;
 /** Bits a second of UDP. A sender without a limit would only show which of the processes gets the processor. */
@@ -11,9 +11,9 @@ const UDP_OFFERED = 200e6;
 export interface Measures {
   readonly ping: { readonly sent: number; readonly received: number; readonly rttAvgMs: number };
   /** Absent, as is `udp`, where it could not be measured. */
-  readonly tcp?: { readonly bitsPerSecond: number; readonly retransmits: number };
+  readonly tcp: { readonly bitsPerSecond: number; readonly retransmits: number };
   /** UDP_OFFERED bits a second are sent. */
-  readonly udp?: { readonly packetsPerSecond: number; readonly lostPercent: number };
+  readonly udp: { readonly packetsPerSecond: number; readonly lostPercent: number };
   /** Packets to the broadcast address of the network, and how often the other container received one. */
   readonly broadcast: { readonly sent: number; readonly seen: number };
 }

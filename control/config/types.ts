@@ -62,7 +62,7 @@ export interface LocalEndpoint extends EndpointCommon {
 }
 
 /** An endpoint on another host, known in advance: its MAC is a static entry towards `vtep`. */
-export interface RemoteEndpoint extends EndpointCommon {
+interface RemoteEndpoint extends EndpointCommon {
   readonly kind: 'remote';
   readonly vtep: string;
 }

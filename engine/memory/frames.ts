@@ -42,9 +42,8 @@ export const LARGE_CAPACITY = LARGE_STRIDE - HEADROOM - 64;
 /** No frame: what the allocators return when no slot is free. */
 export const NO_FRAME = -1;
 
-/** `offload` bits 0 and 1 are the flags of a virtio-net header (virtio 1.2, 5.1.6). */
+/** Bit 0 of `offload`, as in the flags of a virtio-net header (virtio 1.2, 5.1.6). */
 export const OFFLOAD_NEEDS_CSUM = 1;
-export const OFFLOAD_DATA_VALID = 2;
 /** GSO type of virtio-net in bits 8–15 of `offload`; 0 is an ordinary frame. */
 export const OFFLOAD_GSO_SHIFT = 8;
 export const OFFLOAD_GSO_MASK = 0xff00;

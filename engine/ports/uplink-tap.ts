@@ -29,7 +29,7 @@ import { createSplitter } from './split.js';
 import { countFailures } from './tap.js';
 
 /** Bytes of the vnet header with tunnel offsets. */
-export const TUNNEL_VNET_HEADER = 24;
+const TUNNEL_VNET_HEADER = 24;
 
 /** In the GSO type: the super-frame lies in a UDP tunnel over IPv4, over IPv6. */
 const TUNNEL_IPV4 = 0x2000;

@@ -16,7 +16,7 @@
 const VALID = 1 << 20;
 const STATIC = 1 << 21;
 /** The destination in word 2. */
-export const DESTINATION = 0x1ffff;
+const DESTINATION = 0x1ffff;
 
 /** What `learn` found: the outcomes a bridge counts. */
 export const KNOWN = 0;

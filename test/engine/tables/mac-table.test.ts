@@ -10,9 +10,9 @@ import {
   MAX_DOMAINS,
   MacTable,
   MOVED,
-  REFRESHED,
   macHigh,
   macLow,
+  REFRESHED,
   UNKNOWN,
 } from '../../../engine/tables/mac-table.js';
 import { mac, station } from '../../support/frames.js';

@@ -23,6 +23,7 @@ import {
 } from '../memory/frames.js';
 import { ETHERNET_HEADER, ETHERTYPE_QINQ_LE, ETHERTYPE_VLAN_LE, VLAN_TAG } from '../wire/ethernet.js';
 import { UDP_HEADER } from '../wire/ip.js';
+import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
 import type { Port } from './port.js';
 import { createSplitter } from './split.js';
@@ -127,7 +128,7 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
     for (let k = 0; k < count; k++) {
       const frame = ids[k];
       const isSuper = (offload[frame] & OFFLOAD_GSO_MASK) !== 0;
-      if (!isSuper && len[frame] > longest) {
+      if ((isSuper ? segmentLength(frame) : len[frame]) > longest) {
         drops.drop(frame, TOO_BIG);
         continue;
       }
@@ -142,6 +143,17 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
     values[base + TX_BYTES] += bytes;
     values[base + TX_SUPER] += superFrames;
     if (sent !== n) countFailures(drops, failures);
+  }
+
+  /**
+   * Bytes of the longest packet into which a super-frame will be cut. Whoever cuts it does not ask the MTU, and the
+   * next switch drops in silence. The headers are measured, since the length in the vnet header is but a hint.
+   */
+  function segmentLength(frame: number): number {
+    const l4 = csumStart[frame];
+    const isUdp = (offload[frame] & OFFLOAD_GSO_MASK) === GSO_UDP_L4 << OFFLOAD_GSO_SHIFT;
+    const header = isUdp ? UDP_HEADER : tcpHeaderLength(u16[((off[frame] + l4) >>> 1) + TCP_FLAGS]);
+    return Math.min(len[frame], l4 + header + gsoSize[frame]);
   }
 
   function writeHeader(frame: number, isSuper: boolean): void {

@@ -3,9 +3,11 @@
  * has been cut and summed, and read by tshark. Each pair of underlay paths, IPv4 and IPv6 outside.
  */
 import type { ExecutionContext } from 'ava';
+import { ping, waitFor } from '../../cli/lab.js';
 import { live, Mesh, overlayAddress, shared } from '../support/live.js';
 import {
   assertSound,
+  begin,
   echoServer,
   exchange,
   offloads,
@@ -110,5 +112,39 @@ for (const [first, second] of pairs) {
       },
       requirements,
     );
+
+    if (first !== second) continue;
+    live(
+      `${title}: segments that are longer than the underlay takes are dropped and counted, not sent`,
+      (t) => tooLong(t, mesh(), v6),
+      requirements,
+    );
   }
+}
+
+/** Containers that gave themselves a larger MTU than the overlay has: TCP agrees on segments that cannot pass. */
+async function tooLong(t: ExecutionContext, mesh: Mesh, v6: boolean): Promise<void> {
+  const [a, b] = mesh.containers;
+  const mtu = String(v6 ? 1430 : 1450);
+  const server = await echoServer(b, overlayAddress(2));
+  for (const container of [a, b]) container.ip('link', 'set', 'eth0', 'mtu', '9000');
+  const capture = await wire(mesh, mesh.hosts[1], 'under0');
+  const dropped = await mesh.engines[0].watchDrops();
+  const superFrames = async () => (await mesh.engines[0].status()).underlay.counters['tx-super'] ?? 0;
+  const before = await superFrames();
+  const client = begin(a, overlayAddress(2), 'bulk');
+  await waitFor(async () => Object.keys(await dropped()).some((reason) => reason.endsWith(' too-big')), {
+    what: 'a drop',
+  });
+  await client.stop('SIGKILL');
+  await server.stop();
+  const packets = await capture.stop();
+  t.true(packets.length > 0);
+  t.deepEqual(
+    packets.map(({ bytes }) => bytes).filter((bytes) => bytes > 1514),
+    [],
+  );
+  t.is((await superFrames()) - before, 0, 'super-frames of such segments');
+  for (const container of [a, b]) container.ip('link', 'set', 'eth0', 'mtu', mtu);
+  t.is((await ping(a, overlayAddress(2), { count: 2, deadlineS: 5 })).received, 2);
 }

@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { stripVTControlCharacters } from 'node:util';
 import type { ExecutionContext } from 'ava';
-import type { Namespace } from '../../cli/lab.js';
+import type { Namespace, RunningCommand } from '../../cli/lab.js';
 import { type Mesh, underlayAddress } from './live.js';
 
 const PYTHON = '/usr/bin/python3';
@@ -331,6 +331,11 @@ export async function exchange(
   }
 }
 
+/** Starts a case that is not expected to end. */
+export function begin(from: Namespace, address: string, name: Case): RunningCommand {
+  return from.start(PYTHON, ['-c', PROGRAM, 'client', address, String(PORT), name]);
+}
+
 /** Streams of random data there and back for so many seconds; resolves with the bytes that came back. */
 export async function soak(from: Namespace, address: string, seconds: number): Promise<number> {
   const args = ['-c', PROGRAM, 'soak', address, String(PORT), String(seconds)];
@@ -421,7 +426,7 @@ export async function wire(mesh: Mesh, at: Namespace, device: string) {
   const file = join(mesh.directory, `${at.label}-${device}.pcap`);
   const filter = 'udp or (ip and ip[6:2] & 0x3fff != 0)';
   const tcpdump = at.start('tcpdump', [
-    ...['-i', device, '-n', '-s', '0', '-w', file, '-U', '-B', '65536', filter],
+    ...['-i', device, '-n', '-s', '0', '-w', file, '-U', '-B', '65536', '--immediate-mode', filter],
   ]);
   await tcpdump.output(/listening on/, { stream: 'stderr' });
   return {

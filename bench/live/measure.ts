@@ -27,8 +27,10 @@ export const METRICS: readonly Metric[] = [
   metric('tcp8-ab', 'TCP, 8 streams, A → B', 'Gb/s', 'more'),
   metric('tcp8-ba', 'TCP, 8 streams, B → A', 'Gb/s', 'more'),
   metric('udp64', 'UDP 64 B delivered', 'k/s', 'more'),
+  metric('udp64-reaching', 'UDP 64 B reaching the receiver', 'k/s', 'more'),
   metric('udp64-lost', 'UDP 64 B lost', '%', 'less'),
   metric('udp1400', 'UDP 1,400 B delivered', 'k/s', 'more'),
+  metric('udp1400-reaching', 'UDP 1,400 B reaching the receiver', 'k/s', 'more'),
   metric('udp1400-lost', 'UDP 1,400 B lost', '%', 'less'),
   metric('rtt-idle-p50', 'Round trip, idle, p50', 'µs', 'less'),
   metric('rtt-idle-p99', 'Round trip, idle, p99', 'µs', 'less'),
@@ -101,9 +103,29 @@ async function tcp(site: Site, seconds: number, parallel: 1 | 8, reverse: boolea
 }
 
 async function udp(site: Site, seconds: number, length: 64 | 1400): Promise<Outcome> {
+  const before = await udpArrivals(site);
   const { packetsPerSecond, lostPercent } = await transfer(site, { seconds, udp: true, length });
+  const after = await udpArrivals(site);
   if (!(packetsPerSecond > 0)) throw new Error('no datagram arrived');
-  return { values: { [`udp${length}`]: packetsPerSecond / 1e3, [`udp${length}-lost`]: lostPercent } };
+  return {
+    values: {
+      [`udp${length}`]: packetsPerSecond / 1e3,
+      [`udp${length}-reaching`]: (after - before) / seconds / 1e3,
+      [`udp${length}-lost`]: lostPercent,
+    },
+  };
+}
+
+/** Datagrams that came as far as container B's sockets, those included that found the socket's buffer full. */
+async function udpArrivals(site: Site): Promise<number> {
+  return udpArrived(await site.containers[1].run('cat', ['/proc/net/snmp']));
+}
+
+/** InDatagrams and InErrors of UDP in the text of /proc/net/snmp. */
+export function udpArrived(text: string): number {
+  const [names, values] = [...text.matchAll(/^Udp: (.*)$/gm)].map(([, line]) => line.split(' '));
+  const value = (name: string): number => Number(values[names.indexOf(name)]);
+  return value('InDatagrams') + value('InErrors');
 }
 
 /** Seconds between requests, and how many replies at most are kept. */

@@ -1,7 +1,7 @@
 /** The live benchmark: its arithmetic, its table and chart, and one tiny round of the real thing. */
 import test from 'ava';
 import { selectContenders } from '../../bench/live/contenders.js';
-import { MEASUREMENTS, machineTicks, roundTrips } from '../../bench/live/measure.js';
+import { MEASUREMENTS, machineTicks, roundTrips, udpArrived } from '../../bench/live/measure.js';
 import { type ContenderReport, type LiveReport, runLive } from '../../bench/live/run.js';
 import { percentile, rotated, short, summarise } from '../../bench/live/statistics.js';
 import { chart } from '../../bench/live/svg.js';
@@ -61,6 +61,17 @@ rtt min/avg/max/mdev = 0.045/6.172/12.300/6.127 ms
 
 test('busy time of the machine leaves out idle, waiting and stolen time', (t) => {
   t.is(machineTicks('cpu  1 20 300 4000 50000 600000 7000000 80000000 9 9\ncpu0 5 5\n'), 7600321);
+});
+
+test('datagrams that found the socket full have arrived too', (t) => {
+  const text = `Tcp: InErrs OutRsts
+Tcp: 5 6
+Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors
+Udp: 100 7 30 900 30
+UdpLite: InDatagrams InErrors
+UdpLite: 1 2
+`;
+  t.is(udpArrived(text), 130);
 });
 
 const figure = (median: number, ratios: { toKernel?: number; toLoop?: number } = {}) => ({

@@ -13,6 +13,7 @@ import {
   type CommandResult,
   Lab,
   type Namespace,
+  ping,
   type RunningCommand,
   toolEnvironment,
   waitFor,
@@ -358,7 +359,21 @@ export class Mesh extends Rig {
       mesh.engines.push(mesh.engine(mesh.hosts[n - 1], mesh.fileOf(n)));
     const wanted = mesh.engines.filter((_, i) => !options.without?.includes(i + 1));
     await mesh.start(...wanted);
+    await mesh.resolveUnderlay();
     return mesh;
+  }
+
+  /**
+   * Waits until the hosts reach one another. A fresh interface tries its IPv6 addresses first (RFC 4862, 5.4), and
+   * what is sent before that is done may be lost: that is not ours to count.
+   */
+  private async resolveUnderlay(): Promise<void> {
+    const { hosts, v6 = false } = this.options;
+    const [first, ...others] = this.hosts;
+    for (let n = 2; n <= hosts; n++) {
+      await ping(first, underlayAddress(n, v6), { count: 1, deadlineS: 5 });
+      await ping(others[n - 2], underlayAddress(1, v6), { count: 1, deadlineS: 5 });
+    }
   }
 
   /** The file of host `n`. */

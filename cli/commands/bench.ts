@@ -27,9 +27,10 @@ export function register(program: Command): void {
     .option('--seconds <s>', 'seconds of measurement a round', positive, 1)
     .option('--rounds <n>', 'rounds, each in a process of its own', count, 5)
     .option('--json', 'print one JSON object')
-    // `live` has options of its own, some of the same name.
     .enablePositionalOptions()
     .action(run);
+  // `live` has options of its own, some of the same name: what comes after the word is for it, not for `bench`.
+  program.enablePositionalOptions();
   bench.addCommand(liveCommand().copyInheritedSettings(bench));
 }
 

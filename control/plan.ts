@@ -100,6 +100,18 @@ export interface Opened {
   readonly udpSegmentation: boolean;
 }
 
+/**
+ * Stations that the forwarding table is made for: what the networks may learn, at least 128 K and at most 2 M, at
+ * 32 bytes each. The table never grows: what does not fit any more is flooded and counted.
+ */
+function capacityFor(config: Config): number {
+  const wanted = config.networks.reduce(
+    (sum, { learningLimit }) => sum + learningLimit,
+    config.endpoints.length,
+  );
+  return Math.min(Math.max(wanted, 1 << 17), 1 << 21);
+}
+
 /** @param worker index of the worker whose descriptors the intent names. */
 export function intentOf(config: Config, plan: Plan, opened: Opened, worker: number): Intent {
   const { sockets, uplink, mtu, queues, links } = opened;
@@ -116,6 +128,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
     },
     links,
     udpSegmentation: opened.udpSegmentation,
+    capacity: capacityFor(config),
     domains: config.networks.map((network) => ({
       id: plan.networks.of(network.name),
       vni: network.vni,

@@ -23,6 +23,7 @@ import { Batch, Context, Stages } from './graph.js';
 import {
   type DomainIntent,
   type Intent,
+  MAX_VTEPS,
   type PortIntent,
   type StationIntent,
   UNDERLAY_PORT,
@@ -41,9 +42,6 @@ import { type LocalVtep, Vteps } from './tables/vteps.js';
 /** Slots: 8 MiB of small ones for copies, segments and answers; large ones for all that is received. */
 const SMALL_SLOTS = 4096;
 const LARGE_SLOTS = 1024;
-/** Most stations; the table takes 32 bytes for each. */
-const MAX_STATIONS = 1 << 17;
-const MAX_VTEPS = 4096;
 const MAX_PORTS = UPLINK_PORT;
 /** A learned VTEP goes after this many seconds of silence, when its stations have long aged. */
 const VTEP_SILENCE = 900;
@@ -104,7 +102,7 @@ export class DataPlane {
     context.setTime(performance.now());
     this.context = context;
     this.busy = counters.claim('worker', ['busy-ms']).base;
-    this.table = new MacTable(MAX_STATIONS, seed);
+    this.table = new MacTable(first.capacity, seed);
     this.neighbours = new Neighbours(seed);
     const { underlay } = first;
     this.local = { address: underlay.address, port: underlay.port, ttl: underlay.ttl };
@@ -171,15 +169,7 @@ export class DataPlane {
     if (toBundle && toUplink) for (const batch of [toBundle, toUplink]) this.stages.add(batch);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
-    this.current = {
-      underlay,
-      domains: [],
-      ports: [],
-      stations: [],
-      neighbours: [],
-      links: [],
-      udpSegmentation: first.udpSegmentation,
-    };
+    this.current = { ...first, domains: [], ports: [], stations: [], neighbours: [], links: [] };
     this.apply(first);
   }
 

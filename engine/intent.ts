@@ -74,11 +74,18 @@ export interface Intent {
   readonly stations: readonly StationIntent[];
   readonly neighbours: readonly NeighbourIntent[];
   readonly links: readonly LinkIntent[];
+  /** Stations that the forwarding table can hold. Stays for life. */
+  readonly capacity: number;
   /** Whether every TAP takes UDP super-frames (USO). Stays for life. */
   readonly udpSegmentation: boolean;
 }
+
+/** Most VTEPs, configured and learned. */
+export const MAX_VTEPS = 4096;
 
 /** Number of the underlay's port. */
 export const UNDERLAY_PORT = 0;
 /** Number of the uplink TAP's port; endpoints stay below. */
 export const UPLINK_PORT = 4095;
+/** Most local endpoints: ports 1 to 4094. */
+export const MAX_ENDPOINTS = UPLINK_PORT - 1;

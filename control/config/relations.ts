@@ -1,4 +1,6 @@
 /** What the keys of a node's file mean for each other: references, uniqueness, families, containment, MTUs. */
+import { MAX_ENDPOINTS, MAX_VTEPS } from '../../engine/intent.js';
+import { MAX_DOMAINS } from '../../engine/tables/mac-table.js';
 import {
   contains,
   deriveMac,
@@ -50,6 +52,7 @@ export function checkRelations(
   findings: Findings,
 ): void {
   checkUnderlay(underlay, findings);
+  checkCounts(networks, endpoints, findings);
   const names = new Unique(findings);
   const vnis = new Unique(findings);
   for (const network of networks) {
@@ -65,6 +68,30 @@ export function checkRelations(
     checkPeers(network, underlay, findings);
   }
   checkEndpoints(underlay, networks, endpoints, findings);
+}
+
+/** The engine's tables are of a fixed size; what would not fit is refused here, not halfway through. */
+function checkCounts(
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+  findings: Findings,
+): void {
+  const remote = endpoints.flatMap(({ fields }) => (fields.vtep === undefined ? [] : [fields.vtep.text]));
+  const vteps = new Set([...networks.flatMap(({ peers }) => peers.map(({ ip }) => ip?.text)), ...remote]);
+  const counts = [
+    { key: 'networks', what: 'networks', count: networks.length, most: MAX_DOMAINS },
+    {
+      key: 'endpoints',
+      what: 'local endpoints',
+      count: endpoints.length - remote.length,
+      most: MAX_ENDPOINTS,
+    },
+    { key: 'networks', what: 'VTEPs', count: vteps.size, most: MAX_VTEPS },
+  ];
+  for (const { key, what, count, most } of counts) {
+    if (count > most)
+      findings.add([key], `${count} ${what} are more than a node can have`, `keep to ${most}`);
+  }
 }
 
 function checkUnderlay({ address, mtu }: UnderlayDraft, findings: Findings): void {

@@ -93,7 +93,7 @@ def tcp(address, port, size, seed=1, writes=(1 << 16, 1 << 16), urgent=0, nodela
     rng = random.Random(seed)
     data = rng.randbytes(size)
     sock = socket.socket(family(address), socket.SOCK_STREAM)
-    sock.settimeout(60)
+    sock.settimeout(30)
     if nodelay:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     pieces = list(chunks(data, rng, *writes))
@@ -392,6 +392,9 @@ export interface Packet {
   readonly bytes: number;
   /** Address of the VTEP that sent it. */
   readonly from: string;
+  /** Outer MAC addresses. */
+  readonly by: string;
+  readonly to: string;
   readonly port: number;
   /** Status of each checksum: 0 bad, 1 good, 2 not verified, 3 not present. */
   readonly ip: string[];
@@ -418,7 +421,7 @@ const FIELDS = [
   ...['frame.len', 'ip.src', 'ipv6.src', 'udp.srcport', 'ip.checksum.status', 'udp.checksum.status'],
   ...['tcp.checksum.status', 'ip.len', 'ipv6.plen', 'udp.length', '_ws.malformed', 'tcp.flags'],
   ...['tcp.options.sack_le', 'tcp.options.timestamp.tsval', 'tcp.len', 'ip.dsfield.ecn', 'ipv6.tclass.ecn'],
-  ...['ip.flags.mf', 'ip.frag_offset', 'ipv6.fraghdr.offset'],
+  ...['ip.flags.mf', 'ip.frag_offset', 'ipv6.fraghdr.offset', 'eth.src', 'eth.dst'],
 ];
 
 /** Captures VXLAN at a device until `stop`, which reads it with every checksum verified. */
@@ -457,13 +460,15 @@ export async function wire(mesh: Mesh, at: Namespace, device: string) {
 function packetOf(line: string): Packet {
   const cells = line.split(';').map((cell) => cell.split(',').filter((value) => value !== ''));
   const [bytes, v4, v6, port, ip, udp, tcp, ipLengths, plens, udpLengths, malformed, flags] = cells;
-  const [sack, stamps, tcpBytes, ecn4, ecn6, mf, offsets, offsets6] = cells.slice(12);
+  const [sack, stamps, tcpBytes, ecn4, ecn6, mf, offsets, offsets6, by, to] = cells.slice(12);
   const outer6 = v6[0]?.startsWith('fd50') === true;
   const tcpFlags = Number(flags[0] ?? 0);
   const isSet = (value: string): boolean => value === '1' || value === 'True';
   return {
     bytes: Number(bytes[0]),
     from: outer6 ? v6[0] : v4[0],
+    by: by[0],
+    to: to[0],
     port: Number(port[0]),
     ip,
     udp,

@@ -47,8 +47,13 @@ const MAX_PORTS = UPLINK_PORT;
 const VTEP_SILENCE = 900;
 /** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
 const SWEEP_SLOTS = 1024;
-/** XX */
-const SPIN_MICROSECONDS = Number(process.env['SPIN'] ?? 0);
+/**
+ * How long a breath that had work is followed by looking for more before the worker sleeps: a sleeping thread takes
+ * some microseconds to wake. Between two looks the processor is given away. Round trip across two hosts, two shared
+ * cores, p50 and p99 in µs: without 50 and 200–330, with 30 µs 51 and 155–277, with 100 48 and 130–148, with 300 48
+ * and 151–215; throughput did not change.
+ */
+const SPIN_MICROSECONDS = 100;
 
 /** Which of how many workers this is, and the memory through which they tell one another of stations. */
 export interface Team {

@@ -7,7 +7,6 @@
 import { native } from '../../native-bindings/index.js';
 import { type Batch, type Context, Drops } from '../graph.js';
 import {
-  BATCH_SIZE,
   type FrameMemory,
   LARGE_CAPACITY,
   OFFLOAD_GSO_MASK,
@@ -18,6 +17,13 @@ import type { Port } from './port.js';
 
 /** Bytes of the vnet header that container TAPs use. */
 export const VNET_HEADER = 12;
+
+/**
+ * Frames read from a TAP in one go. What is read in one go is also sent in one go, and long trains overflow the
+ * receiving socket: delivered across two hosts in one run, Mb/s of 64 B and of 1,398 B datagrams: with 256 frames 89 and
+ * 1,420, with 64 97 and 1,870, with 32 90 and 1,800, with 16 81 and 1,950; TCP did not care.
+ */
+export const TAP_BURST = 64;
 
 const REASONS = ['no-room', 'interface-down', 'bad-header', 'not-sent'] as const;
 const COUNTERS = ['rx-frames', 'rx-bytes', 'rx-super', 'tx-frames', 'tx-bytes', 'tx-super'] as const;
@@ -43,7 +49,7 @@ export function createTapPort(context: Context, options: TapOptions): Port {
 
   function receive(to: Batch): number {
     const free = frames.freeLargeCount;
-    const count = native.tapRead(fd, free, Math.min(BATCH_SIZE, free), VNET_HEADER, LARGE_CAPACITY);
+    const count = native.tapRead(fd, free, Math.min(TAP_BURST, free), VNET_HEADER, LARGE_CAPACITY);
     if (count <= 0) return count;
     let bytes = 0;
     let superFrames = 0;

@@ -27,7 +27,7 @@ import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
 import type { Port } from './port.js';
 import { createSplitter } from './split.js';
-import { countFailures } from './tap.js';
+import { countFailures, TAP_BURST } from './tap.js';
 
 /** Bytes of the vnet header with tunnel offsets. */
 const TUNNEL_VNET_HEADER = 24;
@@ -72,7 +72,7 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
 
   function receive(to: Batch): number {
     const free = frames.freeLargeCount;
-    const count = native.tapRead(fd, free, Math.min(BATCH_SIZE, free), before, LARGE_CAPACITY);
+    const count = native.tapRead(fd, free, Math.min(TAP_BURST, free), before, LARGE_CAPACITY);
     if (count <= 0) return count;
     let bytes = 0;
     let datagrams = 0;

@@ -3,22 +3,17 @@
  * offloads are off: the same bytes arrive, and no slot is kept.
  */
 import type { ExecutionContext } from 'ava';
-import { ping, waitFor } from '../../cli/lab.js';
-import { live, Mesh, overlayAddress, shared } from '../support/live.js';
 import {
-  assertSound,
   echoServer,
-  exchange,
   halve,
   type Impairment,
   impair,
   offloads,
   pythonMissing,
-  sentBy,
-  TCP_CASES,
-  UDP_CASES,
-  wire,
-} from '../support/offload.js';
+} from '../../bench/wire-traffic.js';
+import { ping, waitFor } from '../../cli/lab.js';
+import { live, Mesh, overlayAddress, shared } from '../support/live.js';
+import { assertSound, exchange, sentBy, TCP_CASES, UDP_CASES, wire } from '../support/offload.js';
 
 const requirements = { tools: ['tcpdump', 'tshark', 'ethtool'], skip: pythonMissing() };
 const modes = ['uplink', 'socket'] as const;
@@ -27,7 +22,7 @@ const meshes = modes.map((mode) => shared(() => halved(mode)));
 async function halved(mode: string): Promise<Mesh> {
   const mesh = await Mesh.up({ hosts: 2, underlay: { mode } });
   try {
-    await halve(mesh);
+    await halve(mesh.switch);
     await mesh.hosts[1].run('ethtool', ['-K', 'under0', 'gro', 'off']);
   } catch (error) {
     mesh.close();
@@ -58,7 +53,7 @@ async function through(t: ExecutionContext, mesh: Mesh, kind: Impairment): Promi
   const [a, b] = mesh.containers;
   const server = await echoServer(b, overlayAddress(2), overlayAddress(2, true));
   const dropped = await Promise.all(mesh.engines.map((engine) => engine.watchDrops()));
-  const fault = await impair(mesh, kind);
+  const fault = await impair(mesh.switch, kind);
   t.true((await ping(a, overlayAddress(2), { count: 1, deadlineS: 10 })).received > 0);
   const capture = await wire(mesh, mesh.hosts[1], 'under0');
   await exchange(t, a, overlayAddress(2), ['megabytes', 'urgent']);
@@ -97,7 +92,7 @@ for (const [i, mode] of modes.entries()) {
     `${mode}: containers with and without offloads get the same streams`,
     async (t) => {
       const mesh = meshes[i]();
-      const fault = await impair(mesh, 'none');
+      const fault = await impair(mesh.switch, 'none');
       const [a, b] = mesh.containers;
       const got: string[][] = [];
       const frames: number[] = [];

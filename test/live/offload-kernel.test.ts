@@ -1,17 +1,9 @@
 /** Weft and a kernel vxlan as peers, with the offloads of either side on and off: what is on the wire is sound. */
 import type { ExecutionContext } from 'ava';
+import { echoServer, offloads, pythonMissing } from '../../bench/wire-traffic.js';
 import { kernelVxlan } from '../../cli/lab.js';
 import { live, Mesh, overlayAddress, overlayMac, shared, underlayAddress } from '../support/live.js';
-import {
-  assertSound,
-  type Case,
-  echoServer,
-  exchange,
-  offloads,
-  pythonMissing,
-  sentBy,
-  wire,
-} from '../support/offload.js';
+import { assertSound, type Case, exchange, sentBy, wire } from '../support/offload.js';
 
 const requirements = { tools: ['tcpdump', 'tshark', 'ethtool'], skip: pythonMissing() };
 const CASES: readonly Case[] = ['bulk', 'no-timestamps', 'ecn', 'urgent', 'push', 'uso-full', 'fragments'];

@@ -3,20 +3,10 @@
  * has been cut and summed, and read by tshark. Each pair of underlay paths, IPv4 and IPv6 outside.
  */
 import type { ExecutionContext } from 'ava';
+import { echoServer, offloads, pythonMissing, startCases } from '../../bench/wire-traffic.js';
 import { ping, waitFor } from '../../cli/lab.js';
 import { live, Mesh, overlayAddress, shared } from '../support/live.js';
-import {
-  assertSound,
-  begin,
-  echoServer,
-  exchange,
-  offloads,
-  pythonMissing,
-  sentBy,
-  TCP_CASES,
-  UDP_CASES,
-  wire,
-} from '../support/offload.js';
+import { assertSound, exchange, sentBy, TCP_CASES, UDP_CASES, wire } from '../support/offload.js';
 
 const requirements = { tools: ['tcpdump', 'tshark', 'ethtool'], skip: pythonMissing() };
 
@@ -132,7 +122,7 @@ async function tooLong(t: ExecutionContext, mesh: Mesh, v6: boolean): Promise<vo
   const dropped = await mesh.engines[0].watchDrops();
   const superFrames = async () => (await mesh.engines[0].status()).underlay.counters['tx-super'] ?? 0;
   const before = await superFrames();
-  const client = begin(a, overlayAddress(2), 'bulk');
+  const client = startCases(a, overlayAddress(2), ['bulk']);
   await waitFor(async () => Object.keys(await dropped()).some((reason) => reason.endsWith(' too-big')), {
     what: 'a drop',
   });

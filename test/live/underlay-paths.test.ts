@@ -1,5 +1,6 @@
 /** Which way the underlay is used, what is said of it, and what becomes of it when the host's network changes. */
 import type { ExecutionContext } from 'ava';
+import { echoServer, offloads, pythonMissing } from '../../bench/wire-traffic.js';
 import { kernelVxlan, type Namespace, ping, waitFor } from '../../cli/lab.js';
 import {
   type Engine,
@@ -12,7 +13,7 @@ import {
   sendUdp,
   shared,
 } from '../support/live.js';
-import { echoServer, exchange, offloads, pythonMissing, sentBy, wire } from '../support/offload.js';
+import { exchange, sentBy, wire } from '../support/offload.js';
 
 const requirements = { tools: ['ethtool', 'nft', 'unshare', 'mount'], skip: pythonMissing() };
 

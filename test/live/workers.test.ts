@@ -1,5 +1,6 @@
 /** Several data-plane workers: all kinds of traffic, one table to the outside, reloads and crashes. */
 import type { ExecutionContext } from 'ava';
+import { echoServer, pythonMissing } from '../../bench/wire-traffic.js';
 import { type Namespace, ping, waitFor } from '../../cli/lab.js';
 import {
   linkOf,
@@ -12,7 +13,7 @@ import {
   shared,
   underlayAddress,
 } from '../support/live.js';
-import { echoServer, exchange, pythonMissing } from '../support/offload.js';
+import { exchange } from '../support/offload.js';
 
 const requirements = { tools: ['socat'], skip: pythonMissing() };
 

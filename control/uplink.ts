@@ -116,6 +116,8 @@ interface Neighbour {
 const UNUSABLE = new Set(['INCOMPLETE', 'FAILED', 'NONE']);
 /** Changes come in bursts; one look serves them all. */
 const SETTLE_MS = 20;
+/** Before `ip monitor` is started again. */
+const RESTART_MS = 1000;
 /** How often entries that nobody else keeps fresh are confirmed; the kernel's own base reachable time is 30 s. */
 const CONFIRM_MS = 25_000;
 
@@ -124,7 +126,8 @@ const CONFIRM_MS = 25_000;
  * or whose route leaves by another interface, has no link, and goes through the socket, where the kernel decides.
  */
 export class LinkWatch {
-  private readonly monitor: ChildProcess;
+  private monitor: ChildProcess | undefined;
+  private closed = false;
   private readonly confirm: NodeJS.Timeout;
   private settle: NodeJS.Timeout | undefined;
   private vteps: readonly string[] = [];
@@ -136,14 +139,22 @@ export class LinkWatch {
     private readonly device: string,
     private readonly onChange: (links: Link[]) => void,
   ) {
+    this.listen();
+    this.confirm = setInterval(() => this.look(true), CONFIRM_MS);
+    this.confirm.unref();
+  }
+
+  /** Hears of changes from `ip monitor`, which is started again should it end; without it CONFIRM_MS is how soon. */
+  private listen(): void {
     this.monitor = spawn('ip', ['monitor', 'link', 'address', 'route', 'neigh'], {
       env: toolEnvironment(),
       stdio: ['ignore', 'pipe', 'ignore'],
     });
     this.monitor.on('error', () => undefined);
     this.monitor.stdout?.on('data', () => this.soon());
-    this.confirm = setInterval(() => this.look(true), CONFIRM_MS);
-    this.confirm.unref();
+    this.monitor.on('exit', () => {
+      if (!this.closed) setTimeout(() => !this.closed && this.listen(), RESTART_MS).unref();
+    });
   }
 
   /** Sets the VTEPs to follow and returns their links as they are now. */
@@ -223,6 +234,7 @@ export class LinkWatch {
   close(): void {
     clearInterval(this.confirm);
     clearTimeout(this.settle);
-    this.monitor.kill();
+    this.closed = true;
+    this.monitor?.kill();
   }
 }

@@ -3,27 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
-import { type CommandResult, Lab, type Namespace } from '../../cli/lab.js';
+import type { CommandResult, Lab, Namespace } from '../../cli/lab.js';
 import type { Check } from '../../control/doctor/check.js';
 import { nodeSatisfies } from '../../control/doctor/host.js';
 import type { PeerReport } from '../../control/peers.js';
+import { live, probing } from '../support/lab-test.js';
 
 const WEFT = fileURLToPath(new URL('../../cli/main.js', import.meta.url));
-const reason = Lab.unavailable();
-
-/** A test that needs namespaces; skipped, with the reason in its title, where there are none. */
-function live(title: string, body: (t: ExecutionContext, lab: Lab) => Promise<void>): void {
-  if (reason) {
-    test.skip(`${title} [skipped: ${reason}]`, () => {});
-    return;
-  }
-  test(title, async (t) => {
-    const lab = Lab.create();
-    t.teardown(() => lab.close());
-    await body(t, lab);
-  });
-}
-
 const weft = (host: Namespace, ...args: string[]): Promise<CommandResult> =>
   host.exec(process.execPath, [WEFT, ...args]);
 
@@ -158,7 +144,7 @@ live('without rights it fails and says what to run as', async (t, lab) => {
   t.is(named(answer, 'TAP offloads')?.status, 'fail');
 });
 
-live('a node file that fits: namespace, underlay, port, path and MTU', async (t, lab) => {
+probing('a node file that fits: namespace, underlay, port, path and MTU', async (t, lab) => {
   const [a] = routed(lab, 1500, 1500);
   const container = lab.host('c');
   const answer = await doctor(a, '-c', nodeFile(t, { netns: container.path }));
@@ -170,7 +156,7 @@ live('a node file that fits: namespace, underlay, port, path and MTU', async (t,
   t.is(named(answer, 'MTU of blue to 10.2.0.1')?.message, 'blue: mtu 1450 is right');
 });
 
-live('a smaller link in the middle: the number to put into mtu', async (t, lab) => {
+probing('a smaller link in the middle: the number to put into mtu', async (t, lab) => {
   const [a] = routed(lab, 1500, 1400);
   const answer = await doctor(a, '-c', nodeFile(t));
   t.is(answer.code, 1);
@@ -182,7 +168,7 @@ live('a smaller link in the middle: the number to put into mtu', async (t, lab) 
   t.is(named(mended, 'MTU of blue to 10.2.0.1')?.status, 'ok');
 });
 
-live('what a node file asks for and the host lacks, each with its remedy', async (t, lab) => {
+probing('what a node file asks for and the host lacks, each with its remedy', async (t, lab) => {
   const [a, , b] = routed(lab, 1500, 1500);
   const missing = await doctor(a, '-c', nodeFile(t, { netns: 'weft-no-such', address: '10.1.0.99' }));
   t.is(missing.code, 1);
@@ -240,7 +226,7 @@ interface PingAnswer {
   readonly peers: readonly PeerReport[];
 }
 
-live('peer ping: the path MTU exactly, and the verdict on the overlay', async (t, lab) => {
+probing('peer ping: the path MTU exactly, and the verdict on the overlay', async (t, lab) => {
   const [a] = routed(lab, 1500, 1400);
   const { code, stdout, stderr } = await weft(a, 'peer', 'ping', '-c', nodeFile(t), '--json');
   t.is(code, 1, stderr);
@@ -255,7 +241,7 @@ live('peer ping: the path MTU exactly, and the verdict on the overlay', async (t
   t.regex(table.stdout, /10\.2\.0\.1 +\d+\.\d{3} +1400 +blue: mtu 1300 fits \(up to 1350 would\)/);
 });
 
-live('peer ping over an IPv6 underlay takes 70 bytes off', async (t, lab) => {
+probing('peer ping over an IPv6 underlay takes 70 bytes off', async (t, lab) => {
   const [a] = routed(lab, 1500, 1400);
   const path = nodeFile(t, { address: 'fd01::1', peers: '"fd02::1"', network: ', mtu: 1330' });
   const { code, stdout } = await weft(a, 'peer', 'ping', '-c', path, '--json');
@@ -265,7 +251,7 @@ live('peer ping over an IPv6 underlay takes 70 bytes off', async (t, lab) => {
   t.deepEqual(answer.peers[0].networks, [{ name: 'blue', mtu: 1330, largest: 1330, verdict: 'right' }]);
 });
 
-live('peer ping: who does not answer is said so, beside one who does', async (t, lab) => {
+probing('peer ping: who does not answer is said so, beside one who does', async (t, lab) => {
   const [a] = routed(lab, 1500, 1500);
   const path = nodeFile(t, { peers: '10.2.0.1, 10.2.0.77' });
   const { code, stdout } = await weft(a, 'peer', 'ping', '-c', path);

@@ -6,27 +6,13 @@ import {
   iperf3,
   kernelAttach,
   kernelVxlan,
-  Lab,
+  type Lab,
   type Namespace,
   ping,
   sweepStale,
   waitFor,
 } from '../../cli/lab.js';
-
-const reason = Lab.unavailable();
-
-/** A test that needs namespaces; skipped, with the reason in its title, where there are none. */
-function live(title: string, body: (t: ExecutionContext, lab: Lab) => Promise<void>): void {
-  if (reason) {
-    test.skip(`${title} [skipped: ${reason}]`, () => {});
-    return;
-  }
-  test(title, async (t) => {
-    const lab = Lab.create();
-    t.teardown(() => lab.close());
-    await body(t, lab);
-  });
-}
+import { live } from '../support/lab-test.js';
 
 const namespaces = () => (fs.existsSync('/run/netns') ? fs.readdirSync('/run/netns') : []);
 const alive = (pid: number | undefined) => pid !== undefined && fs.existsSync(`/proc/${pid}/ns/net`);

@@ -1,24 +1,10 @@
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import fc from 'fast-check';
-import { Lab, type Namespace } from '../../cli/lab.js';
+import type { Lab, Namespace } from '../../cli/lab.js';
 import { parseIp } from '../../control/addresses.js';
 import { echoRequest, readEchoEvent } from '../../control/path-mtu/echo.js';
 import type { PathResult } from '../../control/path-mtu.js';
-
-const reason = Lab.unavailable();
-
-/** A test that needs namespaces; skipped, with the reason in its title, where there are none. */
-function live(title: string, body: (t: ExecutionContext, lab: Lab) => Promise<void>): void {
-  if (reason) {
-    test.skip(`${title} [skipped: ${reason}]`, () => {});
-    return;
-  }
-  test(title, async (t) => {
-    const lab = Lab.create();
-    t.teardown(() => lab.close());
-    await body(t, lab);
-  });
-}
+import { probing } from '../support/lab-test.js';
 
 const MODULE = new URL('../../control/path-mtu.js', import.meta.url).href;
 const ADDRESSES = new URL('../../control/addresses.js', import.meta.url).href;
@@ -52,7 +38,7 @@ function routed(lab: Lab, mtu: number): [Namespace, Namespace, Namespace] {
   return [a, router, b];
 }
 
-live('a smaller link in the middle is found exactly, over IPv4 and IPv6', async (t, lab) => {
+probing('a smaller link in the middle is found exactly, over IPv4 and IPv6', async (t, lab) => {
   const [a] = routed(lab, 1400);
   for (const [source, to] of [
     ['10.1.0.1', '10.2.0.1'],
@@ -66,7 +52,7 @@ live('a smaller link in the middle is found exactly, over IPv4 and IPv6', async 
   }
 });
 
-live('a router that says nothing only makes it longer: the size is exact', async (t, lab) => {
+probing('a router that says nothing only makes it longer: the size is exact', async (t, lab) => {
   const [a, router] = routed(lab, 1371);
   // Drops what it would have to say, as a firewall that blocks all ICMP errors does.
   await router.run('nft', ['-f', '-'], {
@@ -87,14 +73,14 @@ live('a router that says nothing only makes it longer: the size is exact', async
   t.true(four.probes <= 3 + 16 * 2 && six.probes <= 3 + 16 * 2);
 });
 
-live('a path as wide as the interface takes one echo beyond the round trips', async (t, lab) => {
+probing('a path as wide as the interface takes one echo beyond the round trips', async (t, lab) => {
   const [a] = routed(lab, 1500);
   const result = await measure(a, '10.1.0.1', '10.2.0.1', 1500);
   t.is(result.mtu, 1500);
   t.true(result.probes <= 5, `${result.probes} echoes, one of them perhaps lost`);
 });
 
-live('an interface smaller than the limit, and jumbo frames', async (t, lab) => {
+probing('an interface smaller than the limit, and jumbo frames', async (t, lab) => {
   const a = lab.host('a');
   const b = lab.host('b');
   lab.link(a, b, {
@@ -108,7 +94,7 @@ live('an interface smaller than the limit, and jumbo frames', async (t, lab) => 
   t.is((await measure(a, '10.1.0.1', '10.1.0.2', 65_535)).mtu, 9000);
 });
 
-live('who does not answer is no answer; where there is no route, the reason says so', async (t, lab) => {
+probing('who does not answer is no answer; where there is no route, the reason says so', async (t, lab) => {
   const [a, , b] = routed(lab, 1500);
   await b.run('nft', ['-f', '-'], {
     input: 'table inet deaf { chain in { type filter hook input priority 0; meta l4proto icmp drop\n }\n }',

@@ -6,16 +6,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#ifndef SOL_UDP
-#define SOL_UDP 17
-#endif
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
-
 /*
  * tapPlain(fd): void
  * Takes back every offload, so that each read is one frame of at most the MTU with its checksums done, and sets

@@ -12,16 +12,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#ifndef SOL_UDP
-#define SOL_UDP 17
-#endif
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
-
 /* Bytes of outer Ethernet, IP and UDP in front of the UDP payload. */
 #define OUTER_V4 42
 #define OUTER_V6 62

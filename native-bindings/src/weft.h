@@ -15,6 +15,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* linux/udp.h has these, the C library's headers need not. */
+#ifndef SOL_UDP
+#define SOL_UDP 17
+#endif
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
 #define MAX_BATCH 256
 
 /* Per environment (main thread or worker): the frame memory it attached. */

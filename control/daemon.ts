@@ -94,10 +94,10 @@ export class Daemon {
     private readonly sockets: readonly UnderlaySockets[],
   ) {
     const { address, port, mode } = config.underlay;
-    // A crash may have left rules that lead into a device which is gone.
-    removeTable(tableName(address, port));
     this.uplink =
       mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device, config.workers);
+    // An uplink replaces the rules that a crash left; without one they would lead into a device which is gone.
+    if (typeof this.uplink === 'string') removeTable(tableName(address, port));
     this.config = config;
     this.underlayDevice = device;
   }

@@ -88,11 +88,6 @@ export class Drops<Reason extends string = string> {
     this.context.counters.values[this.reasons.base + reason] += count;
   }
 
-  /** Drops a whole run of a batch, from `start` on, for one reason. */
-  dropRest(batch: Batch, start: number, reason: number): void {
-    for (let i = start; i < batch.count; i++) this.drop(batch.frames[i], reason);
-  }
-
   count(reason: Reason): number {
     return this.context.counters.values[this.reasons.base + this.names.indexOf(reason)];
   }

@@ -44,7 +44,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
   if ((senders.length & (senders.length - 1)) !== 0)
     throw new RangeError('the number of senders is no power of two');
   const v6 = local.address.length === 16;
-  /** Outer headers in front of the UDP payload, and with the VXLAN header. */
+  /** Bytes of outer Ethernet, IP and UDP in front of the UDP payload. */
   const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
   const drops = new Drops(context, `port:${id}`, REASONS);
   const block = context.counters.claim(`port:${id}`, COUNTERS);

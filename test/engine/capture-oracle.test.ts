@@ -145,9 +145,10 @@ function sharedIndex(): Row[] {
     }));
 }
 
-const shared = existsSync(SHARED) ? test : test.skip;
+const absent = existsSync(SHARED) ? '' : ' [skipped: no captures at ../shared/pcaps beside the repository]';
+const shared = absent ? test.skip : test;
 
-shared('the shared captures: count, format and damage are as their index says', (t) => {
+shared(`the shared captures: count, format and damage are as their index says${absent}`, (t) => {
   const rows = sharedIndex();
   t.is(rows.length, 410);
   for (const { file, format, packets } of rows) {
@@ -176,7 +177,7 @@ function accountsForFrames(t: ExecutionContext, capture: Capture): void {
   t.is(index.count + skipped, capture.count, `${capture.name}: frames delivered and skipped`);
 }
 
-shared('the shared captures: pcap-parser agrees on every microsecond pcap', async (t) => {
+shared(`the shared captures: pcap-parser agrees on every microsecond pcap${absent}`, async (t) => {
   let compared = 0;
   for (const { file } of sharedIndex()) {
     if (file in UNREADABLE) continue;

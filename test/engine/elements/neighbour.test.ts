@@ -401,10 +401,12 @@ live(
     await waitFor(neighbours(new RegExp(`10.0.9.2.* ${lladdr} .*REACHABLE`)), { what: 'the ARP answer' });
     await waitFor(neighbours(new RegExp(`fd00::2.* ${lladdr} .*REACHABLE`)), { what: 'the ND answer' });
 
-    // Duplicate address detection: the kernel finds that fd00::2 is taken.
+    // Duplicate address detection: the kernel finds that fd00::2 is taken. It waits for an answer as long
+    // as its retransmission time (RFC 4862, 5.4): a second is too little for a busy machine to breathe.
     await container.run('sh', [
       '-c',
-      'for d in all eth0; do echo 1 > /proc/sys/net/ipv6/conf/$d/accept_dad; done',
+      `for d in all eth0; do echo 1 > /proc/sys/net/ipv6/conf/$d/accept_dad; done
+       echo 20000 > /proc/sys/net/ipv6/neigh/eth0/retrans_time_ms`,
     ]);
     container.ip('addr', 'add', 'fd00::2/64', 'dev', 'eth0');
     await waitFor(
@@ -412,7 +414,7 @@ live(
         breathe();
         return /fd00::2\/64 .*dadfailed/.test(container.ip('-6', 'addr', 'show', 'dev', 'eth0'));
       },
-      { what: 'the duplicate to be found' },
+      { what: 'the duplicate to be found', timeoutMs: 20_000 },
     );
     t.is(rig.counter('neighbour', 'conflict'), 1);
     t.deepEqual([...failures], [0, 0, 0, 0]);

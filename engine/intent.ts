@@ -67,6 +67,27 @@ export interface NeighbourIntent {
   readonly mac: Uint8Array;
 }
 
+/**
+ * A security association (RFC 4303) that the data plane is to use. Its key lies in the addon under `slot` and never
+ * in an intent; what changes with each packet lies in the AssociationState that all workers share.
+ */
+export interface AssociationIntent {
+  /** Below MAX_ASSOCIATIONS; not used again before every worker has been told that it is gone. */
+  readonly slot: number;
+  /** Of all inbound ones every SPI once; of all outbound ones every VTEP once: the one that sends. */
+  readonly direction: 'in' | 'out';
+  /** 256 to 2^32 - 1 (RFC 4303, section 2.1). */
+  readonly spi: number;
+  /** Address of the peer, 4 or 16 bytes. */
+  readonly vtep: Uint8Array;
+  /** Bytes of the ICV. */
+  readonly icv: 8 | 12 | 16;
+  /** Extended sequence numbers. */
+  readonly esn: boolean;
+  /** Packets of the replay window, 32 to MAX_REPLAY_WINDOW; 0 switches the check off. */
+  readonly window: number;
+}
+
 export interface Intent {
   readonly underlay: UnderlayIntent;
   readonly domains: readonly DomainIntent[];

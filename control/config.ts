@@ -18,10 +18,21 @@ import {
 import { configSchema, endpointSchema, networkSchema, underlaySchema } from './config/schema.js';
 import type { Config, Endpoint, Network, Underlay } from './config/types.js';
 
-export { defaultMtu, netnsPath, overlayOverhead } from './config/derived.js';
+export { algorithmSizes, defaultMtu, netnsPath, overlayOverhead } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';
-export type { Config, Endpoint, LocalEndpoint, Network, Underlay } from './config/types.js';
+export type {
+  Algorithm,
+  Config,
+  Encapsulation,
+  Encryption,
+  Endpoint,
+  LocalEndpoint,
+  Network,
+  RingKey,
+  StaticAssociation,
+  Underlay,
+} from './config/types.js';
 
 /** Bytes. A thousand endpoints written at length are 150 KiB. */
 const LARGEST_FILE = 1 << 20;
@@ -141,6 +152,8 @@ function build(
     underlay: buildUnderlay(underlay),
     networks: networks.map((network) => buildNetwork(network, underlay)),
     endpoints: endpoints.map(buildEndpoint),
+    encryption: undefined,
+    associations: [],
   };
 }
 

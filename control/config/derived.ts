@@ -1,14 +1,50 @@
 /** What follows from a node's file without being written in it. */
 import type { Family } from '../addresses.js';
+import type { Algorithm, Encapsulation } from './types.js';
+
+const ETHERNET = 14;
+const VXLAN = 8;
+const UDP = 8;
+/** SPI and sequence number (RFC 4303 section 2). */
+const ESP_HEADER = 8;
+/** RFC 4106 section 3.1. */
+const ESP_IV = 8;
+/** The longest, also where a peer has a shorter one: the MTU does not change with the algorithm. */
+const ESP_ICV = 16;
+/** Pad length and next header; payload, padding and these two end on a multiple of 4 (RFC 4303 section 2.4). */
+const ESP_TRAILER = 2;
+const ESP_ALIGNMENT = 4;
+/** Bytes behind the key that are its salt (RFC 4106 section 4). */
+export const SALT = 4;
 
 /** Bytes of VXLAN around an inner IP packet: inner Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40 (RFC 7348 section 5). */
 export function overlayOverhead(underlayFamily: Family): 50 | 70 {
   return underlayFamily === 4 ? 50 : 70;
 }
 
-/** The largest inner MTU in bytes that an underlay of `underlayMtu` bytes carries whole. An inner VLAN tag takes 4 more. */
-export function defaultMtu(underlayMtu: number, underlayFamily: Family): number {
-  return underlayMtu - overlayOverhead(underlayFamily);
+/**
+ * The largest inner MTU in bytes that an underlay of `underlayMtu` bytes carries whole. An inner VLAN tag takes 4 more.
+ * @param encapsulation of an encrypted network; left out for a plain one.
+ */
+export function defaultMtu(
+  underlayMtu: number,
+  underlayFamily: Family,
+  encapsulation?: Encapsulation,
+): number {
+  if (encapsulation === undefined) return underlayMtu - overlayOverhead(underlayFamily);
+  const ip = underlayFamily === 4 ? 20 : 40;
+  const udp = encapsulation === 'udp' ? UDP : 0;
+  const room = underlayMtu - ip - udp - ESP_HEADER - ESP_IV - ESP_ICV;
+  return room - (room % ESP_ALIGNMENT) - ESP_TRAILER - UDP - VXLAN - ETHERNET;
+}
+
+/** Bytes of the key without its salt, and of the ICV. */
+export function algorithmSizes(algorithm: Algorithm): {
+  readonly key: 16 | 24 | 32;
+  readonly icv: 8 | 12 | 16;
+} {
+  const [, bits, , icv] = algorithm.split('-').map(Number);
+  return { key: (bits / 8) as 16 | 24 | 32, icv: icv as 8 | 12 | 16 };
 }
 
 /** The file of a network namespace written as a name or an absolute path. /var/run is /run (file hierarchy standard). */

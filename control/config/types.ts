@@ -2,6 +2,7 @@
  * What a node is told to be: the inert value read from its file, with every default filled in and every address in
  * canonical text. Units: MTU and sizes in bytes, times in seconds. docs/configuration.md has the meaning of each key.
  */
+import type { Secret } from '../secret.js';
 
 export interface Underlay {
   /** This host's VTEP address: dotted decimal or RFC 5952. */
@@ -29,7 +30,8 @@ export interface Network {
   readonly gateway: string | undefined;
   /** Inner IP MTU. Undefined only while `underlay.mtu` is: then `defaultMtu` of the interface's. */
   readonly mtu: number | undefined;
-  readonly encrypted: false;
+  /** Leaves the host only inside ESP, and is taken from no other. */
+  readonly encrypted: boolean;
   readonly internal: boolean;
   /** Remote VTEP addresses, of the underlay's family. */
   readonly peers: readonly string[];
@@ -69,7 +71,53 @@ interface RemoteEndpoint extends EndpointCommon {
 
 export type Endpoint = LocalEndpoint | RemoteEndpoint;
 
-/** Frozen all the way down; names unique, references resolved, safe to post to another thread. */
+/** AES-GCM for ESP (RFC 4106): bits of the key, bytes of the ICV. `algorithmSizes` takes it apart. */
+export type Algorithm = `aes-${128 | 192 | 256}-gcm-${8 | 12 | 16}`;
+
+/** How ESP travels: as IP protocol 50, or in UDP (RFC 3948). */
+export type Encapsulation = 'esp' | 'udp';
+
+/** A secret that the hosts share, from which they derive the keys of their traffic. */
+export interface RingKey {
+  /** 1..2^32-1. */
+  readonly id: number;
+  /** 32 bytes. */
+  readonly secret: Secret;
+}
+
+export interface Encryption {
+  /** Oldest first: all of them receive, the middle one sends. At most 3; empty when all associations are static. */
+  readonly keys: readonly RingKey[];
+  readonly encapsulation: Encapsulation;
+  /** UDP port of encapsulated ESP, here and at every peer. Unused with `esp`. */
+  readonly port: number;
+  /** UDP port on which hosts agree on traffic keys. */
+  readonly exchangePort: number;
+  /** Of associations that the ring makes; they have extended sequence numbers. */
+  readonly algorithm: Algorithm;
+  /** Packets, likewise. */
+  readonly replayWindow: number;
+  /** When traffic keys are made anew: whichever is reached first. `after` in seconds; bytes of sealed payload. */
+  readonly rotate: { readonly after: number; readonly packets: number; readonly bytes: number };
+}
+
+/** A security association written out, instead of those the ring makes for the peer. */
+export interface StaticAssociation {
+  /** VTEP, of the underlay's family. */
+  readonly peer: string;
+  readonly direction: 'in' | 'out';
+  /** 256..2^32-1; of inbound ones each once. */
+  readonly spi: number;
+  readonly algorithm: Algorithm;
+  /** The key, then the salt of 4 bytes (RFC 4106 section 8.1). No two associations have the same. */
+  readonly key: Secret;
+  /** Extended sequence numbers (RFC 4303 section 2.2.1). */
+  readonly esn: boolean;
+  /** Packets. */
+  readonly replayWindow: number;
+}
+
+/** Frozen all the way down; names unique, references resolved. A Secret does not survive posting to another thread. */
 export interface Config {
   readonly node: string;
   /** Data-plane threads. */
@@ -77,4 +125,7 @@ export interface Config {
   readonly underlay: Underlay;
   readonly networks: readonly Network[];
   readonly endpoints: readonly Endpoint[];
+  /** Undefined when the file has no `encryption`, no static association and no encrypted network. */
+  readonly encryption: Encryption | undefined;
+  readonly associations: readonly StaticAssociation[];
 }

@@ -58,6 +58,8 @@ test("the design's file gives the whole config", (t) => {
         interface: 'eth0',
       },
     ],
+    encryption: undefined,
+    associations: [],
   });
 });
 

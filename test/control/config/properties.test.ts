@@ -66,6 +66,8 @@ const validFile = fc
             : ({ kind: 'local', ...common, netns: 'n', interface: `i${i}-${e}` } as const);
         }),
       ),
+      encryption: undefined,
+      associations: [],
     };
   });
 

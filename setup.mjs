@@ -25,6 +25,7 @@ const TOOL_PATH = [
 
 const findTool = (name) => TOOL_PATH.map((dir) => path.join(dir, name)).find((file) => fs.existsSync(file));
 const onPath = (name) => findTool(name) !== undefined;
+const IPSEC_MB_HEADER = 'intel-ipsec-mb.h';
 const header = (name) => fs.existsSync(path.join('/usr/include', name));
 
 /** Debian package → whether what we want of it is there; asked of the machine, not of dpkg. */
@@ -37,6 +38,8 @@ const PACKAGES = {
     make: () => onPath('make'),
     python3: () => onPath('python3'),
     'libpcap-dev': () => header('pcap/pcap.h'),
+    // AES-GCM. Debian has it for amd64 only; elsewhere the addon uses node's own OpenSSL.
+    ...(process.arch === 'x64' && { 'libipsec-mb-dev': () => header(IPSEC_MB_HEADER) }),
   },
   run: {
     iproute2: () => onPath('ip') && onPath('bridge'),
@@ -269,15 +272,20 @@ const C_FLAGS =
   '-std=gnu11 -O3 -Wall -Wextra -Werror -Wshadow -Wconversion -Wno-sign-conversion ' +
   '-fPIC -shared -fvisibility=hidden -pthread -DNAPI_VERSION=8';
 
+// Linked statically, with its symbols kept inside: what runs the addon need not have the package.
+const IPSEC_MB_FLAGS = ['-DWEFT_IPSEC_MB', '-Wl,-Bstatic,-lIPSec_MB,-Bdynamic', '-Wl,--exclude-libs,ALL'];
+const ipsecMbFlags = () => (process.arch === 'x64' && header(IPSEC_MB_HEADER) ? IPSEC_MB_FLAGS : []);
+
 function buildAddon() {
   const sources = filesBelow('native-bindings/src', '.c');
   const headers = filesBelow('native-bindings/src', '.h');
   const compiler = process.env.CC || 'cc';
   const extra = (process.env.CFLAGS ?? '').split(' ').filter(Boolean); // for sanitizers, say
+  const ipsecMb = ipsecMbFlags();
   const output = path.join(ROOT, 'native-bindings/build/weft.node');
   const stampFile = `${output}.stamp`;
   const stamp = digest(
-    [process.version, process.arch, NODE_PREFIX, compiler, ...extra],
+    [process.version, process.arch, NODE_PREFIX, compiler, ...extra, ...ipsecMb],
     ['setup.mjs', ...sources, ...headers],
   );
   if (fs.existsSync(output) && stamped(stampFile, stamp)) return;
@@ -300,6 +308,7 @@ function buildAddon() {
     '-o',
     fresh,
     ...sources,
+    ...ipsecMb,
   ]);
   if (!compile.ok) {
     fs.rmSync(fresh, { force: true });

@@ -42,6 +42,43 @@ interface UdpOptions {
   readonly share?: boolean;
 }
 
+export type GcmLibrary = 'ipsec-mb' | 'openssl';
+
+/** 32-bit words of a job of `gcmSeal` and `gcmOpen`. */
+export const GCM_JOB_WORDS = 6;
+/** Jobs that one call takes. */
+export const GCM_MAX_JOBS = 1024;
+
+interface GcmKey {
+  /** Where the key goes: 0 to 16,383. */
+  readonly slot: number;
+  /** 16, 24 or 32 bytes. */
+  readonly key: Uint8Array;
+  /** Four bytes. */
+  readonly salt: Uint8Array;
+  /** Bytes of the integrity check value. */
+  readonly icv: 8 | 12 | 16;
+  /** Whether the high half of the sequence number is authenticated too (RFC 4303, 2.2.1). */
+  readonly esn: boolean;
+  /** The preferred one of `gcmLibraries` when absent. */
+  readonly library?: GcmLibrary;
+}
+
+interface GcmVector {
+  /** The preferred one of `gcmLibraries` when absent. */
+  readonly library?: GcmLibrary;
+  /** 16, 24 or 32 bytes. */
+  readonly key: Uint8Array;
+  /** Twelve bytes. */
+  readonly iv: Uint8Array;
+  readonly aad: Uint8Array;
+  /** Plaintext; or ciphertext with the tag behind it. */
+  readonly text: Uint8Array;
+  /** Bytes of the tag, 4 to 16. */
+  readonly icv: number;
+  readonly encrypt: boolean;
+}
+
 interface Addon {
   /** Names the frame memory for the batched calls of this thread. */
   attach(memory: Uint8Array, off: Uint32Array, len: Uint32Array, freeLarge: Uint32Array): void;
@@ -99,6 +136,35 @@ interface Addon {
   eventCreate(): number;
   eventSignal(fd: number): void;
   eventClear(fd: number): void;
+  /** AES-GCM libraries that this build can use on this CPU, the preferred one first. */
+  gcmLibraries(): readonly GcmLibrary[];
+  /**
+   * Expands a key into a slot, for all threads that hear of the slot afterwards. The caller's key is not wiped.
+   * @throws TypeError when the slot is taken, a length is wrong, or the library is not available.
+   */
+  gcmInstall(options: GcmKey): void;
+  /** Wipes the key of a slot and frees it, after the batches under way. An empty slot is no error. */
+  gcmRemove(slot: number): void;
+  /**
+   * Seals ESP packets (RFC 4106) in the attached memory. A job is GCM_JOB_WORDS: offset of the ESP header (SPI, low
+   * half of the sequence number, IV, as on the wire); offset of the plaintext; offset where the ciphertext goes, the
+   * ICV behind it; length in bytes without ICV; slot; high half of the sequence number, used with ESN only.
+   * Plaintext and ciphertext are in the same place or do not overlap.
+   * @returns 0; or, with nothing done, -EFAULT (outside the memory, or an empty slot) or -EINVAL (they overlap);
+   *   or -EIO when the library refused some: those are zeros.
+   */
+  gcmSeal(jobs: Uint32Array, count: number): number;
+  /**
+   * The inverse: ciphertext with the ICV behind it becomes plaintext. A result is 1 when the ICV was right; when it
+   * was not it is 0, and there are zeros where the plaintext would be.
+   * @returns 0; or, with nothing done, -EFAULT or -EINVAL.
+   */
+  gcmOpen(jobs: Uint32Array, count: number, results: Uint32Array): number;
+  /**
+   * One AES-GCM operation with additional data of any length, through what gcmSeal and gcmOpen call: for published
+   * vectors. @returns the text in its other form, or null when the tag is wrong.
+   */
+  gcmVector(options: GcmVector): Uint8Array | null;
   /** One's complement sum (RFC 1071), folded to 16 bits, not complemented. */
   checksum(offset: number, length: number, initial: number): number;
   /** The same for `count` triples of offset, length, initial. */

@@ -140,7 +140,7 @@ static napi_value attach(napi_env env, napi_callback_info info)
 	napi_value args[4];
 	if (!arguments(env, info, 4, args, "attach")) return NULL;
 	struct weft *weft = weft_of(env);
-	struct weft next = {0};
+	struct weft next = {.gcm = weft->gcm};
 	size_t lengths = 0;
 	if (!get_bytes(env, args[0], &next.memory, &next.size)) return NULL;
 	if (!get_words(env, args[1], &next.off, &next.frames)) return NULL;
@@ -171,6 +171,7 @@ static void finalize(napi_env env, void *data, void *hint)
 {
 	(void)env;
 	(void)hint;
+	gcm_leave(((struct weft *)data)->gcm);
 	free(data);
 }
 
@@ -182,6 +183,12 @@ NAPI_MODULE_INIT()
 	} functions[] = {
 		{"attach", attach},
 		{"close", close_fd},
+		{"gcmLibraries", gcm_libraries},
+		{"gcmInstall", gcm_install},
+		{"gcmRemove", gcm_remove},
+		{"gcmSeal", gcm_seal},
+		{"gcmOpen", gcm_open},
+		{"gcmVector", gcm_vector},
 		{"tapOpen", tap_open},
 		{"tapPersist", tap_persist},
 		{"tapPlain", tap_plain},
@@ -202,7 +209,11 @@ NAPI_MODULE_INIT()
 		{"checksums", checksums},
 	};
 	struct weft *weft = calloc(1, sizeof *weft);
-	if (!weft) return throw_errno(env, ENOMEM, "cannot load weft.node");
+	if (weft) weft->gcm = gcm_join();
+	if (!weft || !weft->gcm) {
+		free(weft);
+		return throw_errno(env, ENOMEM, "cannot load weft.node");
+	}
 	napi_set_instance_data(env, weft, finalize, NULL);
 	for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++) {
 		napi_value function;

@@ -38,6 +38,7 @@ struct weft {
 	size_t frames;
 	size_t large;
 	napi_ref held[4]; /* the four arrays above, kept while they are attached */
+	struct gcm_thread *gcm;
 };
 
 struct weft *weft_of(napi_env env);
@@ -67,6 +68,16 @@ static inline bool in_memory(const struct weft *weft, uint32_t start, uint32_t l
 
 uint16_t sum_bytes(const uint8_t *data, size_t length, uint32_t initial);
 
+/* Makes this thread one that keys are not taken from while it uses them; NULL without memory. */
+struct gcm_thread *gcm_join(void);
+void gcm_leave(struct gcm_thread *thread);
+
+napi_value gcm_libraries(napi_env env, napi_callback_info info);
+napi_value gcm_install(napi_env env, napi_callback_info info);
+napi_value gcm_remove(napi_env env, napi_callback_info info);
+napi_value gcm_seal(napi_env env, napi_callback_info info);
+napi_value gcm_open(napi_env env, napi_callback_info info);
+napi_value gcm_vector(napi_env env, napi_callback_info info);
 napi_value tap_open(napi_env env, napi_callback_info info);
 napi_value tap_persist(napi_env env, napi_callback_info info);
 napi_value tap_plain(napi_env env, napi_callback_info info);

@@ -1,10 +1,15 @@
-/** Who is measured: Weft, the kernel, loops in C that do nothing but move frames, and Open vSwitch in userspace. */
+/**
+ * Who is measured: Weft, the kernel, loops in C that do nothing but move frames, and Open vSwitch in userspace; and
+ * among the encrypted Weft, wireguard-go and Nebula.
+ */
 import { CommandError, EXIT } from '../../cli/output.js';
 import { kernelBridge, kernelOverlay } from './kernel.js';
 import { tapLoop, uplinkLoop } from './loops.js';
+import { nebula, nebulaMissing } from './nebula.js';
 import { openVswitch, openVswitchMissing } from './open-vswitch.js';
 import type { Site, Topology } from './site.js';
 import { weftOneHost, weftTwoHosts } from './weft.js';
+import { wireguard, wireguardMissing } from './wireguard.js';
 
 /** What ratios are taken of: the kernel's own way, and the loop that is the bound. */
 type Role = 'weft' | 'kernel' | 'loop' | 'other';
@@ -14,6 +19,8 @@ export interface Contender {
   /** In tables and charts. */
   readonly title: string;
   readonly role: Role;
+  /** Whether what passes between the hosts is encrypted. */
+  readonly encrypted?: true;
   /** Why it cannot run on this machine, or undefined. */
   missing?(): string | undefined;
   /** Joins the site's containers. @throws Unavailable when this machine cannot, Error when it should but did not. */
@@ -48,6 +55,36 @@ const TWO_HOSTS: readonly Contender[] = [
     missing: openVswitchMissing,
     up: openVswitch,
   },
+  {
+    name: 'weft-encrypted-uplink',
+    title: 'Weft ESP/UDP, uplink',
+    role: 'weft',
+    encrypted: true,
+    up: (site) => weftTwoHosts(site, 'uplink', 'udp'),
+  },
+  {
+    name: 'weft-encrypted-socket',
+    title: 'Weft ESP/UDP, socket',
+    role: 'weft',
+    encrypted: true,
+    up: (site) => weftTwoHosts(site, 'socket', 'udp'),
+  },
+  {
+    name: 'weft-encrypted-esp',
+    title: 'Weft ESP, raw socket',
+    role: 'weft',
+    encrypted: true,
+    up: (site) => weftTwoHosts(site, 'socket', 'esp'),
+  },
+  {
+    name: 'wireguard-go',
+    title: 'wireguard-go',
+    role: 'other',
+    encrypted: true,
+    missing: wireguardMissing,
+    up: wireguard,
+  },
+  { name: 'nebula', title: 'Nebula', role: 'other', encrypted: true, missing: nebulaMissing, up: nebula },
 ];
 
 const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
@@ -57,7 +94,7 @@ const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
 
 export const TOPOLOGY_TITLES: Readonly<Record<Topology, string>> = {
   'one-host': 'Two containers on one host',
-  'two-hosts': 'Two hosts, a container on each, VXLAN between them',
+  'two-hosts': 'Two hosts, a container on each, an overlay between them',
 };
 
 /** Picks by name; `weft` stands for every contender whose name begins with it. @throws CommandError */

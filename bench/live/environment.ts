@@ -14,6 +14,8 @@ export interface Environment {
   readonly congestionControl: string;
   readonly iperf3: string;
   readonly openVswitch: string | undefined;
+  readonly wireguardGo: string | undefined;
+  readonly nebula: string | undefined;
   /** Of the last minute, before the first measurement: above a few tenths, others disturb. */
   readonly load: number;
 }
@@ -29,6 +31,8 @@ export async function environment(): Promise<Environment> {
     congestionControl: await congestionControl(),
     iperf3: firstLine('iperf3'),
     openVswitch: hasTool('ovs-vswitchd') ? firstLine('ovs-vswitchd') : undefined,
+    wireguardGo: hasTool('wireguard-go') ? firstLine('wireguard-go') : undefined,
+    nebula: hasTool('nebula') ? firstLine('nebula').replace(/^Version:/, 'nebula') : undefined,
     load: loadavg()[0],
   };
 }

@@ -55,7 +55,7 @@ export async function uplinkLoop(site: Site): Promise<void> {
 
 async function startUplink(site: Site, index: number, [program, ...args]: string[]): Promise<void> {
   try {
-    await site.start(index, `uplink-loop on ${site.hosts[index].label}`, program, args);
+    await site.start(index, 'uplink-loop', program, args);
   } catch (error) {
     if (!/cannot set the (vnet|offloads)/.test((error as Error).message)) throw error;
     throw new Unavailable('this kernel does not segment UDP tunnels on TAPs (Linux 6.17 does)');

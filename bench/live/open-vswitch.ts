@@ -5,10 +5,9 @@
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Namespace, toolEnvironment, waitFor } from '../../cli/lab.js';
-import { CARD, hasTool, INTERFACE, overlayAddress, overlayMac, type Site, VNI } from './site.js';
+import { CARD, hasTool, INTERFACE, PORT, type Site, VNI } from './site.js';
 
 const SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema';
-const PORT = 'ct0';
 
 export function openVswitchMissing(): string | undefined {
   const tool = ['ovs-vswitchd', 'ovsdb-server', 'ovsdb-tool', 'ovs-vsctl'].find((name) => !hasTool(name));
@@ -36,11 +35,7 @@ async function start(site: Site, index: number): Promise<void> {
   const socket = join(directory, 'db.sock');
   const server = `unix:${socket}`;
   await host.run('ovsdb-tool', ['create', database, SCHEMA]);
-  const begin = (name: string, args: readonly string[]) => {
-    const running = host.start(name, args, { env });
-    site.engines.push({ process: running, name: `${name} on ${host.label}` });
-    return running;
-  };
+  const begin = (name: string, args: readonly string[]) => site.begin(index, name, name, args, { env });
   const options = ['-vconsole:warn', '-vfile:off', '-vsyslog:off'];
   begin('ovsdb-server', [database, `--remote=p${server}`, `--unixctl=${directory}/db.ctl`, ...options]);
   await waitFor(() => existsSync(socket), { what: `ovsdb-server of ${host.label}` });
@@ -64,13 +59,8 @@ const quoted = (address: string): string => (address.includes(':') ? `"${address
 
 /** A veth, whose checksums the container completes itself: this datapath passes frames on as it reads them. */
 async function attachContainer(site: Site, index: number): Promise<void> {
-  const host = site.hosts[index];
-  const container = site.containers[index];
-  const peer = `name ${INTERFACE} mtu ${site.mtu} address ${overlayMac(index)} netns ${container.name}`;
-  host.ipBatch([`link add ${PORT} mtu ${site.mtu} type veth peer ${peer}`, `link set ${PORT} up`]);
-  container.ip('link', 'set', INTERFACE, 'up');
-  container.addAddresses(INTERFACE, [`${overlayAddress(index)}/24`]);
-  await container.run('ethtool', ['-K', INTERFACE, 'tx', 'off']);
+  site.attachVeth(index, site.mtu);
+  await site.containers[index].run('ethtool', ['-K', INTERFACE, 'tx', 'off']);
 }
 
 /** The host's address belongs to the bridge that holds the card. */

@@ -35,6 +35,7 @@ export interface ContenderReport {
   readonly name: string;
   readonly title: string;
   readonly role: Contender['role'];
+  readonly encrypted?: true;
   /** Why it was not measured: this machine cannot run it. */
   readonly skipped?: string;
   /** What went wrong, with the round and the measurement. */
@@ -204,8 +205,12 @@ function report(topology: Topology, records: readonly Gathered[]): TopologyRepor
         ...(loop ? { toLoop: summary.median / loop } : {}),
       };
     }
-    const { name, title, role } = contender;
-    return { name, title, role, ...(skipped === undefined ? {} : { skipped }), failures, figures };
+    const { name, title, role, encrypted } = contender;
+    return {
+      ...{ name, title, role, failures, figures },
+      ...(encrypted ? { encrypted } : {}),
+      ...(skipped === undefined ? {} : { skipped }),
+    };
   });
   return { topology, title: TOPOLOGY_TITLES[topology], contenders, targets: reached(topology, contenders) };
 }

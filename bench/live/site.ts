@@ -1,4 +1,5 @@
 /** Where one contender stands: its own hosts and containers in namespaces, and a directory for its files. */
+import type { SpawnOptions } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,6 +9,8 @@ import { Lab, type Namespace, type RunningCommand, toolEnvironment, waitFor } fr
 export const CARD = 'under0';
 export const INTERFACE = 'eth0';
 export const VNI = 42;
+/** The host's end of a container's veth, where a contender wants one. */
+export const PORT = 'ct0';
 /** Of the veth between two hosts. */
 export const UNDERLAY_MTU = 1500;
 /**
@@ -70,16 +73,36 @@ export class Site {
     return this.ipv6 ? `fd50::${index + 1}` : `192.168.50.${index + 1}`;
   }
 
-  /** What fits through the underlay: 50 bytes of outer headers over IPv4, 70 over IPv6. Also used on one host. */
+  /** What fits through the underlay in VXLAN: 50 bytes of outer headers over IPv4, 70 over IPv6. Also used on one host. */
   get mtu(): number {
     return UNDERLAY_MTU - (this.ipv6 ? 70 : 50);
   }
 
-  /** Starts an engine in a host and waits until it says `ready`. @throws CommandError with what it said instead. */
+  /** Starts an engine in a host: its time is counted, and what it says is quoted when something fails. */
+  begin(
+    host: number,
+    name: string,
+    command: string,
+    args: readonly string[],
+    options?: SpawnOptions,
+  ): RunningCommand {
+    const process = this.hosts[host].start(command, args, options);
+    this.engines.push({ process, name: `${name} on ${this.hosts[host].label}` });
+    return process;
+  }
+
+  /** Starts an engine and waits until it says `ready`. @throws CommandError with what it said instead. */
   async start(host: number, name: string, command: string, args: readonly string[]): Promise<void> {
-    const process = this.hosts[host].start(command, args);
-    this.engines.push({ process, name });
-    await process.output(/^ready$/m, { timeoutMs: 20_000 });
+    await this.begin(host, name, command, args).output(/^ready$/m, { timeoutMs: 20_000 });
+  }
+
+  /** Gives a container its interface as one end of a veth whose other end, `PORT`, is in its host. */
+  attachVeth(index: number, mtu: number): void {
+    const container = this.containers[index];
+    const peer = `name ${INTERFACE} mtu ${mtu} address ${overlayMac(index)} netns ${container.name}`;
+    this.hosts[index].ipBatch([`link add ${PORT} mtu ${mtu} type veth peer ${peer}`, `link set ${PORT} up`]);
+    container.ip('link', 'set', INTERFACE, 'up');
+    container.addAddresses(INTERFACE, [`${overlayAddress(index)}/24`]);
   }
 
   /** Gives a TAP that an engine has made in a container the address, MAC and sizes that Weft gives its own. */

@@ -18,11 +18,19 @@ const BAR = 12;
 const TITLE = 26;
 
 const INK = '#77808a';
-const COLOURS: Readonly<Record<ContenderReport['role'], readonly string[]>> = {
+/** Between the plain and the encrypted, so that the eye compares like with like. */
+const DIVIDE = 6;
+type Shades = Readonly<Record<ContenderReport['role'], readonly string[]>>;
+const COLOURS: Shades = {
   weft: ['#2f81f7', '#6f9fe8'],
   kernel: ['#c98a1b'],
   loop: ['#8b949e'],
   other: ['#a371c7'],
+};
+const ENCRYPTED_COLOURS: Shades = {
+  ...COLOURS,
+  weft: ['#1f9d73', '#45b28c', '#74c2a5'],
+  other: ['#c2608a', '#d68fae'],
 };
 
 const escaped = (text: string): string =>
@@ -85,11 +93,13 @@ function drawPanels({ contenders }: TopologyReport, top: number, body: string[])
 }
 
 function colourOf(contenders: readonly ContenderReport[]): Map<string, string> {
-  const used = { weft: 0, kernel: 0, loop: 0, other: 0 };
+  const used = new Map<readonly string[], number>();
   return new Map(
-    contenders.map(({ name, role }) => {
-      const choice = COLOURS[role];
-      return [name, choice[used[role]++ % choice.length]];
+    contenders.map(({ name, role, encrypted }) => {
+      const choice = (encrypted ? ENCRYPTED_COLOURS : COLOURS)[role];
+      const turn = used.get(choice) ?? 0;
+      used.set(choice, turn + 1);
+      return [name, choice[turn % choice.length]];
     }),
   );
 }
@@ -108,9 +118,12 @@ function drawPanel(
     (PANEL - NAMES - VALUES) / Math.max(Number.MIN_VALUE, ...rows.map(({ figures }) => figures[key].max));
   body.push(text(x, y + 14, `${title}, ${unit}`, { size: 13, bold: true }));
   body.push(text(x + PANEL, y + 14, `${better} is better`, { size: 11, anchor: 'end' }));
-  rows.forEach(({ name, title: of, figures }, i) => {
+  let next = y + TITLE;
+  rows.forEach(({ name, title: of, encrypted, figures }, i) => {
     const { median, min, max } = figures[key];
-    const middle = y + TITLE + i * ROW + BAR / 2;
+    if (i > 0 && encrypted !== rows[i - 1].encrypted) next += DIVIDE;
+    const middle = next + BAR / 2;
+    next += ROW;
     const left = x + NAMES;
     body.push(text(left - 8, middle + 4, of, { anchor: 'end' }));
     body.push(
@@ -122,7 +135,7 @@ function drawPanel(
     }
     body.push(text(left + max * scale + 6, middle + 4, short(median), { bold: true }));
   });
-  return TITLE + rows.length * ROW;
+  return next - y;
 }
 
 function caption({ environment, rounds, seconds, underlay }: LiveReport): string[] {

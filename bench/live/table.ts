@@ -31,10 +31,12 @@ export function printReport(report: LiveReport): void {
 
 /** What the figures are and on what they were taken. */
 export function heading({ environment, rounds, seconds, underlay }: LiveReport): string[] {
-  const { kernel, cpu, processors, node, congestionControl, iperf3, openVswitch, load, date } = environment;
+  const { kernel, cpu, processors, node, congestionControl, load, date } = environment;
+  const { iperf3, openVswitch, wireguardGo, nebula } = environment;
+  const tools = [iperf3, openVswitch, wireguardGo, nebula].filter((version) => version !== undefined);
   return [
-    `${date}: Linux ${kernel}, ${processors} processors of ${cpu}, Node ${node}, TCP ${congestionControl}, ${iperf3}` +
-      `${openVswitch ? `, ${openVswitch}` : ''}, load before the start ${load.toFixed(2)}`,
+    `${date}: Linux ${kernel}, ${processors} processors of ${cpu}, Node ${node}, TCP ${congestionControl}, ` +
+      `${tools.join(', ')}, load before the start ${load.toFixed(2)}`,
     `${rounds} ${rounds === 1 ? 'round' : 'rounds'} of ${seconds} s a measurement, all contenders in turn, ${underlay} underlay.`,
     `Ratios are what counts: engines, both hosts, both containers and iperf3 share ${processors} processors.`,
   ];

@@ -1,4 +1,5 @@
 /** The live benchmark: its arithmetic, its table and chart, and one tiny round of the real thing. */
+import { existsSync, readdirSync } from 'node:fs';
 import test from 'ava';
 import { selectContenders } from '../../bench/live/contenders.js';
 import { MEASUREMENTS, machineTicks, roundTrips, udpArrived } from '../../bench/live/measure.js';
@@ -112,6 +113,8 @@ const REPORT: LiveReport = {
     congestionControl: 'cubic',
     iperf3: 'iperf 3',
     openVswitch: undefined,
+    wireguardGo: undefined,
+    nebula: undefined,
     load: 0,
   },
   rounds: 3,
@@ -148,12 +151,48 @@ test('the chart is sound XML with a bar for each figure, longest for the largest
   t.deepEqual(open, closed);
 });
 
+test('in the chart every contender has a colour of its own, and the encrypted ones stand apart', (t) => {
+  const [{ contenders: all }] = selectContenders(['two-hosts'], undefined);
+  const contenders = all.map(
+    ({ name, title, role, encrypted }): ContenderReport => ({
+      ...{ name, title, role, failures: [], figures: { 'tcp1-ab': figure(1) } },
+      ...(encrypted ? { encrypted } : {}),
+    }),
+  );
+  const svg = chart({ ...REPORT, topologies: [{ ...REPORT.topologies[0], contenders }] });
+  const bars = [...svg.matchAll(/<rect [^>]*y="([\d.]+)"[^>]*fill="(#[0-9a-f]{6})"/g)];
+  t.is(bars.length, all.length);
+  t.is(new Set(bars.map(([, , colour]) => colour)).size, all.length);
+  const steps = bars.slice(1).map(([, y], i) => Number(y) - Number(bars[i][1]));
+  const wider = steps.flatMap((step, i) => (step > Math.min(...steps) ? [all[i + 1].name] : []));
+  t.deepEqual(wider, ['weft-encrypted-uplink']);
+});
+
 test('targets are reached or missed by the ratio of medians, and only where both sides were measured', (t) => {
   t.deepEqual(
     reached('two-hosts', CONTENDERS).map(({ text, ratio, reached }) => [text, ratio, reached]),
     [
       ['weft-uplink tcp1-ab ≥ 1 × kernel', 0.8, false],
       ['weft-uplink rtt-idle-p50 ≤ 1.3 × kernel', 1.2, true],
+    ],
+  );
+});
+
+const ENCRYPTED_WEFT = ['weft-encrypted-uplink', 'weft-encrypted-socket', 'weft-encrypted-esp'] as const;
+
+test('encrypted contenders are compared with the plain kernel and with one another', (t) => {
+  const measured = (name: string, gigabits: number): ContenderReport => ({
+    ...{ name, title: name, role: name === 'kernel' ? 'kernel' : 'other', failures: [] },
+    figures: { 'tcp1-ab': figure(gigabits) },
+  });
+  const ours = measured('weft-encrypted-uplink', 6);
+  const others = [measured('kernel', 10), measured('wireguard-go', 0.5), measured('nebula', 0.75)];
+  t.deepEqual(
+    reached('two-hosts', [ours, ...others]).map(({ text, ratio, reached }) => [text, ratio, reached]),
+    [
+      ['weft-encrypted-uplink tcp1-ab ≥ 0.5 × kernel (aim: 0.8)', 0.6, true],
+      ['weft-encrypted-uplink tcp1-ab ≥ 10 × wireguard-go', 12, true],
+      ['weft-encrypted-uplink tcp1-ab ≥ 10 × nebula', 8, false],
     ],
   );
 });
@@ -166,10 +205,11 @@ test('contenders are picked by name or by family, and an unknown one is refused 
     ]);
   t.deepEqual(names(['weft']), [
     ['one-host', 'weft'],
-    ['two-hosts', 'weft-uplink', 'weft-socket'],
+    ['two-hosts', 'weft-uplink', 'weft-socket', ...ENCRYPTED_WEFT],
   ]);
-  t.deepEqual(names(['ovs']), [['two-hosts', 'ovs']]);
-  t.is(names().flat().length, 10);
+  t.deepEqual(names(['weft-encrypted']), [['two-hosts', ...ENCRYPTED_WEFT]]);
+  t.deepEqual(names(['ovs', 'nebula']), [['two-hosts', 'ovs', 'nebula']]);
+  t.is(names().flat().length, 15);
   t.throws(() => names(['vpp']), { instanceOf: CommandError, message: /no contender vpp.*weft-socket/ });
 });
 
@@ -194,4 +234,28 @@ live(
     t.is(targets.length, 1);
   },
   { tools: ['iperf3', 'ping', 'cc'] },
+);
+
+live(
+  'one tiny round: wireguard-go and Nebula pass traffic, and leave nothing behind',
+  async (t) => {
+    const before = existsSync('/run/wireguard') ? readdirSync('/run/wireguard') : [];
+    const report = await runLive({
+      plan: selectContenders(['two-hosts'], ['wireguard-go', 'nebula']),
+      measurements: MEASUREMENTS.filter(({ name }) => name === 'tcp1-ab'),
+      rounds: 1,
+      seconds: 1,
+      ipv6: false,
+      step: () => undefined,
+    });
+    const [{ contenders }] = report.topologies;
+    t.is(contenders.length, 2);
+    for (const { name, skipped, failures, figures } of contenders) {
+      t.deepEqual([name, skipped, failures], [name, undefined, []]);
+      t.true(figures['tcp1-ab'].median > 0);
+      t.true(figures['engine-tcp1'].median > 0, 'the daemons are found and did the work');
+    }
+    t.deepEqual(existsSync('/run/wireguard') ? readdirSync('/run/wireguard') : [], before);
+  },
+  { tools: ['iperf3', 'ping', 'wireguard-go', 'wg', 'nebula', 'nebula-cert'] },
 );

@@ -8,6 +8,7 @@ import type { Contender } from './contenders.js';
 import { TOPOLOGY_TITLES } from './contenders.js';
 import { type Environment, environment } from './environment.js';
 import { type Cost, METRICS, type Measurement, warmUp } from './measure.js';
+import { overheard } from './overheard.js';
 import { Site, type Topology } from './site.js';
 import { rotated, type Summary, summarise } from './statistics.js';
 import { reached, type Target } from './targets.js';
@@ -135,6 +136,8 @@ async function build(
   try {
     await contender.up(site);
     await site.connected();
+    if (contender.encrypted && (await overheard(site)))
+      throw new Error('what it sends can be read between the hosts');
     await warmUp(site);
     return site;
   } catch (error) {

@@ -257,5 +257,29 @@ live(
     }
     t.deepEqual(existsSync('/run/wireguard') ? readdirSync('/run/wireguard') : [], before);
   },
-  { tools: ['iperf3', 'ping', 'wireguard-go', 'wg', 'nebula', 'nebula-cert'] },
+  { tools: ['iperf3', 'ping', 'wireguard-go', 'wg', 'nebula', 'nebula-cert', 'tcpdump'] },
+);
+
+live(
+  'what the kernel sends between the hosts can be read, and is refused where it is said to be encrypted',
+  async (t) => {
+    const [{ contenders }] = selectContenders(['two-hosts'], ['kernel']);
+    const report = await runLive({
+      plan: [
+        {
+          topology: 'two-hosts',
+          contenders: contenders.map((one) => ({ ...one, encrypted: true as const })),
+        },
+      ],
+      measurements: [],
+      rounds: 1,
+      seconds: 1,
+      ipv6: false,
+      step: () => undefined,
+    });
+    t.deepEqual(report.topologies[0].contenders[0].failures, [
+      'round 1, building: what it sends can be read between the hosts',
+    ]);
+  },
+  { tools: ['iperf3', 'ping', 'tcpdump'] },
 );

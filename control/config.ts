@@ -3,10 +3,17 @@
  * its place. Nothing is looked up on the host: whether a namespace exists or a port is free is for those who use it.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
-import { stringify } from 'yaml';
 import { deriveMac } from './addresses.js';
 import { defaultMtu } from './config/derived.js';
 import { isMapping, readDocument } from './config/document.js';
+import {
+  buildAssociations,
+  buildEncryption,
+  checkEncryption,
+  checkMode,
+  type EncryptionDraft,
+  readEncryption,
+} from './config/encryption.js';
 import { ConfigError, type Findings, type Path } from './config/problems.js';
 import { readLeaf, readLeaves, readList } from './config/read.js';
 import {
@@ -16,9 +23,9 @@ import {
   type UnderlayDraft,
 } from './config/relations.js';
 import { configSchema, endpointSchema, networkSchema, underlaySchema } from './config/schema.js';
-import type { Config, Endpoint, Network, Underlay } from './config/types.js';
+import type { Config, Encapsulation, Endpoint, Network, Underlay } from './config/types.js';
 
-export { algorithmSizes, defaultMtu, netnsPath, overlayOverhead } from './config/derived.js';
+export { algorithmSizes, defaultMtu, largestMtu, netnsPath, overlayOverhead } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';
 export type {
@@ -38,11 +45,12 @@ export type {
 const LARGEST_FILE = 1 << 20;
 
 /**
- * Reads a node's file.
+ * Reads a node's file. One that holds secrets is refused when anybody but its owner may read or write it.
  * @throws ConfigError when it cannot be read (line and column 0), or its content is refused.
  */
 export function loadConfig(path: string): Config {
-  return parseConfig(readConfigFile(path), path);
+  const { text, mode } = readConfigFile(path);
+  return parse(text, path, mode);
 }
 
 /**
@@ -51,6 +59,10 @@ export function loadConfig(path: string): Config {
  * @throws ConfigError and nothing else, whatever the text.
  */
 export function parseConfig(text: string, name: string): Config {
+  return parse(text, name, undefined);
+}
+
+function parse(text: string, name: string, mode: number | undefined): Config {
   if (Buffer.byteLength(text) > LARGEST_FILE) throw tooLarge(name);
   const { value, findings } = readDocument(text.replace(/^\ufeff/, ''), name);
   if (value === undefined) throw new ConfigError(findings.problems);
@@ -71,9 +83,12 @@ export function parseConfig(text: string, name: string): Config {
   const endpoints = readList(value['endpoints'], ['endpoints'], findings, (raw, path) =>
     readEndpoint(raw, path, findings),
   ).filter((endpoint) => endpoint !== undefined);
-  checkRelations(underlay, networks, endpoints, findings);
+  const encryption = readEncryption(value, findings);
+  checkRelations(underlay, encryption.fields.encapsulation ?? 'udp', networks, endpoints, findings);
+  checkEncryption(encryption, underlay, networks, endpoints, findings);
+  if (mode !== undefined) checkMode(encryption, name, mode, findings);
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
-  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints));
+  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints, encryption));
 }
 
 /** A place in a node's file and what the host says about it. */
@@ -85,34 +100,9 @@ export interface HostProblem {
 
 /** What a sound file asks for and this host does not have, as an error that points into the file. */
 export function hostError(file: string, problems: readonly HostProblem[]): ConfigError {
-  const { findings } = readDocument(readConfigFile(file), file);
+  const { findings } = readDocument(readConfigFile(file).text, file);
   for (const { path, message, remedy } of problems) findings.add(path, message, remedy);
   return new ConfigError(findings.problems.map((problem) => ({ ...problem, host: true })));
-}
-
-/** The same config as the text of a node's file, every default written out; `parseConfig` of it gives an equal value. */
-export function formatConfig(config: Config): string {
-  const { underlay } = config;
-  return stringify({
-    node: config.node,
-    workers: config.workers,
-    underlay: {
-      address: underlay.address,
-      port: underlay.port,
-      mtu: underlay.mtu,
-      mode: underlay.mode,
-      reserved_bits: underlay.reservedBits,
-      accept: underlay.accept,
-      ttl: underlay.ttl,
-      tos: underlay.tos,
-    },
-    networks: config.networks.map(({ innerVlan, learningLimit, ...same }) => ({
-      ...same,
-      inner_vlan: innerVlan,
-      learning_limit: learningLimit,
-    })),
-    endpoints: config.endpoints.map(({ kind: _, ...same }) => same),
-  });
 }
 
 function readUnderlay(raw: unknown, findings: Findings): UnderlayDraft {
@@ -145,15 +135,17 @@ function build(
   underlay: UnderlayDraft,
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
+  encryption: EncryptionDraft,
 ): Config {
+  const encapsulation = encryption.fields.encapsulation!;
   return {
     node,
     workers,
     underlay: buildUnderlay(underlay),
-    networks: networks.map((network) => buildNetwork(network, underlay)),
+    networks: networks.map((network) => buildNetwork(network, underlay, encapsulation)),
     endpoints: endpoints.map(buildEndpoint),
-    encryption: undefined,
-    associations: [],
+    encryption: buildEncryption(encryption, networks),
+    associations: buildAssociations(encryption),
   };
 }
 
@@ -170,8 +162,13 @@ function buildUnderlay(draft: UnderlayDraft): Underlay {
   };
 }
 
-function buildNetwork({ fields, peers }: NetworkDraft, underlay: UnderlayDraft): Network {
-  const found = underlay.mtu === undefined ? undefined : defaultMtu(underlay.mtu, underlay.address!.family);
+function buildNetwork(
+  { fields, peers }: NetworkDraft,
+  { address, mtu }: UnderlayDraft,
+  encapsulation: Encapsulation,
+): Network {
+  const wrapped = fields.encrypted ? encapsulation : undefined;
+  const found = mtu === undefined ? undefined : defaultMtu(mtu, address!.family, wrapped);
   return {
     name: fields.name!,
     vni: fields.vni!,
@@ -226,24 +223,30 @@ function tooLarge(file: string): ConfigError {
   return unreadable(file, `the file is larger than ${LARGEST_FILE} bytes`, 'check that it is a node file');
 }
 
-function readConfigFile(path: string): string {
-  let bytes: Buffer;
+/** A file's text, and its mode at the moment it was open. */
+interface ConfigFile {
+  readonly text: string;
+  readonly mode: number;
+}
+
+function readConfigFile(path: string): ConfigFile {
+  let file: { bytes: Buffer; mode: number };
   try {
-    bytes = readBounded(path);
+    file = readBounded(path);
   } catch (error) {
     if (error instanceof ConfigError) throw error;
     const { code = '', message } = error as NodeJS.ErrnoException;
     throw unreadable(path, ...(FILE_REMEDIES[code] ?? [`cannot be read: ${message}`, 'check the path']));
   }
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    return { text: new TextDecoder('utf-8', { fatal: true }).decode(file.bytes), mode: file.mode };
   } catch {
     throw unreadable(path, 'the file is not UTF-8 text', 'save it as UTF-8');
   }
 }
 
 /** Reads a regular file of at most LARGEST_FILE bytes. Opened without blocking: a FIFO nobody writes would hang. */
-function readBounded(path: string): Buffer {
+function readBounded(path: string): { bytes: Buffer; mode: number } {
   const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {
     const stat = fstatSync(fd);
@@ -255,7 +258,7 @@ function readBounded(path: string): Buffer {
       got = readSync(fd, bytes, length, bytes.length - length, null);
     }
     if (length > LARGEST_FILE) throw tooLarge(path);
-    return bytes.subarray(0, length);
+    return { bytes: bytes.subarray(0, length), mode: stat.mode };
   } finally {
     closeSync(fd);
   }

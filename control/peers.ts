@@ -1,6 +1,6 @@
 /** What the path to each VTEP of a node's file is, and whether the overlay's MTUs fit through it. */
 import { parseIp } from './addresses.js';
-import { type Config, defaultMtu, overlayOverhead } from './config.js';
+import { type Config, largestMtu } from './config.js';
 import type { LocalInterface } from './interfaces.js';
 import { PathProber, type PathResult } from './path-mtu.js';
 
@@ -63,17 +63,16 @@ function judge(
   vtep: string,
   pathMtu: number | undefined,
 ): NetworkVerdict[] {
-  const { family } = parseIp(config.underlay.address);
-  const largest = pathMtu === undefined ? undefined : pathMtu - overlayOverhead(family);
   return config.networks
     .filter(
       ({ name, peers }) =>
         peers.includes(vtep) ||
         config.endpoints.some((end) => end.kind === 'remote' && end.network === name && end.vtep === vtep),
     )
-    .map(({ name, mtu: written }) => {
-      const mtu = written ?? defaultMtu(config.underlay.mtu ?? link.mtu, family);
-      return { name, mtu, largest, verdict: verdictOf(mtu, largest) };
+    .map((network) => {
+      const mtu = network.mtu ?? largestMtu(config, network, config.underlay.mtu ?? link.mtu);
+      const largest = pathMtu === undefined ? undefined : largestMtu(config, network, pathMtu);
+      return { name: network.name, mtu, largest, verdict: verdictOf(mtu, largest) };
     });
 }
 

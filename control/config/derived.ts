@@ -1,6 +1,6 @@
 /** What follows from a node's file without being written in it. */
-import type { Family } from '../addresses.js';
-import type { Algorithm, Encapsulation } from './types.js';
+import { type Family, parseIp } from '../addresses.js';
+import type { Algorithm, Config, Encapsulation, Network } from './types.js';
 
 const ETHERNET = 14;
 const VXLAN = 8;
@@ -37,6 +37,17 @@ export function defaultMtu(
   const room = underlayMtu - ip - udp - ESP_HEADER - ESP_IV - ESP_ICV;
   return room - (room % ESP_ALIGNMENT) - ESP_TRAILER - UDP - VXLAN - ETHERNET;
 }
+
+/** The largest inner MTU in bytes of a network on a path of `pathMtu` bytes. */
+export function largestMtu(config: Config, { encrypted }: Network, pathMtu: number): number {
+  const encapsulation = encrypted ? config.encryption?.encapsulation : undefined;
+  return defaultMtu(pathMtu, parseIp(config.underlay.address).family, encapsulation);
+}
+
+/** Every Algorithm. */
+export const ALGORITHMS = [16, 12, 8].flatMap((icv) =>
+  [128, 192, 256].map((bits) => `aes-${bits}-gcm-${icv}` as Algorithm),
+);
 
 /** Bytes of the key without its salt, and of the ICV. */
 export function algorithmSizes(algorithm: Algorithm): {

@@ -20,6 +20,7 @@ import {
 } from 'yaml';
 import { quote } from '../addresses.js';
 import { Findings, type Path, type Position } from './problems.js';
+import { mayCarry, showsKey } from './secrecy.js';
 
 /** Open collections at once. A node's file needs 4; broken lines can open one each, so leave room to name them. */
 const DEEPEST = 200;
@@ -56,6 +57,31 @@ function* shallowTokens(text: string, parser: Parser): Generator<CST.Token, void
   yield* parser.end();
 }
 
+/**
+ * What yaml says of a syntax error, by its code. Its own words only where they quote nothing of the file: a file that
+ * cannot be read may hold a secret anywhere.
+ */
+const OWN_WORDS: ReadonlySet<string> = new Set([
+  'ALIAS_PROPS',
+  'BAD_ALIAS',
+  'BAD_INDENT',
+  'BLOCK_AS_IMPLICIT_KEY',
+  'BLOCK_IN_FLOW',
+  'KEY_OVER_1024_CHARS',
+  'MISSING_CHAR',
+  'MULTILINE_IMPLICIT_KEY',
+  'MULTIPLE_ANCHORS',
+  'MULTIPLE_TAGS',
+  'TAB_AS_INDENT',
+]);
+const SYNTAX_MESSAGES: Readonly<Record<string, string>> = {
+  BAD_DIRECTIVE: 'a line that begins with "%" and is no directive',
+  BAD_DQ_ESCAPE: 'an escape sequence that double quotes do not have',
+  BAD_SCALAR_START: 'plain text cannot begin with this character',
+  TAG_RESOLVE_FAILED: 'a tag',
+  UNEXPECTED_TOKEN: 'unexpected text or punctuation',
+};
+
 /** Remedies for the syntax errors people make; by yaml's error code. */
 const SYNTAX_REMEDIES: Readonly<Record<string, string>> = {
   TAB_AS_INDENT: 'indent with spaces',
@@ -63,6 +89,8 @@ const SYNTAX_REMEDIES: Readonly<Record<string, string>> = {
   BAD_INDENT: 'close every bracket, and indent the keys of one mapping to the same column',
   BLOCK_AS_IMPLICIT_KEY: 'put the value on its own line, or in quotes when it holds ":"',
   BAD_ALIAS: 'quote text that begins with "*" or "&"',
+  BAD_DQ_ESCAPE: 'write \\\\ for a backslash, or use single quotes',
+  TAG_RESOLVE_FAILED: 'remove the tag: a node file has none; quote text that begins with "!"',
   RESOURCE_EXHAUSTION: 'a node file needs four levels',
 };
 
@@ -115,9 +143,10 @@ export function readDocument(text: string, file: string): SourceDocument {
   for (const error of [...document.errors, ...document.warnings].slice(0, MOST_SYNTAX_ERRORS)) {
     const remedy =
       SYNTAX_REMEDIES[error.code] ?? 'mend the YAML there (quote values with special characters)';
-    const tag = error.code === 'TAG_RESOLVE_FAILED';
-    const message = `YAML: ${quote(error.message.slice(0, 200)).slice(1, -1)}`;
-    fail(error.pos[0], message, tag ? 'remove the tag: a node file has none' : remedy);
+    const words = OWN_WORDS.has(error.code)
+      ? error.message
+      : (SYNTAX_MESSAGES[error.code] ?? 'not well formed');
+    fail(error.pos[0], `YAML: ${words}`, remedy);
   }
   if (document.directives?.yaml.explicit && document.directives.yaml.version !== '1.2') {
     fail(
@@ -135,7 +164,7 @@ export function readDocument(text: string, file: string): SourceDocument {
 class Reader {
   findings!: Findings;
   private root: Node = null;
-  private readonly anchors = new Map<string, Node>();
+  private readonly anchors = new Map<string, { node: ParsedNode; path: Path }>();
   private readonly targets = new Map<Node, Node>();
   private readonly indices = new Map<YAMLMap.Parsed, Map<string, { key: ParsedNode; value: Node }>>();
   private readonly open = new Set<Node>();
@@ -165,7 +194,7 @@ class Reader {
       return null;
     }
     if (isAlias(node)) return this.alias(node, path);
-    if (node.anchor !== undefined) this.anchors.set(node.anchor, node);
+    if (node.anchor !== undefined) this.anchors.set(node.anchor, { node, path });
     if (isScalar(node)) return node.value;
     this.open.add(node);
     const value = isSeq(node)
@@ -176,16 +205,23 @@ class Reader {
   }
 
   private alias(node: ParsedNode & { source: string }, path: Path): unknown {
-    const target = this.anchors.get(node.source);
-    if (target === undefined || this.open.has(target)) {
-      const why = target === undefined ? 'names no anchor before it' : 'stands inside the value it names';
-      this.findings.add(path, `YAML alias *${node.source.slice(0, 60)} ${why}`, 'write the value out');
+    const anchor = this.anchors.get(node.source);
+    const why =
+      anchor === undefined
+        ? 'names no anchor before it'
+        : this.open.has(anchor.node)
+          ? 'stands inside the value it names'
+          : mayCarry(anchor.path, path)
+            ? undefined
+            : 'shares a value with a place that holds secrets';
+    if (anchor === undefined || why !== undefined) {
+      this.findings.add(path, `this YAML alias ${why}`, 'write the value out');
       this.broken = true;
       return null;
     }
-    this.targets.set(node, target);
+    this.targets.set(node, anchor.node);
     this.insideAlias++;
-    const value = this.value(target, path);
+    const value = this.value(anchor.node, path);
     this.insideAlias--;
     return value;
   }
@@ -215,11 +251,12 @@ class Reader {
 
   private duplicate(path: Path, key: ParsedNode, first: ParsedNode): void {
     const { line } = this.position(first.range[0]);
-    const name = quote(String(path.at(-1)));
+    const name = String(path.at(-1));
+    const shown = showsKey(path.slice(0, -1), name) ? `key ${quote(name)}` : 'this key';
     this.findings.addAt(
       this.position(key.range[0]),
       path,
-      `key ${name} is written twice, first on line ${line}`,
+      `${shown} is written twice, first on line ${line}`,
       'keep one',
     );
   }

@@ -1,4 +1,5 @@
 /** What is wrong in a node's file: one problem a place, all at once, each with its remedy. */
+import { showsKey } from './secrecy.js';
 
 /** Steps from the root of the file to a value: keys of mappings, indices of lists. */
 export type Path = readonly (string | number)[];
@@ -44,9 +45,10 @@ function formatProblem(problem: Problem): string {
 }
 
 function formatPath(path: Path): string {
-  return path.reduce<string>((text, step) => {
+  return path.reduce<string>((text, step, depth) => {
     if (typeof step === 'number') return `${text}[${step}]`;
-    const key = step.length > 60 ? `${step.slice(0, 57)}...` : step;
+    const shown = showsKey(path.slice(0, depth), step) ? step : '…';
+    const key = shown.length > 60 ? `${shown.slice(0, 57)}...` : shown;
     return text === '' ? key : `${text}.${key}`;
   }, '');
 }

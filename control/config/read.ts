@@ -3,21 +3,24 @@ import type { z } from 'zod';
 import { quote } from '../addresses.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
-import { configSchema, endpointSchema, leaves, networkSchema, underlaySchema } from './schema.js';
+import {
+  associationSchema,
+  configSchema,
+  encryptionSchema,
+  endpointSchema,
+  leaves,
+  networkSchema,
+  ringKeySchema,
+  rotateSchema,
+  underlaySchema,
+} from './schema.js';
+import { secrecyOf, showsKey } from './secrecy.js';
 
 /** What could be read of a mapping: absent keys were not written, or were wrong and reported. */
 export type Draft<S extends z.ZodObject> = Partial<z.output<S>>;
 
 /** Keys that later versions have: refused by name, so that nobody hunts a typo. */
-const NOT_BUILT = new Set([
-  'encryption',
-  'security_associations',
-  'uplinks',
-  'publish',
-  'nat',
-  'services',
-  'ingress',
-]);
+const NOT_BUILT = new Set(['uplinks', 'publish', 'nat', 'services', 'ingress']);
 
 /** Where each key belongs, for keys written at the wrong level. */
 const LEVELS: readonly [string, z.ZodObject][] = [
@@ -25,6 +28,10 @@ const LEVELS: readonly [string, z.ZodObject][] = [
   ['underlay', underlaySchema],
   ['an entry of networks', networkSchema],
   ['an entry of endpoints', endpointSchema],
+  ['encryption', encryptionSchema],
+  ['an entry of encryption.keys', ringKeySchema],
+  ['encryption.rotate', rotateSchema],
+  ['an entry of security_associations', associationSchema],
 ];
 
 /** Reads the leaves of a mapping; structures in it are the caller's. */
@@ -40,13 +47,14 @@ export function readLeaves<S extends z.ZodObject>(
     const label = typeof path.at(-1) === 'number' ? `entry ${what} of ${path.at(-2)}` : what;
     findings.add(
       path,
-      `${label} is ${describe(raw)}, not a mapping`,
+      `${label} is ${describe(raw, path)}, not a mapping`,
       `write keys and values, such as ${Object.keys(schema.shape)[0]}: …`,
     );
     return draft as Draft<S>;
   }
   for (const key of Object.keys(raw)) {
-    if (!Object.hasOwn(schema.shape, key)) findings.add([...path, key], ...unknownKey(key, schema), 'key');
+    if (!Object.hasOwn(schema.shape, key))
+      findings.add([...path, key], ...unknownKey(key, path, schema), 'key');
   }
   for (const [key, field] of Object.entries(schema.shape)) {
     if (!leaves.has(field)) continue;
@@ -67,7 +75,7 @@ export function readList<T>(
   if (Array.isArray(raw)) return raw.map((item, index) => readItem(item, [...path, index]));
   const key = path.at(-1);
   const remedy = raw === null ? `list entries with "- ", or remove ${key}` : 'write each entry after "- "';
-  findings.add(path, `${key} is ${describe(raw)}, not a list`, remedy);
+  findings.add(path, `${key} is ${describe(raw, path)}, not a list`, remedy);
   return [];
 }
 
@@ -89,10 +97,13 @@ export function readLeaf<T>(
   }
   for (const issue of result.error.issues.slice(0, 1)) {
     const reason = why?.(raw);
-    const custom = issue.code === 'custom' ? (issue.params as { remedy: string }) : undefined;
+    const shown = secrecyOf(path) === 'open';
+    // What a reader of values says may quote the value.
+    const custom = issue.code === 'custom' && shown ? (issue.params as { remedy: string }) : undefined;
+    const remedy = shown ? remedyFor(raw, issue, form) : `write ${form}`;
     if (custom) findings.add(path, issue.message, custom.remedy);
     else if (reason !== undefined) findings.add(path, reason, `write ${form}`);
-    else findings.add(path, `${label} is ${describe(raw)}${wrongType(issue)}`, remedyFor(raw, issue, form));
+    else findings.add(path, `${label} is ${describe(raw, path)}${wrongType(issue)}`, remedy);
   }
   return undefined;
 }
@@ -113,24 +124,27 @@ function remedyFor(raw: unknown, issue: z.core.$ZodIssue, form: string): string 
   return `write ${form}`;
 }
 
-function describe(raw: unknown): string {
+function describe(raw: unknown, path: Path): string {
+  // A file that is one text may be a file of a key.
+  const shown = path.length > 0 && secrecyOf(path) === 'open';
   if (raw === null || raw === undefined) return 'empty';
-  if (typeof raw === 'string') return `the text ${quote(raw)}`;
-  if (typeof raw === 'number' || typeof raw === 'bigint') return `the number ${raw}`;
+  if (typeof raw === 'string') return shown ? `the text ${quote(raw)}` : 'text';
+  if (typeof raw === 'number' || typeof raw === 'bigint') return shown ? `the number ${raw}` : 'a number';
   if (typeof raw === 'boolean') return String(raw);
   return Array.isArray(raw) ? 'a list' : 'a mapping';
 }
 
 /** What is wrong with a key the schema has not, and the remedy. */
-function unknownKey(key: string, schema: z.ZodObject): [message: string, remedy: string] {
+function unknownKey(key: string, parent: Path, schema: z.ZodObject): [message: string, remedy: string] {
   const known = Object.keys(schema.shape);
+  const name = showsKey(parent, key) ? `unknown key ${quote(key)}` : 'unknown key';
   if (NOT_BUILT.has(key)) return [`${key} is not built yet`, 'remove it until a later version has it'];
   if (key === '<<') return ['YAML 1.2 has no merge key "<<"', 'write the keys out'];
   const close = closest(key, known);
-  if (close !== undefined) return [`unknown key ${quote(key)}`, `did you mean ${close}?`];
+  if (close !== undefined) return [name, `did you mean ${close}?`];
   const home = LEVELS.find(([, level]) => Object.hasOwn(level.shape, key));
   if (home !== undefined) return [`${key} does not belong here`, `move it into ${home[0]}`];
-  return [`unknown key ${quote(key)}`, `remove it, or write one of ${known.join(', ')}`];
+  return [name, `remove it, or write one of ${known.join(', ')}`];
 }
 
 /** The candidate at most two edits away, the nearest first; undefined when none is. */

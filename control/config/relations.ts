@@ -14,6 +14,7 @@ import { defaultMtu, netnsPath } from './derived.js';
 import type { Findings, Path } from './problems.js';
 import { closest, type Draft } from './read.js';
 import { type endpointSchema, LEAST_MTU, type networkSchema, type underlaySchema } from './schema.js';
+import type { Encapsulation } from './types.js';
 
 export type UnderlayDraft = Draft<typeof underlaySchema>;
 
@@ -31,7 +32,7 @@ export interface EndpointDraft {
 }
 
 /** Remembers where each value was first used, and reports the second use. */
-class Unique {
+export class Unique {
   private readonly first = new Map<string, Path>();
   constructor(private readonly findings: Findings) {}
 
@@ -44,9 +45,13 @@ class Unique {
   }
 }
 
-/** Checks everything that was read; absent fields were reported already and are passed over. */
+/**
+ * Checks everything but encryption; absent fields were reported already and are passed over.
+ * @param encapsulation of encrypted networks.
+ */
 export function checkRelations(
   underlay: UnderlayDraft,
+  encapsulation: Encapsulation,
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
   findings: Findings,
@@ -64,7 +69,7 @@ export function checkRelations(
       vnis.add(String(vni), [...network.path, 'vni'], `VNI ${vni}`, 'give each network its own VNI');
     }
     checkPrefixes(network, findings);
-    checkNetworkMtu(network, underlay, findings);
+    checkNetworkMtu(network, underlay, network.fields.encrypted ? encapsulation : undefined, findings);
     checkPeers(network, underlay, findings);
   }
   checkEndpoints(underlay, networks, endpoints, findings);
@@ -136,11 +141,16 @@ function checkPrefixes({ path, fields }: NetworkDraft, findings: Findings): void
 }
 
 /** The inner MTU must hold its protocol and fit the underlay, whose frames Weft sends with DF set. */
-function checkNetworkMtu({ path, fields }: NetworkDraft, underlay: UnderlayDraft, findings: Findings): void {
+function checkNetworkMtu(
+  { path, fields }: NetworkDraft,
+  underlay: UnderlayDraft,
+  encapsulation: Encapsulation | undefined,
+  findings: Findings,
+): void {
   const ipv6 = fields.subnet?.address.family === 6 || fields.subnet6 !== undefined;
   const least = LEAST_MTU[ipv6 ? 6 : 4];
   const family = underlay.address?.family;
-  const most = family && defaultMtu(underlay.mtu ?? 65535, family);
+  const most = family && defaultMtu(underlay.mtu ?? 65535, family, encapsulation);
   const { mtu } = fields;
   if (mtu !== undefined && mtu < least) {
     findings.add(
@@ -149,22 +159,26 @@ function checkNetworkMtu({ path, fields }: NetworkDraft, underlay: UnderlayDraft
       `write a number from ${least} (RFC 8200 section 5)`,
     );
   } else if (mtu !== undefined && most !== undefined && mtu > most) {
+    const what = { none: 'VXLAN', esp: 'VXLAN in ESP', udp: 'VXLAN in ESP in UDP' }[encapsulation ?? 'none'];
     findings.add(
       [...path, 'mtu'],
-      `MTU ${mtu} with VXLAN over IPv${family} does not fit an underlay of ${underlay.mtu ?? 65535} bytes`,
+      `MTU ${mtu} with ${what} over IPv${family} does not fit an underlay of ${underlay.mtu ?? 65535} bytes`,
       `write ${most} or less`,
     );
   } else if (mtu === undefined && most !== undefined && most < least) {
+    let enough = underlay.mtu! + least - most;
+    // ESP is padded to whole words.
+    while (defaultMtu(enough - 1, family!, encapsulation) >= least) enough--;
     findings.add(
       ['underlay', 'mtu'],
       `an underlay of ${underlay.mtu} bytes leaves ${most} for network ${quote(fields.name ?? '')}, which needs ${least}`,
-      `write ${least + underlay.mtu! - most} or more`,
+      `write ${enough} or more`,
     );
   }
 }
 
 /** A VTEP must be of the underlay's family and not this host. */
-function checkVtep(
+export function checkVtep(
   ip: Ip,
   path: Path,
   what: string,

@@ -4,6 +4,8 @@
  */
 import { z } from 'zod';
 import { parseIp, parseMac, parsePrefix, parseSubnet, parseVtep, quote, ValueError } from '../addresses.js';
+import { Secret } from '../secret.js';
+import { ALGORITHMS } from './derived.js';
 
 interface Leaf {
   /** What to write there, to complete "write …". */
@@ -53,20 +55,28 @@ const vtep = () => reads(z.string(), parseVtep);
 export const LEAST_MTU = { 4: 576, 6: 1280 } as const;
 const MOST_MTU = 65535;
 
-/** Seconds: the upper bound of IEEE 802.1Q. Its lower bound of 10 s serves spanning tree, which Weft has not. */
-const MOST_AGEING = 1_000_000;
-const AGEING_FORM = `a duration from 1s to ${MOST_AGEING}s, such as 300, 300s or 5m`;
+/** One that was, one that sends, one that is to come. */
+export const MOST_KEYS = 3;
+
 const SECONDS: Readonly<Record<string, number>> = { '': 1, s: 1, m: 60, h: 3600 };
 
-function readAgeing(value: string | number): number {
-  const found = /^([0-9]{1,7})([smh]?)$/.exec(String(value));
-  const seconds = found ? Number(found[1]) * SECONDS[found[2]] : 0;
-  if (seconds < 1 || seconds > MOST_AGEING) {
-    const shown = typeof value === 'string' ? quote(value) : value;
-    throw new ValueError(`ageing ${shown} is not a duration Weft can keep`, `write ${AGEING_FORM}`);
-  }
-  return seconds;
+/** A leaf that is a time in seconds, written as a number or with a unit. */
+function duration(what: string, least: number, most: number, usual: number, such: string, meaning: string) {
+  const form = `a duration from ${least}s to ${most}s, such as ${such}`;
+  const read = (value: string | number): number => {
+    const found = /^([0-9]{1,7})([smh]?)$/.exec(String(value));
+    const seconds = found ? Number(found[1]) * SECONDS[found[2]] : 0;
+    if (seconds < least || seconds > most) {
+      const shown = typeof value === 'string' ? quote(value) : value;
+      throw new ValueError(`${what} ${shown} is not a duration Weft can keep`, `write ${form}`);
+    }
+    return seconds;
+  };
+  return leaf(reads(z.union([z.number(), z.string()]), read).default(usual), form, meaning);
 }
+
+/** Seconds: the upper bound of IEEE 802.1Q. Its lower bound of 10 s serves spanning tree, which Weft has not. */
+const MOST_AGEING = 1_000_000;
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
 const BLANK_OR_CONTROL = /[\s\u0000-\u001f\u007f-\u009f]/;
@@ -127,8 +137,6 @@ export const underlaySchema = z.strictObject({
   ),
 });
 
-const notEncrypted = (value: unknown) =>
-  value === true ? 'encryption is not built yet, and Weft refuses rather than send plain' : undefined;
 const noVniZero = (value: unknown) =>
   value === 0 ? 'VNI 0 is read as "no VNI" by many VTEPs, so no network may have it' : undefined;
 
@@ -147,7 +155,11 @@ export const networkSchema = z.strictObject({
     between(LEAST_MTU[4], MOST_MTU),
     'Inner MTU in bytes; the underlay MTU less the overhead when absent.',
   ),
-  encrypted: leaf(z.literal(false).default(false), 'false', 'Not built yet.', notEncrypted),
+  encrypted: leaf(
+    z.boolean().default(false),
+    TRUTH,
+    'Whether its VXLAN leaves this host only inside ESP, and is taken from no other.',
+  ),
   internal: leaf(z.boolean().default(false), TRUTH, 'Whether the network has no way out.'),
   peers: z
     .array(leaf(vtep(), VTEP_FORM, 'A remote VTEP.'))
@@ -158,9 +170,12 @@ export const networkSchema = z.strictObject({
     'discard or carry',
     'Frames with an inner VLAN tag: dropped (RFC 7348 section 6.1) or carried.',
   ),
-  ageing: leaf(
-    reads(z.union([z.number(), z.string()]), readAgeing).default(300),
-    AGEING_FORM,
+  ageing: duration(
+    'ageing',
+    1,
+    MOST_AGEING,
+    300,
+    '300, 300s or 5m',
     'Time after which a learned MAC that was not seen is forgotten.',
   ),
   learning_limit: leaf(integer(0, 1048576).default(65536), between(0, 1048576), 'Most MACs learned.'),
@@ -194,6 +209,103 @@ export const endpointSchema = z.strictObject({
   ),
 });
 
+/** Text that is hex digits of one of some lengths, as a Secret. What is wrong with it is told without showing it. */
+function hex(key: string, digits: readonly number[], form: string, meaning: string) {
+  const pattern = new RegExp(`^(?:${digits.map((count) => `[0-9A-Fa-f]{${count}}`).join('|')})$`);
+  const wanted = digits.join(' or ');
+  const why = (value: unknown): string | undefined => {
+    if (typeof value === 'number' || typeof value === 'bigint') {
+      return `${key} has no quotes, and YAML reads it as a number`;
+    }
+    if (typeof value !== 'string') return undefined;
+    if (/^[0-9A-Fa-f]*$/.test(value)) return `${key} has ${value.length} hex digits, not ${wanted}`;
+    return `${key} has ${value.length} characters that are not all hex digits`;
+  };
+  const read = z
+    .string()
+    .regex(pattern)
+    .transform((value) => new Secret(value));
+  return leaf(read, form, meaning, why);
+}
+
+const ALGORITHM_FORM = 'aes-128-gcm-16, or with 192 or 256 bits of key, or 8 or 12 bytes of ICV';
+const algorithm = z.enum(ALGORITHMS);
+const replayWindow = (meaning: string) =>
+  leaf(integer(32, 4096).default(1024), between(32, 4096), `Anti-replay window in packets${meaning}.`);
+
+export const ringKeySchema = z.strictObject({
+  id: leaf(
+    integer(1, 0xffffffff),
+    between(1, 0xffffffff),
+    'Number of the key, unique, the same on every host.',
+  ),
+  secret: hex(
+    'secret',
+    [64],
+    '64 hex digits in quotes, as "openssl rand -hex 32" prints them',
+    'Secret that the hosts share, unique.',
+  ),
+});
+
+/**
+ * Upper bounds: AES-GCM loses its margin with the square of the blocks sealed under one key (RFC 8446 section 5.5).
+ * After 2^44 bytes an attacker who sees them all tells them from noise with a probability of 2^-49.
+ */
+export const rotateSchema = z.strictObject({
+  after: duration('after', 10, 2_592_000, 43_200, '12h', 'Time after which traffic keys are made anew.'),
+  packets: leaf(
+    integer(2 ** 16, 2 ** 36).default(2 ** 32),
+    between(2 ** 16, 2 ** 36),
+    'Packets after which a traffic key is replaced.',
+  ),
+  bytes: leaf(
+    integer(2 ** 26, 2 ** 44).default(2 ** 40),
+    between(2 ** 26, 2 ** 44),
+    'Sealed bytes after which a traffic key is replaced.',
+  ),
+});
+
+export const encryptionSchema = z.strictObject({
+  keys: z
+    .array(ringKeySchema)
+    .max(MOST_KEYS)
+    .default([])
+    .meta({ description: 'Key ring, oldest first: all receive, the middle one sends.' }),
+  encapsulation: leaf(
+    z.enum(['esp', 'udp']).default('udp'),
+    'esp or udp',
+    'How ESP travels: as IP protocol 50, or in UDP (RFC 3948).',
+  ),
+  port: leaf(
+    integer(1, 65535).default(4500),
+    between(1, 65535),
+    'UDP port of encapsulated ESP, here and at peers.',
+  ),
+  exchange_port: leaf(
+    integer(1, 65535).default(7949),
+    between(1, 65535),
+    'UDP port on which hosts agree on traffic keys.',
+  ),
+  algorithm: leaf(algorithm.default('aes-128-gcm-16'), ALGORITHM_FORM, 'Of what the key ring encrypts.'),
+  replay_window: replayWindow(' of the key ring'),
+  rotate: rotateSchema.optional().meta({ description: 'When traffic keys are made anew.' }),
+});
+
+export const associationSchema = z.strictObject({
+  peer: leaf(vtep(), VTEP_FORM, 'VTEP at the other end.'),
+  direction: leaf(z.enum(['in', 'out']), 'in or out', 'Whether it receives or sends.'),
+  spi: leaf(integer(256, 0xffffffff), between(256, 0xffffffff), 'Security parameters index.'),
+  algorithm: leaf(algorithm, ALGORITHM_FORM, 'Algorithm, the same at the peer.'),
+  key: hex(
+    'key',
+    [40, 56, 72],
+    'the key and its 4-byte salt as hex digits in quotes: 40 for AES-128, 56 for AES-192, 72 for AES-256',
+    'Key and salt, of this association alone.',
+  ),
+  esn: leaf(z.boolean().default(false), TRUTH, 'Whether sequence numbers are extended.'),
+  replay_window: replayWindow(''),
+});
+
 export const configSchema = z.strictObject({
   node: leaf(name(), NAME_FORM, 'Name of this host.'),
   workers: leaf(
@@ -204,6 +316,11 @@ export const configSchema = z.strictObject({
   underlay: underlaySchema.meta({ description: 'How VXLAN reaches other hosts.' }),
   networks: z.array(networkSchema).default([]).meta({ description: 'Overlay networks of this host.' }),
   endpoints: z.array(endpointSchema).default([]).meta({ description: 'Interfaces of the networks.' }),
+  encryption: encryptionSchema.optional().meta({ description: 'How encrypted networks are encrypted.' }),
+  security_associations: z
+    .array(associationSchema)
+    .default([])
+    .meta({ description: 'Static associations, in place of the key ring for their peers.' }),
 });
 
 /** The JSON Schema (draft 2020-12) of a node's file, for editors. It knows shapes, not relations between keys. */

@@ -122,12 +122,12 @@ const WRONG: readonly [
   ['an address twice', '10.0.9.2/24', '10.0.9.1/24', '10.0.9.1/24, mac', /10\.0\.9\.1/, /./],
   ['an unknown network', 'network: blue, netns: SECOND', 'network: red, netns: SECOND', 'red,', /red/, /./],
   [
-    'encryption, which is not there yet',
+    'an encrypted network without keys',
     'vni: 42',
     'encrypted: true\n    vni: 42',
     'true',
-    /encrypt/,
-    /false/,
+    /encrypted, and there are no keys/,
+    /add encryption\.keys/,
   ],
 ];
 

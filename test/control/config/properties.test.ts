@@ -1,7 +1,7 @@
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
-import { type Config, ConfigError, defaultMtu, formatConfig, parseConfig } from '../../../control/config.js';
-import { DESIGN } from './support.js';
+import { type Config, ConfigError, defaultMtu, parseConfig } from '../../../control/config.js';
+import { DESIGN, formatConfig } from './support.js';
 
 const validFile = fc
   .record({

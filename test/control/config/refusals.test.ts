@@ -7,7 +7,7 @@ const rows: readonly Row[] = [
   ['empty file', '▸', ' | the file is empty | write at least node and underlay'],
   ['comments only', '▸# nothing\n', ' | the file is empty | write at least node'],
   ['root is a list', '▸- a\n', ' | the file is a list, not a mapping | such as node'],
-  ['root is text', '▸hello\n', ' | the file is the text "hello", not a mapping | such as node'],
+  ['root is text', '▸hello\n', ' | the file is text, not a mapping | such as node'],
   ['node missing', '▸underlay: { address: 10.0.0.1 }', 'node | node is missing | add node: 1 to 63 letters'],
   ['underlay missing', '▸node: a', 'underlay | underlay is missing | add underlay: { address'],
   ['underlay empty', 'node: a\n▸underlay:\n', 'underlay | underlay is empty, not a mapping | such as address: …'],
@@ -19,9 +19,9 @@ const rows: readonly Row[] = [
   ['YAML: tab', 'node: a\nunderlay:\n▸\taddress: 10.0.0.1\n', ' | YAML: Tabs are not allowed | indent with spaces'],
   ['YAML: nested mapping on one line', 'node: ▸a: b\n', ' | YAML: Nested mappings | value on its own line, or in quotes'],
   ['YAML: two documents', 'node: a\n▸---\nnode: b\n', ' | more than one YAML document | remove the "---" line'],
-  ['YAML: tag', 'node: ▸!secret a\n', ' | YAML: Unresolved tag | remove the tag'],
+  ['YAML: tag', 'node: ▸!secret a\n', ' | YAML: a tag | remove the tag'],
   ['YAML 1.1', '▸%YAML 1.1\n---\nnode: a\n', ' | asks for YAML 1.1 | remove the %YAML line'],
-  ['YAML: unknown alias', 'node: ▸*a\n', 'node | alias *a names no anchor | write the value out'],
+  ['YAML: unknown alias', 'node: ▸*a\n', 'node | alias names no anchor | write the value out'],
   ['YAML: alias in itself', 'node: a\nnetworks: &n\n  - ▸*n\n', 'networks[0] | stands inside the value it names | write the value out'],
   ['YAML: key that is a list', `▸${HEAD}? [a]\n: b\n`, ' | a key of this mapping is not plain text | write keys as words'],
   ['duplicate key', `${HEAD}▸node: b\n`, 'node | key "node" is written twice, first on line 1 | keep one'],
@@ -34,14 +34,14 @@ const rows: readonly Row[] = [
   ['key of another level', `${HEAD}▸vni: 42\n`, 'vni | vni does not belong here | move it into an entry of networks'],
   ['key __proto__', `${HEAD}▸__proto__: { node: a }\n`, '__proto__ | unknown key "__proto__" | remove it'],
   ['key constructor', `${HEAD}▸constructor: 1\n`, 'constructor | unknown key "constructor" | remove it'],
-  ...['encryption', 'security_associations', 'uplinks', 'publish', 'nat', 'services', 'ingress'].map(
+  ...['uplinks', 'publish', 'nat', 'services', 'ingress'].map(
     (key): [string, string, string] => [
       `later key ${key}`,
       `${HEAD}▸${key}: []\n`,
       `${key} | ${key} is not built yet | remove it until`,
     ],
   ),
-  ['later key in a network', network('▸encryption: yes'), 'networks[0].encryption | not built yet | remove it'],
+  ['later key in a network', network('▸uplinks: yes'), 'networks[0].uplinks | not built yet | remove it'],
   // Underlay.
   ['underlay address missing', 'node: a\nunderlay: ▸{ port: 1 }\n', 'underlay.address | address is missing | add address: this host'],
   ['underlay address wrong', 'node: a\nunderlay: { address: ▸10.0.0 }\n', 'underlay.address | "10.0.0" is not an IP address | write an IPv4 address'],
@@ -82,7 +82,7 @@ test('hostile YAML is refused and does not hang, recurse or expand', (t) => {
     'deep blocks': ['- '.repeat(300_000), /nested more than 200 levels deep/],
     'deep mappings': ['{a: '.repeat(100_000), /nested more than 200 levels deep/],
     'many keys': [Array.from({ length: 40_000 }, (_, i) => `k${i}: 1`).join('\n'), /and 39902 more problems/],
-    'many errors': [']'.repeat(10_000), /YAML: Unexpected flow-seq-end/],
+    'many errors': [']'.repeat(10_000), /YAML: unexpected text or punctuation/],
     'too large': ['#'.repeat((1 << 20) + 1), /^weft.yaml: the file is larger than 1048576 bytes; check/],
   };
   for (const [name, [text, message]] of Object.entries(cases)) {

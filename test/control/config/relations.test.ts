@@ -28,7 +28,7 @@ const rows: readonly Row[] = [
   ['mtu past any underlay', network('mtu: ▸65486'), 'networks[0].mtu | does not fit an underlay of 65535 | write 65485 or less'],
   ['mtu past this underlay', `${underlay('mtu: 1500')}networks: [{ ${BLUE}, mtu: ▸1451 }]`, 'networks[0].mtu | does not fit an underlay of 1500 | write 1450 or less'],
   ['underlay too small for IPv6 inside', `${underlay('mtu: ▸1329')}networks: [{ ${BLUE}, subnet6: fd00::/64 }]`, 'underlay.mtu | leaves 1279 for network "blue", which needs 1280 | write 1330 or more'],
-  ['encrypted', network('encrypted: ▸true'), 'networks[0].encrypted | encryption is not built yet, and Weft refuses rather than send plain | write false'],
+  ['encrypted', network('encrypted: ▸yes'), 'networks[0].encrypted | the text "yes", not true or false | write true or false'],
   ['internal', network('internal: ▸yes'), 'networks[0].internal | the text "yes", not true or false | write true or false'],
   ['peers not a list', network('peers: ▸192.168.50.2'), 'networks[0].peers | not a list | after "- "'],
   ['peer not an address', network('peers: [192.168.50.2, ▸hostB, ▸5]'), 'networks[0].peers[1] | "hostB" is not an IP address | write an IPv4', 'networks[0].peers[2] | entry 2 of peers is the number 5 | in quotes'],

@@ -1,6 +1,8 @@
 /** What the tests of the configuration share: files that lack one thing, and the check of a refusal's places. */
 import type { ExecutionContext } from 'ava';
-import { ConfigError, type Problem, parseConfig } from '../../../control/config.js';
+import { stringify } from 'yaml';
+import { type Config, ConfigError, type Problem, parseConfig } from '../../../control/config.js';
+import { Secret } from '../../../control/secret.js';
 
 // The fixed part of the format, word for word from the design.
 export const DESIGN = `node: hostA
@@ -70,3 +72,50 @@ export const LOCAL = 'netns: cA, interface: eth0';
 
 /** One row a refusal: title, text with a "▸" at each place, then `path | message | remedy` for each. */
 export type Row = readonly [title: string, text: string, ...expected: string[]];
+
+/** A config with its secrets as hex: a Secret shows no difference to another. */
+export function revealed(value: unknown): unknown {
+  if (value instanceof Secret) return Buffer.from(value.bytes()).toString('hex');
+  if (Array.isArray(value)) return value.map(revealed);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, revealed(part)]));
+}
+
+/** A config as the text of a node's file, secrets included, every default written out. */
+export function formatConfig(config: Config): string {
+  const { underlay, encryption } = config;
+  const text = {
+    node: config.node,
+    workers: config.workers,
+    underlay: {
+      address: underlay.address,
+      port: underlay.port,
+      mtu: underlay.mtu,
+      mode: underlay.mode,
+      reserved_bits: underlay.reservedBits,
+      accept: underlay.accept,
+      ttl: underlay.ttl,
+      tos: underlay.tos,
+    },
+    networks: config.networks.map(({ innerVlan, learningLimit, ...same }) => ({
+      ...same,
+      inner_vlan: innerVlan,
+      learning_limit: learningLimit,
+    })),
+    endpoints: config.endpoints.map(({ kind: _, ...same }) => same),
+    encryption: encryption && {
+      keys: encryption.keys,
+      encapsulation: encryption.encapsulation,
+      port: encryption.port,
+      exchange_port: encryption.exchangePort,
+      algorithm: encryption.algorithm,
+      replay_window: encryption.replayWindow,
+      rotate: encryption.rotate,
+    },
+    security_associations: config.associations.map(({ replayWindow, ...same }) => ({
+      ...same,
+      replay_window: replayWindow,
+    })),
+  };
+  return stringify(revealed(text), { defaultStringType: 'QUOTE_DOUBLE', defaultKeyType: 'PLAIN' });
+}

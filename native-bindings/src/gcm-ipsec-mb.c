@@ -2,6 +2,9 @@
  * AES-GCM by libipsec-mb, the library of VPP and DPDK, linked statically. setup.mjs defines WEFT_IPSEC_MB where its
  * header and archive are. Its direct GCM calls keep their state on the caller's stack, so that one manager, which
  * holds nothing but their addresses for this CPU, serves all threads.
+ *
+ * Before 1.4 each operation also clears one word that all threads share (imb_errno; issue 112 of intel-ipsec-mb), as
+ * Debian 12's 1.3 does: two threads that seal 1,400 bytes at the same time take 108 ns a packet then, instead of 75.
  */
 #include "gcm.h"
 
@@ -44,7 +47,10 @@ static bool usable(void)
 	return manager != NULL;
 }
 
-/* The AES round keys, and of the powers of the hash key, which lie with the first one last, as many as are needed. */
+/*
+ * The AES round keys, and of the powers of the hash key, which lie with the first one last, as many as are needed. Makes
+ * 130 ns of 173 with 10,000 keys in random order and 1,400 bytes; with 1,000 keys, which fit the L2 cache, little.
+ */
 static void prefetch(const struct gcm_key *head, size_t length)
 {
 	const struct ipsec_mb_key *key = (const struct ipsec_mb_key *)head;

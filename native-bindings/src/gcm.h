@@ -6,6 +6,9 @@
 
 #define GCM_IV 12
 #define GCM_TAG 16
+#define GCM_SLOTS 16384 /* MAX_ASSOCIATIONS of engine/tables/association-state.ts: the two must be the same */
+#define GCM_JOB_WORDS 6 /* as in index.ts, and so is the next */
+#define GCM_JOBS 1024
 
 /* One operation. Source and destination are the same or do not overlap; a length of 0 is allowed. */
 struct gcm_text {
@@ -24,8 +27,8 @@ struct gcm_key {
 	const struct gcm_library *library;
 	/* Pulls the parts of this key that a text of `length` bytes needs into the cache; NULL: there is no point in it. */
 	void (*prefetch)(const struct gcm_key *key, size_t length);
-	uint8_t salt[4];
-	uint8_t icv; /* bytes */
+	uint32_t salt; /* as its four bytes lie */
+	uint8_t icv;   /* bytes */
 	bool esn;
 };
 
@@ -45,5 +48,13 @@ struct gcm_library {
 
 extern const struct gcm_library gcm_ipsec_mb;
 extern const struct gcm_library gcm_openssl;
+
+/* Puts a key into an empty slot; false when there is one already. */
+bool gcm_put(uint32_t slot, struct gcm_key *key);
+/* Empties a slot, waits for the batches that may still use its key, and discards that. */
+void gcm_wipe(uint32_t slot);
+/* gcmSeal and gcmOpen of index.ts; at most GCM_JOBS. */
+int gcm_seal_batch(const struct weft *weft, const uint32_t *jobs, uint32_t count);
+int gcm_open_batch(const struct weft *weft, const uint32_t *jobs, uint32_t count, uint32_t *results);
 
 #endif

@@ -1,7 +1,7 @@
 /** What the keying side asks of its surroundings: a clock, chance, a way to send, and the store of associations. */
 import type { Algorithm } from '../config.js';
 
-/** An association to be installed. Whoever gets it copies what it needs: `key` and `salt` are overwritten afterwards. */
+/** An association to be installed. `key` and `salt` are overwritten when the promise of its installation settles. */
 export interface NewAssociation {
   /** 256 to 2^32 - 1 (RFC 4303 section 2.1). */
   readonly spi: number;

@@ -55,6 +55,8 @@ const PACKAGES = {
     ethtool: () => onPath('ethtool'),
     procps: () => onPath('ps') && onPath('sysctl'),
   },
+  // For the tests with a kernel in a VM, which are skipped without it.
+  vm: { 'qemu-system-x86': () => onPath('qemu-system-x86_64') },
 };
 
 /** Importing scapy takes most of a second, so look for Debian's own file before asking Python. */
@@ -71,9 +73,9 @@ function fail(text) {
 }
 
 /** Runs a command with its output in the log. @returns { ok, output } */
-function run(command, args, env = process.env) {
+function run(command, args, env = process.env, cwd = ROOT) {
   const result = spawnSync(command, args, {
-    cwd: ROOT,
+    cwd,
     env: { ...env, PATH: TOOL_PATH.join(':') },
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -152,18 +154,17 @@ function checkMachine() {
     fail(`Node ${process.version} does not do: Weft needs ${range} (see https://nodejs.org)`);
 }
 
+/** @returns why packages of the groups are still missing, or undefined when all are there. */
 function installDebianPackages(groups) {
   const missing = () =>
     groups.flatMap((group) => Object.keys(PACKAGES[group]).filter((name) => !PACKAGES[group][name]()));
   const wanted = missing();
-  if (wanted.length === 0) return;
+  if (wanted.length === 0) return undefined;
   const command = `apt-get install -y --no-install-recommends ${wanted.join(' ')}`;
   if (!onPath('apt-get'))
-    fail(`missing on this machine: what Debian has in ${wanted.join(', ')}; please install it`);
+    return `missing on this machine: what Debian has in ${wanted.join(', ')}; please install it`;
   if (process.getuid() !== 0)
-    fail(
-      `packages are missing and only root can install them; please run: sudo apt-get update && sudo ${command}`,
-    );
+    return `packages are missing and only root can install them; please run: sudo apt-get update && sudo ${command}`;
 
   say(`installing Debian packages: ${wanted.join(' ')}`);
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
@@ -171,13 +172,13 @@ function installDebianPackages(groups) {
   const update = run('apt-get', [...wait, 'update'], env);
   const install = run('apt-get', [...wait, ...command.split(' ').slice(1)], env);
   const left = missing();
-  if (install.ok && left.length === 0) return;
+  if (install.ok && left.length === 0) return undefined;
   const why = `${update.ok ? '' : update.output}${install.output}`
     .split('\n')
     .filter((line) => /^[EW]:/.test(line));
-  fail(
+  return (
     `could not install ${(left.length > 0 ? left : wanted).join(', ')} (all of it: ${LOG})\n${why.join('\n')}\n` +
-      `setup: to see for yourself: apt-get update && ${command}`,
+    `setup: to see for yourself: apt-get update && ${command}`
   );
 }
 
@@ -350,6 +351,33 @@ function compileTypeScript() {
   fs.writeFileSync(stampFile, stamp);
 }
 
+// --- 5. A kernel for tests --------------------------------------------------------------------------------
+
+/** Debian's kernel and what it boots with. The tests that need it say in their titles why it is not there. */
+async function prepareKernelVm() {
+  const directory = path.join(STATE, 'kernel-vm');
+  const [reasonFile, stampFile] = ['reason', 'stamp'].map((name) => path.join(directory, name));
+  fs.mkdirSync(directory, { recursive: true });
+  try {
+    if (process.arch !== 'x64') throw new Error(`it is for x86-64, this machine is ${process.arch}`);
+    const missing = installDebianPackages(['vm']);
+    if (missing) throw new Error(missing);
+    const sources = ['init', 'prepare.mjs', 'udp-encap.c'].map((name) => `test/support/kernel-vm/${name}`);
+    const stamp = digest([], sources);
+    if (!stamped(stampFile, stamp)) {
+      say('preparing a VM with a kernel of Debian for tests');
+      const { buildKernelVm } = await import('./test/support/kernel-vm/prepare.mjs');
+      const runIn = (command, args, cwd) => run(command, args, process.env, cwd);
+      buildKernelVm({ directory, run: runIn, find: findTool });
+      fs.writeFileSync(stampFile, stamp);
+    }
+    fs.rmSync(reasonFile, { force: true });
+  } catch (error) {
+    say(`tests with a kernel in a VM will be skipped: ${error.message}`);
+    fs.writeFileSync(reasonFile, error.message.split('\n')[0]);
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------------
 
 const MODES = { '': ['compile', 'run'], '--test': ['compile', 'run', 'test'], '--build-only': ['compile'] };
@@ -362,10 +390,12 @@ if (!(mode in MODES) || rest.length > 0) {
 try {
   checkMachine();
   lock();
-  installDebianPackages(MODES[mode]);
+  const missing = installDebianPackages(MODES[mode]);
+  if (missing) fail(missing);
   installNpmPackages();
   buildAddon();
   compileTypeScript();
+  if (mode === '--test') await prepareKernelVm();
 } catch (error) {
   if (error.code !== 'EACCES' && error.code !== 'EROFS') throw error;
   fail(`cannot write ${error.path}: run this as the user who owns ${ROOT}`);

@@ -27,7 +27,11 @@ export interface PingResult {
 }
 
 /** Pings an IPv4 or IPv6 address. Loss is a result; @throws CommandError when ping itself fails (no route, …). */
-export async function ping(from: Namespace, address: string, options: PingOptions = {}): Promise<PingResult> {
+export async function ping(
+  from: Pick<Namespace, 'exec' | 'label'>,
+  address: string,
+  options: PingOptions = {},
+): Promise<PingResult> {
   const { count = 3, size = 56, interval = 0.05, deadlineS, df = false } = options;
   const args = ['-n', '-q', '-c', String(count), '-s', String(size), '-i', String(interval), '-W', '1'];
   if (deadlineS !== undefined) args.push('-w', String(Math.ceil(deadlineS)));

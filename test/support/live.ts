@@ -62,11 +62,11 @@ export function live(title: string, body: Body, { tools = [], skip }: LiveOption
   else test.serial(title, body);
 }
 
-/** A rig that the tests of a file share: made before the first, closed whatever happens. */
-export function shared<R extends Rig>(make: () => Promise<R>): () => R {
+/** A rig that the tests of a file share: made before the first unless they `skip`, closed whatever happens. */
+export function shared<R extends Rig>(make: () => Promise<R>, skip = missing([])): () => R {
   let rig: R | undefined;
   test.before(async () => {
-    if (missing([]) === undefined) rig = await make();
+    if (skip === undefined) rig = await make();
   });
   test.after.always(() => rig?.close());
   return () => rig!;

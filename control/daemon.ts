@@ -6,28 +6,30 @@
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
 import { statSync } from 'node:fs';
+import { AssociationState } from '../engine/tables/association-state.js';
 import type { Tap } from '../native-bindings/index.js';
-import { parseIp } from './addresses.js';
 import {
   type Config,
-  defaultMtu,
   type HostProblem,
   hostError,
   type LocalEndpoint,
+  largestMtu,
   loadConfig,
   netnsPath,
 } from './config.js';
 import {
+  closeEsp,
   closeQueues,
   closeUnderlay,
   converge,
+  type EspSocket,
   openEndpoint,
   removeQueues,
   removeStale,
   type UnderlaySockets,
 } from './devices.js';
 import { EngineTeam } from './engine-team.js';
-import { checkHost, endpointProblem, openSockets } from './host.js';
+import { checkHost, endpointProblem, openEspSockets, openSockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
@@ -83,6 +85,7 @@ export class Daemon {
 
   /** The uplink TAP, or why there is none. */
   readonly uplink: Uplink | string;
+  private readonly associationState: AssociationState | undefined;
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
   private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
@@ -92,14 +95,20 @@ export class Daemon {
     config: Config,
     device: LocalInterface,
     private readonly sockets: readonly UnderlaySockets[],
+    private readonly esp: readonly EspSocket[],
   ) {
     const { address, port, mode } = config.underlay;
+    const { encryption } = config;
+    const espPorts = encryption?.encapsulation === 'udp' ? [encryption.port] : [];
     this.uplink =
-      mode === 'socket' ? 'underlay.mode says socket' : openUplink(address, port, device, config.workers);
+      mode === 'socket'
+        ? 'underlay.mode says socket'
+        : openUplink(address, [port, ...espPorts], device, config.workers);
     // An uplink replaces the rules that a crash left; without one they would lead into a device which is gone.
     if (typeof this.uplink === 'string') removeTable(tableName(address, port));
     this.config = config;
     this.underlayDevice = device;
+    this.associationState = encryption && new AssociationState();
   }
 
   /**
@@ -110,7 +119,14 @@ export class Daemon {
     const config = loadConfig(options.file);
     const device = checkHost(options.file, config);
     const sockets = openSockets(options.file, config);
-    const daemon = new Daemon(options, config, device, sockets);
+    let esp: EspSocket[];
+    try {
+      esp = openEspSockets(options.file, config);
+    } catch (error) {
+      closeUnderlay(sockets);
+      throw error;
+    }
+    const daemon = new Daemon(options, config, device, sockets, esp);
     const remembered = rememberedTaps(options.state);
     try {
       daemon.requireUplink();
@@ -119,12 +135,17 @@ export class Daemon {
       daemon.attached = daemon.attachAll(config, new Map());
       daemon.number(config);
       daemon.followLinks();
-      daemon.thread = await EngineTeam.start(daemon.intents(), randomSeed());
+      daemon.thread = await EngineTeam.start(
+        daemon.intents(),
+        randomSeed(),
+        daemon.associationState?.buffer ?? null,
+      );
     } catch (error) {
       clearInterval(daemon.look);
       daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
       closeUnderlay(sockets);
+      closeEsp(esp);
       rememberTaps(options.state, remembered);
       throw error;
     }
@@ -147,10 +168,7 @@ export class Daemon {
   /** MTU of a network's interfaces, bytes. */
   mtuOf(network: string, config = this.config): number {
     const found = config.networks.find(({ name }) => name === network)!;
-    return (
-      found.mtu ??
-      defaultMtu(config.underlay.mtu ?? this.underlayDevice.mtu, parseIp(config.underlay.address).family)
-    );
+    return found.mtu ?? largestMtu(config, found, config.underlay.mtu ?? this.underlayDevice.mtu);
   }
 
   /** What each worker is to do. */
@@ -159,6 +177,7 @@ export class Daemon {
     for (const { endpoint, taps, lost } of attached.values()) if (!lost) queues.set(endpoint.name, taps);
     const opened = {
       sockets: this.sockets,
+      esp: this.esp,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
       mtu: this.underlayDevice.mtu,
       queues,
@@ -414,6 +433,7 @@ export class Daemon {
     for (const attached of this.attached.values()) remove(attached);
     this.attached.clear();
     closeUnderlay(this.sockets);
+    closeEsp(this.esp);
     rememberTaps(this.options.state, []);
   }
 }

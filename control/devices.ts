@@ -185,6 +185,52 @@ function openSockets({ address, port, ttl }: Underlay, share: boolean): Underlay
   return { fd, senders };
 }
 
+/** IP protocol of ESP. */
+const ESP = 50;
+
+/** What carries ESP for a worker: a UDP socket, or a raw one, which all workers share and one of them reads. */
+export interface EspSocket {
+  readonly fd: number;
+  readonly port: number;
+  readonly receive: boolean;
+}
+
+/**
+ * Opens what carries ESP, for each worker.
+ * @param port UDP port of encapsulation, 0 for IP protocol 50.
+ * @throws Error with `code`: EADDRINUSE when the port is taken, EPERM without the right to raw sockets.
+ */
+export function openEsp({ address, ttl }: Underlay, port: number, workers: number): EspSocket[] {
+  const raw = port === 0;
+  if (!raw && workers > 1) native.close(native.udpOpen({ address, port, ttl, gro: false, share: false }));
+  const all: EspSocket[] = [];
+  try {
+    while (all.length < workers) {
+      const first = all[0];
+      const fd =
+        raw && first
+          ? first.fd
+          : native.udpOpen({
+              address,
+              port,
+              ttl,
+              gro: !raw,
+              share: !raw && workers > 1,
+              ...(raw ? { protocol: ESP } : {}),
+            });
+      all.push({ fd, port, receive: !raw || first === undefined });
+    }
+  } catch (error) {
+    closeEsp(all);
+    throw error;
+  }
+  return all;
+}
+
+export function closeEsp(sockets: readonly EspSocket[]): void {
+  for (const fd of new Set(sockets.map((socket) => socket.fd))) native.close(fd);
+}
+
 /** Binds to some free port of the entropy range (RFC 7348, section 5). */
 function openSender(address: string, ttl: number): number {
   for (let attempt = 0; ; attempt++) {

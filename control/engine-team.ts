@@ -2,7 +2,7 @@
 import { EventEmitter } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { gossipBytes } from '../engine/gossip.js';
-import { type Intent, UNDERLAY_PORT } from '../engine/intent.js';
+import { type AssociationIntent, type Intent, UNDERLAY_PORT } from '../engine/intent.js';
 import type { Inspection } from '../engine/worker.js';
 import { EngineThread } from './engine-thread.js';
 
@@ -12,6 +12,8 @@ const LOAD_MS = 1000;
 export class EngineTeam extends EventEmitter<{
   failed: [Error];
   'port-lost': [number];
+  /** A VTEP did what its operator should hear of: its address and a SAW_ bit. */
+  seen: [Uint8Array, number];
   /** A socket refused to segment, and is not asked again. Said once. */
   'segmentation-refused': [];
 }> {
@@ -25,6 +27,7 @@ export class EngineTeam extends EventEmitter<{
     for (const thread of threads) {
       thread.on('failed', (error) => this.emit('failed', error));
       thread.on('port-lost', (port) => this.emit('port-lost', port));
+      thread.on('seen', (address, saw) => this.emit('seen', address, saw));
     }
     this.samples = threads.map(() => ({ busy: 0, at: performance.now() }));
     this.loads = threads.map(() => 0);
@@ -32,12 +35,19 @@ export class EngineTeam extends EventEmitter<{
     this.sampling.unref();
   }
 
-  /** Starts a worker for each intent; resolves when all forward. */
-  static async start(intents: readonly Intent[], seed: number): Promise<EngineTeam> {
+  /**
+   * Starts a worker for each intent; resolves when all forward.
+   * @param associations memory of the AssociationState, null without encryption.
+   */
+  static async start(
+    intents: readonly Intent[],
+    seed: number,
+    associations: SharedArrayBuffer | null,
+  ): Promise<EngineTeam> {
     const workers = intents.length;
     const gossip = workers > 1 ? new SharedArrayBuffer(gossipBytes(workers)) : null;
     const starting = intents.map((intent, self) =>
-      EngineThread.start(intent, seed, { self, workers, gossip }),
+      EngineThread.start(intent, seed, { self, workers, gossip, associations }),
     );
     const started = await Promise.allSettled(starting);
     const threads = started.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
@@ -64,6 +74,11 @@ export class EngineTeam extends EventEmitter<{
 
   async apply(intents: readonly Intent[]): Promise<void> {
     await Promise.all(this.threads.map((thread, i) => thread.apply(intents[i])));
+  }
+
+  /** Makes the security associations what the list says; resolves when every worker uses them. */
+  async associate(associations: readonly AssociationIntent[]): Promise<void> {
+    await Promise.all(this.threads.map((thread) => thread.associate(associations)));
   }
 
   /** Tables of all workers in one: a station is listed as the worker that saw it last has it. */

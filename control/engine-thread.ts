@@ -3,7 +3,7 @@ import { EventEmitter, once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { type CounterBlock, Counters, readCounters } from '../engine/counters.js';
 import type { Team } from '../engine/dataplane.js';
-import type { Intent } from '../engine/intent.js';
+import type { AssociationIntent, Intent } from '../engine/intent.js';
 import type { Inspection, Notice, Reply, Request, WorkerData } from '../engine/worker.js';
 import { native } from '../native-bindings/index.js';
 
@@ -12,11 +12,17 @@ const ANSWER_MS = 10_000;
 
 type Question =
   | { kind: 'apply'; intent: Intent }
+  | { kind: 'associate'; associations: readonly AssociationIntent[] }
   | { kind: 'inspect' }
   | { kind: 'flush' }
   | { kind: 'stop' };
 
-export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [number] }> {
+export class EngineThread extends EventEmitter<{
+  failed: [Error];
+  'port-lost': [number];
+  /** A VTEP did what its operator should hear of: its address and a SAW_ bit. */
+  seen: [Uint8Array, number];
+}> {
   private readonly wake = native.eventCreate();
   private readonly waiting = new Map<
     number,
@@ -49,6 +55,10 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
   private receive(message: Reply | Notice): void {
     if ('lost' in message) {
       this.emit('port-lost', message.lost);
+      return;
+    }
+    if ('saw' in message) {
+      this.emit('seen', message.vtep, message.saw);
       return;
     }
     this.layout = message.layout;
@@ -90,6 +100,11 @@ export class EngineThread extends EventEmitter<{ failed: [Error]; 'port-lost': [
 
   async apply(intent: Intent): Promise<void> {
     await this.ask({ kind: 'apply', intent });
+  }
+
+  /** Makes the security associations what the list says; resolves when the worker uses them. */
+  async associate(associations: readonly AssociationIntent[]): Promise<void> {
+    await this.ask({ kind: 'associate', associations });
   }
 
   async inspect(): Promise<Inspection> {

@@ -1,7 +1,7 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
-import { openUnderlay, type UnderlaySockets } from './devices.js';
+import { type EspSocket, openEsp, openUnderlay, type UnderlaySockets } from './devices.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
 
 /** Bits of CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7)). */
@@ -56,6 +56,28 @@ export function openSockets(file: string, config: Config): UnderlaySockets[] {
         message: taken ? `UDP port ${port} of ${address} is in use` : message,
         remedy: taken
           ? `stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer`
+          : 'see the message',
+      },
+    ]);
+  }
+}
+
+/** Opens what carries ESP, when the config has encryption. @throws ConfigError that points at what is taken or wrong. */
+export function openEspSockets(file: string, config: Config): EspSocket[] {
+  const { encryption, underlay, workers } = config;
+  if (encryption === undefined) return [];
+  const { encapsulation, port } = encryption;
+  try {
+    return openEsp(underlay, encapsulation === 'udp' ? port : 0, workers);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const taken = code === 'EADDRINUSE';
+    throw hostError(file, [
+      {
+        path: ['encryption', ...(taken ? ['port'] : [])],
+        message: taken ? `UDP port ${port} of ${underlay.address} is in use` : message,
+        remedy: taken
+          ? 'stop what listens there (an IKE daemon does; "ss -ulpn" shows it), or choose another port here and at every peer'
           : 'see the message',
       },
     ]);

@@ -4,11 +4,11 @@
  */
 import { randomInt } from 'node:crypto';
 import type { Intent, NeighbourIntent, StationIntent } from '../engine/intent.js';
-import { CARRY_VLAN, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
+import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
 import { macBytes, parseIp } from './addresses.js';
 import type { Config, Endpoint, Network } from './config.js';
-import type { UnderlaySockets } from './devices.js';
+import type { EspSocket, UnderlaySockets } from './devices.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
@@ -65,6 +65,7 @@ function flagsOf(config: Config, network: Network): number {
   return (
     (network.innerVlan === 'carry' ? CARRY_VLAN : 0) |
     (network.learning ? LEARN : 0) |
+    (network.encrypted ? ENCRYPTED : 0) |
     (config.underlay.accept === 'peers' ? PEERS_ONLY : 0)
   );
 }
@@ -90,6 +91,8 @@ function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
 export interface Opened {
   /** One set a worker. */
   readonly sockets: readonly UnderlaySockets[];
+  /** One a worker; empty without encryption. */
+  readonly esp: readonly EspSocket[];
   readonly uplink: Uplink | undefined;
   /** MTU of the underlay's interface, bytes. */
   readonly mtu: number;
@@ -114,7 +117,7 @@ function capacityFor(config: Config): number {
 
 /** @param worker index of the worker whose descriptors the intent names. */
 export function intentOf(config: Config, plan: Plan, opened: Opened, worker: number): Intent {
-  const { sockets, uplink, mtu, queues, links } = opened;
+  const { sockets, esp, uplink, mtu, queues, links } = opened;
   const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || queues.has(name));
   return {
     underlay: {
@@ -125,6 +128,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       strict: config.underlay.reservedBits === 'strict',
       mtu,
       ...(uplink === undefined ? {} : { uplink: uplink.taps[worker].fd }),
+      ...(esp.length === 0 ? {} : { esp: esp[worker] }),
     },
     links,
     udpSegmentation: opened.udpSegmentation,

@@ -2,8 +2,8 @@
  * The uplink TAP on the host's side: the device, two nftables rules that move frames between it and the network
  * card, and the watch over next hops.
  *
- * One rule on the card takes unfragmented VXLAN to our VTEP address into the TAP; one on the TAP sends what the
- * engine wrote out of the card. Nothing else of the host is touched: fragments, other ports and other addresses go
+ * One rule on the card takes unfragmented VXLAN and encapsulated ESP to our VTEP address into the TAP; one on the TAP
+ * sends what the engine wrote out of the card. Nothing else of the host is touched: fragments, other ports and other addresses go
  * their usual way. The device goes with the process, however it ends; the table is removed on exit and, after a
  * crash, replaced by the next start.
  */
@@ -37,11 +37,12 @@ export function tableName(address: string, port: number): string {
 
 /**
  * Opens the uplink TAP and installs the rules.
+ * @param ports UDP ports whose packets come in through it, that of VXLAN first.
  * @returns the uplink, or in one line why this host cannot have it.
  */
 export function openUplink(
   address: string,
-  port: number,
+  ports: readonly [number, ...number[]],
   device: LocalInterface,
   workers: number,
 ): Uplink | string {
@@ -57,7 +58,7 @@ export function openUplink(
     closeQueues(taps);
     return 'this kernel does not segment UDP tunnels on TAPs (Linux 6.17 does)';
   }
-  const table = tableName(address, port);
+  const table = tableName(address, ports[0]);
   try {
     // No addresses and no neighbours of its own: nothing but our frames is to come out of it.
     const settings = [
@@ -65,7 +66,7 @@ export function openUplink(
       `link set dev ${tap.name} arp off mtu ${device.mtu} up`,
     ];
     runSync('ip', ['-batch', '-'], { input: `${settings.join('\n')}\n` });
-    runSync('nft', ['-f', '-'], { input: rules(table, address, port, device.name, tap.name) });
+    runSync('nft', ['-f', '-'], { input: rules(table, address, ports, device.name, tap.name) });
   } catch (error) {
     closeQueues(taps);
     return `the rules that move frames between card and TAP were refused (${(error as Error).message.split('\n')[0]})`;
@@ -73,7 +74,7 @@ export function openUplink(
   return { taps, table };
 }
 
-function rules(table: string, address: string, port: number, card: string, tap: string): string {
+function rules(table: string, address: string, ports: readonly number[], card: string, tap: string): string {
   // Fragments carry no port after the first: all of them stay with the host's stack, which reassembles.
   const match = address.includes(':')
     ? `ip6 daddr ${address}`
@@ -83,7 +84,7 @@ delete table netdev ${table}
 table netdev ${table} {
   chain from_card {
     type filter hook ingress device "${card}" priority 0;
-    ${match} udp dport ${port} fwd to "${tap}"
+    ${match} udp dport { ${ports.join(', ')} } fwd to "${tap}"
   }
   chain from_engine {
     type filter hook ingress device "${tap}" priority 0;

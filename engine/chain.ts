@@ -9,9 +9,12 @@ import { native } from '../native-bindings/index.js';
 import { Counters } from './counters.js';
 import { CHAIN_PORT, type ChainElement, type ChainTools, ELEMENTS } from './elements/index.js';
 import { Batch, Context, Stages } from './graph.js';
+import type { AssociationIntent } from './intent.js';
 import { type FrameMemory, REMOTE } from './memory/frames.js';
 import { createCaptureSink } from './ports/capture-sink.js';
 import { createCaptureSource, type FrameList } from './ports/capture-source.js';
+import { AssociationState, associationStateBytes } from './tables/association-state.js';
+import { Associations } from './tables/associations.js';
 import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
 import { MAX_DOMAINS, MacTable } from './tables/mac-table.js';
 import { type LocalVtep, Vteps } from './tables/vteps.js';
@@ -38,6 +41,10 @@ export interface ChainSetup {
   readonly stations: number;
   /** VTEPs that may be learned. */
   readonly vteps: number;
+  /** Whose keys lie in the addon already; a pass begins with windows in which nothing was received. */
+  readonly associations?: readonly AssociationIntent[];
+  /** UDP port of encapsulated ESP; 0, the default, for IP protocol 50. */
+  readonly espPort?: number;
 }
 
 interface ChainTotals {
@@ -91,8 +98,16 @@ export function createChain(setup: ChainSetup): Chain {
   for (const batch of batches) stages.add(batch);
   const source = createCaptureSource(context, list, 0);
 
-  function pass(): void {
+  const inbound = (setup.associations ?? []).filter(({ direction }) => direction === 'in');
+
+  /** The same packets come again in each pass, and are no replays. */
+  function rewind(): void {
     source.rewind();
+    for (const { slot } of inbound) tools.associations.state.begin(slot);
+  }
+
+  function pass(): void {
+    rewind();
     while (source.receive(input) > 0) stages.run();
   }
 
@@ -107,7 +122,7 @@ export function createChain(setup: ChainSetup): Chain {
         sink.process(batch);
       },
     };
-    source.rewind();
+    rewind();
     let index = 0;
     for (let handed = source.receive(input); handed > 0; handed = source.receive(input)) {
       for (let k = 0; k < handed; k++) origin[input.frames[k]] = index++;
@@ -160,5 +175,28 @@ function chainTools(setup: ChainSetup, context: Context): ChainTools {
   const vteps = new Vteps(Math.min(setup.vteps + 1, 65535));
   // Nothing in a chain writes another destination, so the slots keep this one.
   context.frames.dest.fill(REMOTE | vteps.add(remote, true, local, 0));
-  return { context, domains, stations: new MacTable(stations, SEED), vteps, local, strict };
+  return {
+    context,
+    domains,
+    stations: new MacTable(stations, SEED),
+    vteps,
+    local,
+    strict,
+    associations: chainAssociations(setup, vteps),
+    espPort: setup.espPort ?? 0,
+  };
+}
+
+function chainAssociations(setup: ChainSetup, vteps: Vteps): Associations {
+  const intents = setup.associations ?? [];
+  const slots = Math.max(0, ...intents.map(({ slot }) => slot)) + 1;
+  const state = new AssociationState(new SharedArrayBuffer(associationStateBytes(slots)));
+  const associations = new Associations(state, vteps.capacity);
+  for (const { slot } of intents) state.begin(slot);
+  associations.set(intents, (address) => {
+    const vtep = vteps.add(address, true, setup.local, 0);
+    if (vtep < 0) throw new RangeError(`more than ${vteps.capacity} VTEPs`);
+    return vtep;
+  });
+  return associations;
 }

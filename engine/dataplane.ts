@@ -5,8 +5,10 @@
  *   TAP ──► bridge ──► TAP                        unicast, and unknown unicast flooded
  *             ├─────► neighbour ──► TAP, tunnel   broadcast and multicast: answered or flooded
  *             └─────► vxlan-encap ──► bundle ──► uplink TAP     next hop known: super-frames stay whole
- *                          └────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
+ *                          ├────────► segment ──► UDP socket    otherwise, and on kernels without the uplink TAP
+ *                          └────────► (secure.ts) ──► uplink TAP, ESP socket    encrypted domains
  *   uplink TAP, UDP socket ──► vxlan-decap ──► unfinished ──► coalesce ──► bridge
+ *   uplink TAP, ESP socket ──► (secure.ts) ──────────────────┘
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
@@ -16,12 +18,14 @@ import { createCoalesce } from './elements/coalesce.js';
 import { createNeighbour } from './elements/neighbour.js';
 import { createSegment } from './elements/segment.js';
 import { createUnfinished } from './elements/unfinished.js';
-import { createVxlanDecap } from './elements/vxlan-decap.js';
+import { createVxlanDecap, type VxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
 import { createGossip, type Gossip } from './gossip.js';
-import { Batch, Context, Stages } from './graph.js';
+import { Batch, type Consumer, Context, Stages } from './graph.js';
 import {
+  type AssociationIntent,
   type DomainIntent,
+  ESP_PORT,
   type Intent,
   MAX_VTEPS,
   type PortIntent,
@@ -34,10 +38,13 @@ import type { Port } from './ports/port.js';
 import { createTapPort } from './ports/tap.js';
 import { createSocketUnderlay } from './ports/underlay-socket.js';
 import { createUplinkTap } from './ports/uplink-tap.js';
+import { createSecureIn, createSecureOut, type SecureOptions } from './secure.js';
+import { AssociationState } from './tables/association-state.js';
+import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
-import { type LocalVtep, Vteps } from './tables/vteps.js';
+import { type LocalVtep, SAW_NO_ASSOCIATION, Vteps } from './tables/vteps.js';
 
 /** Slots: 8 MiB of small ones for copies, segments and answers; large ones for all that is received. */
 const SMALL_SLOTS = 4096;
@@ -57,11 +64,20 @@ const SWEEP_SLOTS = 1024;
 const SPARSE_MS = 0.2;
 const SPIN_MICROSECONDS = 100;
 
+/** What a batch leads to until the rest is wired. */
+const NOWHERE: Consumer = {
+  process() {
+    throw new Error('internal: a batch leads nowhere');
+  },
+};
+
 /** Which of how many workers this is, and the memory through which they tell one another of stations. */
 export interface Team {
   readonly self: number;
   readonly workers: number;
   readonly gossip: SharedArrayBuffer | null;
+  /** What an AssociationState is made of; null when nothing here is encrypted. */
+  readonly associations: SharedArrayBuffer | null;
 }
 
 export class DataPlane {
@@ -76,13 +92,19 @@ export class DataPlane {
   private readonly tapInput: Batch;
   private readonly underlayInput: Batch;
   private readonly underlay: Port;
+  /** Of encrypted domains; null when this host was started without encryption. */
+  private readonly associations: Associations | null;
+  private associated: readonly AssociationIntent[] = [];
+  private readonly espInput: Batch;
+  private readonly espPort: Port | null;
+  private readonly secureDecap: VxlanDecap | null;
   private readonly uplink: Port | null;
   private readonly local: LocalVtep;
   private readonly wait = native.waitCreate();
   private readonly ready = new Uint32Array(256);
   private readonly gossip: Gossip | null;
   private readonly bridge: ReturnType<typeof createBridge>;
-  private readonly decap: ReturnType<typeof createVxlanDecap>;
+  private readonly decap: VxlanDecap;
   private current: Intent;
   private ticked = 0;
   /** When the last breath that had work began. */
@@ -103,7 +125,9 @@ export class DataPlane {
     counters: Counters,
     seed: number,
     private readonly onPortLost: (id: number) => void,
-    team: Team = { self: 0, workers: 1, gossip: null },
+    /** Called once a VTEP and SAW_ bit. */
+    private readonly onSeen: (address: Uint8Array, saw: number) => void,
+    team: Team = { self: 0, workers: 1, gossip: null, associations: null },
   ) {
     const frames = new FrameMemory({ small: SMALL_SLOTS, large: LARGE_SLOTS });
     native.attach(frames.u8, frames.off, frames.len, frames.freeLarge);
@@ -120,20 +144,35 @@ export class DataPlane {
       fd: underlay.fd,
       senders: underlay.senders,
       local: this.local,
+      carries: 'vxlan',
     });
     // From the last stage to the first, so that each finds its output.
     const toUnderlay = new Batch(this.underlay);
     // The kernel completes the outer UDP checksum of what goes through a socket.
     const toSegment = new Batch(createSegment(context, toUnderlay, { outerChecksum: false }));
     const encap = { v6: underlay.address.length === 16, checksum: false };
+    const espInput = new Batch(NOWHERE);
     this.uplink =
       underlay.uplink === undefined
         ? null
-        : createUplinkTap(context, { id: UPLINK_PORT, fd: underlay.uplink, v6: encap.v6, mtu: underlay.mtu });
+        : createUplinkTap(context, {
+            id: UPLINK_PORT,
+            fd: underlay.uplink,
+            v6: encap.v6,
+            mtu: underlay.mtu,
+            ...(underlay.esp && underlay.esp.port !== 0
+              ? { esp: { port: underlay.esp.port, to: espInput } }
+              : {}),
+          });
     const toUplink = this.uplink && new Batch(this.uplink);
     const toBundle = toUplink && new Batch(createBundle(context, encap.v6, toUplink));
+    const secure = this.secureOptions(first, team);
+    this.associations = secure?.associations ?? null;
+    const secureOut = secure && createSecureOut(context, secure, toUplink);
+    this.espPort = secureOut?.port ?? null;
+    const secured = secureOut?.stages[0] ?? null;
     const toTunnel = new Batch(
-      createVxlanEncap(context, this.domains, this.vteps, encap, toSegment, toBundle),
+      createVxlanEncap(context, this.domains, this.vteps, encap, toSegment, toBundle, secured),
     );
     const group = new Batch(
       createNeighbour(context, this.neighbours, {
@@ -164,22 +203,46 @@ export class DataPlane {
     this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toUnfinished);
     this.underlayInput = new Batch(this.decap);
     this.tapInput = toBridge;
+    const secureIn = secure && createSecureIn(context, secure, espInput, toCoalesce);
+    this.secureDecap = secureIn?.decap ?? null;
+    this.espInput = espInput;
     for (const batch of [
       this.underlayInput,
+      ...(secureIn?.stages ?? []),
       toUnfinished,
       toCoalesce,
       toBridge,
       group,
       toTunnel,
+      ...(secureOut?.stages ?? []),
       toSegment,
       toUnderlay,
     ])
       this.stages.add(batch);
     if (toBundle && toUplink) for (const batch of [toBundle, toUplink]) this.stages.add(batch);
+    if (underlay.esp?.receive && this.espPort) native.waitAdd(this.wait, this.espPort.fd, ESP_PORT);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
     this.current = { ...first, domains: [], ports: [], stations: [], neighbours: [], links: [] };
     this.apply(first);
+  }
+
+  private secureOptions({ underlay }: Intent, team: Team): SecureOptions | null {
+    if (underlay.esp === undefined || team.associations === null) return null;
+    const { vteps, domains, local } = this;
+    const associations = new Associations(new AssociationState(team.associations), vteps.capacity);
+    const shared = team.workers > 1;
+    return { associations, domains, vteps, local, esp: underlay.esp, shared, strict: underlay.strict };
+  }
+
+  /** Makes the security associations what the list says. Called between breaths. */
+  associate(next: readonly AssociationIntent[]): void {
+    if (this.associations === null) throw new Error('this data plane was started without encryption');
+    this.associations.set(next, (address) => this.vtep(address));
+    for (const { direction, vtep } of next)
+      if (direction === 'out') this.vteps.forget(this.vtep(vtep), SAW_NO_ASSOCIATION);
+    this.associated = next;
+    this.dropUnusedVteps(this.current);
   }
 
   /** Waits on a further descriptor, whose tag `breathe` then reports. Tags of ports are below 65,536. */
@@ -201,6 +264,7 @@ export class DataPlane {
       const tag = ready[i];
       if (tag === UNDERLAY_PORT) this.underlay.receive(this.underlayInput);
       else if (tag === UPLINK_PORT) this.uplink?.receive(this.underlayInput);
+      else if (tag === ESP_PORT) this.espPort?.receive(this.espInput);
       else if (tag < MAX_PORTS) this.receiveFrom(tag);
       else watched = tag;
     }
@@ -224,6 +288,7 @@ export class DataPlane {
   private tick(): void {
     this.ticked = this.context.now;
     this.bridge.age(SWEEP_SLOTS);
+    this.vteps.tell((vtep, saw) => this.onSeen(this.vteps.address(vtep), saw));
     const { seconds } = this.context;
     for (let vtep = 0; this.vteps.learned > 0 && vtep < MAX_VTEPS; vtep++) {
       if (this.vteps.state[vtep] === 2 && seconds - this.vteps.seen[vtep] > VTEP_SILENCE)
@@ -234,7 +299,12 @@ export class DataPlane {
   private forgetVtep(vtep: number): void {
     this.table.removeWhere((_, destination) => destination === (REMOTE | vtep));
     this.vteps.remove(vtep);
+    this.invalidate();
+  }
+
+  private invalidate(): void {
     this.decap.invalidate();
+    this.secureDecap?.invalidate();
   }
 
   /** Makes the data plane what the intent says, touching only what differs. Called between breaths. */
@@ -257,7 +327,7 @@ export class DataPlane {
     for (const added of difference(next.neighbours, before.neighbours)) {
       this.neighbours.set(added.domain, added.address, added.mac);
     }
-    this.decap.invalidate();
+    this.invalidate();
     this.current = next;
   }
 
@@ -314,6 +384,8 @@ export class DataPlane {
     const named = new Set<number>();
     for (const domain of next.domains) for (const address of domain.peers) named.add(this.vtep(address));
     for (const { at } of next.stations) if (typeof at !== 'number') named.add(this.vtep(at));
+    // An association must never come to another VTEP that got the number.
+    for (const { vtep } of this.associated) named.add(this.vtep(vtep));
     for (let vtep = 0; vtep < MAX_VTEPS; vtep++) {
       if (this.vteps.state[vtep] === 1 && !named.has(vtep))
         this.vteps.unconfigure(vtep, this.context.seconds);

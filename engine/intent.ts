@@ -18,6 +18,17 @@ interface UnderlayIntent {
   readonly mtu: number;
   /** Queue of the uplink TAP, where the host can have one. */
   readonly uplink?: number;
+  /** What carries ESP; without it nothing of an encrypted domain leaves or enters. */
+  readonly esp?: EspIntent;
+}
+
+export interface EspIntent {
+  /** Socket bound to the VTEP's address: UDP, or raw for IP protocol 50. */
+  readonly fd: number;
+  /** Whether this worker receives from it: of raw sockets each gets every packet. */
+  readonly receive: boolean;
+  /** UDP port of encapsulation, here and at every peer; 0 for IP protocol 50. */
+  readonly port: number;
 }
 
 /** The next hop of a VTEP, by which the uplink TAP reaches it; a VTEP without one goes through the socket. */
@@ -33,7 +44,7 @@ export interface DomainIntent {
   /** Index below MAX_DOMAINS; a network keeps its own for life. */
   readonly id: number;
   readonly vni: number;
-  /** CARRY_VLAN, LEARN, PEERS_ONLY. */
+  /** CARRY_VLAN, LEARN, PEERS_ONLY, ENCRYPTED. */
   readonly flags: number;
   /** Seconds. */
   readonly ageing: number;
@@ -108,5 +119,7 @@ export const MAX_VTEPS = 4096;
 export const UNDERLAY_PORT = 0;
 /** Number of the uplink TAP's port; endpoints stay below. */
 export const UPLINK_PORT = 4095;
+/** Number of the port that carries ESP over a socket. */
+export const ESP_PORT = 4096;
 /** Most local endpoints: ports 1 to 4094. */
 export const MAX_ENDPOINTS = UPLINK_PORT - 1;

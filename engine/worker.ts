@@ -7,7 +7,7 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import { native } from '../native-bindings/index.js';
 import { type CounterBlock, Counters } from './counters.js';
 import { DataPlane, type Team } from './dataplane.js';
-import type { Intent } from './intent.js';
+import type { AssociationIntent, Intent } from './intent.js';
 import type { MacEntry } from './tables/mac-table.js';
 
 export interface WorkerData {
@@ -21,6 +21,11 @@ export interface WorkerData {
 
 export type Request =
   | { readonly kind: 'apply'; readonly id: number; readonly intent: Intent }
+  | {
+      readonly kind: 'associate';
+      readonly id: number;
+      readonly associations: readonly AssociationIntent[];
+    }
   | { readonly kind: 'inspect'; readonly id: number }
   | { readonly kind: 'flush'; readonly id: number }
   | { readonly kind: 'stop'; readonly id: number };
@@ -46,10 +51,8 @@ export interface Reply {
   readonly error?: string;
 }
 
-/** Said without being asked: a port's device is gone. */
-export interface Notice {
-  readonly lost: number;
-}
+/** Said without being asked: a port's device is gone; a VTEP did what its operator should hear of (a SAW_ bit). */
+export type Notice = { readonly lost: number } | { readonly vtep: Uint8Array; readonly saw: number };
 
 const WAKE = 0x10000;
 /** Longest sleep without traffic, for ageing. */
@@ -83,6 +86,7 @@ function run(port: NonNullable<typeof parentPort>): void {
     counters,
     seed,
     (lost) => port.postMessage({ lost } satisfies Notice),
+    (vtep, saw) => port.postMessage({ vtep, saw } satisfies Notice),
     team,
   );
   plane.watch(wake, WAKE);
@@ -94,6 +98,7 @@ function run(port: NonNullable<typeof parentPort>): void {
   const handle = (request: Request): void => {
     try {
       if (request.kind === 'apply') plane.apply(request.intent);
+      if (request.kind === 'associate') plane.associate(request.associations);
       if (request.kind === 'flush') plane.flush();
       if (request.kind === 'stop') running = false;
       reply(request.id, request.kind === 'inspect' ? { inspection: inspect(plane) } : {});

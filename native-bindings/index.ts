@@ -40,6 +40,8 @@ interface UdpOptions {
   readonly gro: boolean;
   /** Whether other sockets of ours share address and port (SO_REUSEPORT), each with its own flows. */
   readonly share?: boolean;
+  /** IP protocol of a raw socket, in place of UDP. An IPv4 one receives the IP header too. */
+  readonly protocol?: number;
 }
 
 export type GcmLibrary = 'ipsec-mb' | 'openssl';
@@ -115,11 +117,12 @@ interface Addon {
   ): number;
   /**
    * Sends the UDP payload of frames that carry their outer header; failures: no room, unreachable, too big,
-   * other, segmentation refused.
+   * other, segmentation refused. `kind` is 1 over IPv6, 0 over IPv4, and 2 more for a raw socket, which sends what
+   * comes behind the IP header.
    */
   udpSend(
     fd: number,
-    v6: number,
+    kind: number,
     frames: Uint32Array,
     count: number,
     gso: number,

@@ -14,42 +14,23 @@
  */
 import { native } from '../../native-bindings/index.js';
 import type { Batch, Consumer, Context } from '../graph.js';
-import {
-  BATCH_SIZE,
-  GSO_UDP_L4,
-  LARGE_CAPACITY,
-  OFFLOAD_GSO_MASK,
-  OFFLOAD_GSO_SHIFT,
-  OFFLOAD_NEEDS_CSUM,
-} from '../memory/frames.js';
+import { BATCH_SIZE, OFFLOAD_GSO_MASK, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
 import { createCopy } from '../memory/unaligned.js';
 import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
-import {
-  fold16,
-  IPV4_HEADER,
-  IPV4_LENGTH,
-  IPV6_LENGTH,
-  PROTOCOL_UDP,
-  sumWords,
-  UDP_HEADER,
-  writeIpv4Checksum,
-} from '../wire/ip.js';
+import { UDP_HEADER } from '../wire/ip.js';
+import { createBundleFinisher, MOST_BYTES, MOST_DATAGRAMS } from '../wire/udp-bundle.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
-
-/** Most datagrams in a bundle: UDP_MAX_SEGMENTS of kernels before 6.9. */
-const MOST = 64;
-/** Most bytes of UDP payload in a bundle; with its headers it must fit the 16-bit length of IP. */
-const MOST_BYTES = Math.min(65_000, LARGE_CAPACITY - OUTER_IPV6);
 
 const COUNTERS = ['bundles', 'bundled'] as const;
 const [BUNDLES, BUNDLED] = COUNTERS.keys();
 
 export function createBundle(context: Context, v6: boolean, out: Batch): Consumer {
   const { frames } = context;
-  const { u16, off, len, offload, gsoSize, hdrLen, csumStart, csumOffset } = frames;
+  const { u16, off, len, offload, csumStart, csumOffset } = frames;
   const { values } = context.counters;
   const { base } = context.counters.claim('bundle', COUNTERS);
   const copy = createCopy(frames);
+  const finishBundle = createBundleFinisher(frames, v6);
   /** Outer Ethernet, IP and UDP. */
   const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
   /** In 16-bit words from the frame's start: the IP header, the UDP header, and what makes a flow. */
@@ -87,7 +68,7 @@ export function createBundle(context: Context, v6: boolean, out: Batch): Consume
     // The others are laid behind the first, so it needs a slot that has the room.
     if (!mayJoin(first) || first < frames.small) return 1;
     const size = len[first] - outer;
-    const most = Math.min(count - k, MOST, Math.floor(MOST_BYTES / size));
+    const most = Math.min(count - k, MOST_DATAGRAMS, Math.floor(MOST_BYTES / size));
     const w = off[first] >>> 1;
     let n = 1;
     while (n < most) {
@@ -153,23 +134,7 @@ export function createBundle(context: Context, v6: boolean, out: Batch): Consume
       end += length;
       frames.free(member);
     }
-    const w = off[frame] >>> 1;
-    const payload = end - off[frame] - outer;
-    const length = swap16(payload + UDP_HEADER);
-    len[frame] = outer + payload;
-    if (v6) u16[w + ip + IPV6_LENGTH] = length;
-    else {
-      u16[w + ip + IPV4_LENGTH] = swap16(payload + UDP_HEADER + IPV4_HEADER);
-      writeIpv4Checksum(u16, w + ip);
-    }
-    u16[w + udp + 2] = length;
-    const addresses = v6 ? sumWords(u16, w + udp - 16, 16) : sumWords(u16, w + udp - 4, 4);
-    u16[w + udp + 3] = fold16(addresses + (PROTOCOL_UDP << 8) + length);
-    offload[frame] = OFFLOAD_NEEDS_CSUM | (GSO_UDP_L4 << OFFLOAD_GSO_SHIFT);
-    gsoSize[frame] = size;
-    hdrLen[frame] = outer;
-    csumStart[frame] = outer - UDP_HEADER;
-    csumOffset[frame] = 6;
+    finishBundle(frame, end - off[frame] - outer, size);
     values[base + BUNDLES]++;
     values[base + BUNDLED] += count;
   }

@@ -6,10 +6,13 @@
  * once or dropped with a reason.
  */
 import { Batch, type Consumer, type Context, type Drops } from '../graph.js';
+import type { Associations } from '../tables/associations.js';
 import type { Domains } from '../tables/domains.js';
 import type { MacTable } from '../tables/mac-table.js';
 import type { LocalVtep, Vteps } from '../tables/vteps.js';
 import { createBridge } from './bridge.js';
+import { createEspDecrypt } from './esp-decrypt.js';
+import { createEspEncrypt } from './esp-encrypt.js';
 import { createVxlanDecap } from './vxlan-decap.js';
 import { createVxlanEncap } from './vxlan-encap.js';
 
@@ -23,6 +26,9 @@ export interface ChainTools {
   readonly local: LocalVtep;
   /** Refuse VXLAN packets with reserved bits set. */
   readonly strict: boolean;
+  readonly associations: Associations;
+  /** UDP port of encapsulated ESP; 0 for IP protocol 50. */
+  readonly espPort: number;
 }
 
 export interface ChainElement extends Consumer {
@@ -42,6 +48,8 @@ export const CHAIN_PORT = 65535;
 export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, ElementDefinition>([
   ['bridge', { summary: 'learning switch', outer: 'keeps', build: buildBridge }],
   ['vxlan-encap', { summary: 'puts frames into VXLAN', outer: 'adds', build: buildEncap }],
+  ['esp-encrypt', { summary: 'puts outer packets into ESP', outer: 'keeps', build: buildEncrypt }],
+  ['esp-decrypt', { summary: 'opens ESP packets', outer: 'keeps', build: buildDecrypt }],
   ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
 ]);
 
@@ -69,4 +77,27 @@ function buildEncap({ context, domains, vteps, local }: ChainTools, out: Batch):
 
 function buildDecap({ context, domains, vteps, local, strict }: ChainTools, out: Batch): ChainElement {
   return createVxlanDecap(context, domains, vteps, { local, strict, addressed: false }, out);
+}
+
+function buildEncrypt(
+  { context, associations, vteps, local, espPort }: ChainTools,
+  out: Batch,
+): ChainElement {
+  const v6 = local.address.length === 16;
+  return createEspEncrypt(
+    context,
+    associations,
+    vteps,
+    { v6, udpPort: espPort, shared: false, checksum: true },
+    out,
+  );
+}
+
+function buildDecrypt({ context, associations, local, espPort }: ChainTools, out: Batch): ChainElement {
+  return createEspDecrypt(
+    context,
+    associations,
+    { local, addressed: false, udpPort: espPort, shared: false },
+    out,
+  );
 }

@@ -2,22 +2,29 @@
  * `vxlan-decap`: takes VXLAN packets apart (RFC 7348, sections 4 and 5).
  *
  * Per packet, whole from its outer Ethernet header on:
- *   1. outer IPv4 or IPv6: header checksum, lengths that fit, no fragment, UDP to our port;
+ *   1. the outer IP header (see `createOuterParser`); UDP to our port;
  *   2. the UDP checksum, where it is not zero and no port vouches for it (section 4.3 leaves it to us);
- *   3. the outer source: not ourselves (a looped packet), not a group address;
- *   4. VXLAN: the I flag; reserved bits ignored (section 5), or refused like Linux when `strict`;
- *   5. VNI → domain, source address → VTEP, which is learned when it is new;
+ *   3. VXLAN: the I flag; reserved bits ignored (section 5), or refused like Linux when `strict`;
+ *   4. VNI → domain, source address → VTEP;
+ *   5. a domain that is encrypted takes what came through ESP, and nothing else; any other takes nothing of it;
+ *      the VTEP is learned when it is new;
  *   6. the inner frame: long enough, untagged unless the domain carries tags (section 6.1);
  *   7. the outer ECN field is merged into the inner one (RFC 6040, section 4.2);
  *   8. the outer headers are left behind; offload metadata moves with the frame.
  *
- * Not handled: outer VLAN tags, IPv6 extension headers (nobody sends VXLAN behind them), VXLAN-GPE.
+ * Not handled: outer VLAN tags, IPv6 extension headers, VXLAN-GPE.
  */
 import { native } from '../../native-bindings/index.js';
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { OFFLOAD_NEEDS_CSUM, OFFLOAD_OUTER_MASK, REMOTE } from '../memory/frames.js';
-import { CARRY_VLAN, type Domains, PEERS_ONLY } from '../tables/domains.js';
-import { addressBytes, addressWords, type LocalVtep, MAPPED, type Vteps } from '../tables/vteps.js';
+import { CARRY_VLAN, type Domains, ENCRYPTED, PEERS_ONLY } from '../tables/domains.js';
+import {
+  addressBytes,
+  type LocalVtep,
+  SAW_ESP_FOR_PLAIN,
+  SAW_PLAIN_FOR_ENCRYPTED,
+  type Vteps,
+} from '../tables/vteps.js';
 import {
   ETHERNET_HEADER,
   ETHERTYPE_IPV4_LE,
@@ -32,7 +39,6 @@ import {
   ECT_1,
   fold16,
   IPV4_HEADER,
-  IPV6_FRAGMENT_HEADER,
   IPV6_HEADER,
   NOT_ECT,
   PROTOCOL_UDP,
@@ -43,23 +49,19 @@ import {
   sumWords,
   UDP_HEADER,
 } from '../wire/ip.js';
+import { createOuterParser, OUTER_REASONS } from '../wire/outer.js';
 import { VNI_VALID_LE, VXLAN_HEADER } from '../wire/vxlan.js';
 
 const REASONS = [
-  'not-ip',
-  'bad-ip-header',
-  'ip-checksum',
-  'fragment',
+  ...OUTER_REASONS,
   'not-udp',
   'not-vxlan-port',
-  'bad-length',
   'udp-checksum',
-  'own-source',
-  'bad-outer-source',
-  'not-ours',
   'no-vni-flag',
   'reserved-bits',
   'unknown-vni',
+  'plain-for-encrypted',
+  'esp-for-plain',
   'unknown-vtep',
   'vtep-table-full',
   'inner-runt',
@@ -68,22 +70,16 @@ const REASONS = [
 ] as const;
 type Reason = (typeof REASONS)[number];
 const R = Object.fromEntries(REASONS.map((name, i) => [name, i])) as Record<Reason, number>;
-/** The parsers return an offset, or -1 - reason for a packet to be dropped. */
-const refuse = (reason: Reason): number => -1 - R[reason];
-const NOT_IP = refuse('not-ip');
-const BAD_IP_HEADER = refuse('bad-ip-header');
-const IP_CHECKSUM = refuse('ip-checksum');
-const FRAGMENT = refuse('fragment');
-const NOT_UDP = refuse('not-udp');
-const NOT_VXLAN_PORT = refuse('not-vxlan-port');
-const BAD_LENGTH = refuse('bad-length');
-const UDP_CHECKSUM = refuse('udp-checksum');
-const OWN_SOURCE = refuse('own-source');
-const BAD_OUTER_SOURCE = refuse('bad-outer-source');
-const NOT_OURS = refuse('not-ours');
+// What `parse` returns for a packet to be dropped: -1 - reason.
+const NOT_UDP = -1 - R['not-udp'];
+const NOT_VXLAN_PORT = -1 - R['not-vxlan-port'];
+const BAD_LENGTH = -1 - R['bad-length'];
+const UDP_CHECKSUM = -1 - R['udp-checksum'];
 const NO_VNI_FLAG = R['no-vni-flag'];
 const RESERVED_BITS = R['reserved-bits'];
 const UNKNOWN_VNI = R['unknown-vni'];
+const PLAIN_FOR_ENCRYPTED = R['plain-for-encrypted'];
+const ESP_FOR_PLAIN = R['esp-for-plain'];
 const UNKNOWN_VTEP = R['unknown-vtep'];
 const VTEP_TABLE_FULL = R['vtep-table-full'];
 const INNER_RUNT = R['inner-runt'];
@@ -99,6 +95,11 @@ export interface DecapOptions {
   readonly addressed: boolean;
   /** Refuse packets with reserved bits set, as Linux does by default. */
   readonly strict: boolean;
+  /**
+   * Whether the packets were opened by ESP: only then are they taken for a domain that is encrypted, and for no
+   * other. Their UDP checksum is not looked at, since the ICV says more (RFC 3948, section 3.1.2). Default false.
+   */
+  readonly secured?: boolean;
 }
 
 export interface VxlanDecap extends Consumer {
@@ -118,17 +119,14 @@ export function createVxlanDecap(
   const { flags, vteps: members } = domains;
   const { seen } = vteps;
   const { values } = context.counters;
-  const { addressed, strict, local } = options;
-  const [localA, localB, localC, localD] = addressWords(local.address);
-  const localIpv4 = local.address.length === 4;
-  const drops = new Drops(context, 'vxlan-decap', REASONS);
-  const { base } = context.counters.claim('vxlan-decap', COUNTERS);
+  const { addressed, strict, local, secured = false } = options;
+  const name = secured ? 'vxlan-decap:esp' : 'vxlan-decap';
+  const drops = new Drops(context, name, REASONS);
+  const { base } = context.counters.claim(name, COUNTERS);
   const portLe = swap16(local.port);
-  /**
-   * The outer source of the packet at hand and of the one before, four words each. Most packets of a batch
-   * share source and VNI. In an array, since a variable that holds more than 31 bits makes an object at each store.
-   */
-  const source = new Uint32Array(4);
+  const outer = createOuterParser(context.frames, local, addressed);
+  const { source } = outer;
+  /** The outer source of the packet before: most packets of a batch share source and VNI. */
   const last = new Uint32Array(4);
   let lastVtep = -1;
   let lastVni = -1;
@@ -147,7 +145,7 @@ export function createVxlanDecap(
       const frame = ids[k];
       const w = off[frame] >>> 1;
       const length = len[frame];
-      const at = parse(frame, w, length);
+      const at = parse(frame, w);
       if (at < 0) {
         drops.drop(frame, -1 - at);
         continue;
@@ -173,98 +171,19 @@ export function createVxlanDecap(
     values[base + BYTES] += bytes;
   }
 
-  /** Steps 1 to 3. Returns the offset of the VXLAN header, or a refusal; trims trailing padding. */
-  function parse(frame: number, w: number, length: number): number {
-    if (length < ETHERNET_HEADER + IPV4_HEADER) return NOT_IP;
-    const type = u16[w + 6];
-    // Offset of the UDP header; its payload's length is what `len` says afterwards.
-    let udp = 0;
-    if (type === ETHERTYPE_IPV4_LE) udp = parseIpv4(frame, w, length);
-    else if (type === ETHERTYPE_IPV6_LE) udp = parseIpv6(frame, w, length);
-    else return NOT_IP;
-    if (udp < 0) return udp;
+  /** Steps 1 and 2. Returns the offset of the VXLAN header, or a refusal; trims trailing padding. */
+  function parse(frame: number, w: number): number {
+    const found = outer.parse(frame, w, UDP_HEADER + VXLAN_HEADER);
+    if (found < 0) return found;
+    if (found >>> 16 !== PROTOCOL_UDP) return NOT_UDP;
+    const udp = found & 0xffff;
     const u = w + (udp >>> 1);
     if (u16[u + 1] !== portLe) return NOT_VXLAN_PORT;
     const udpLength = len[frame] - udp;
     if (swap16(u16[u + 2]) !== udpLength) return BAD_LENGTH;
-    if (u16[u + 3] !== 0 && offload[frame] === 0 && !checksumHolds(w, udp, udpLength)) return UDP_CHECKSUM;
+    if (!secured && u16[u + 3] !== 0 && offload[frame] === 0 && !checksumHolds(w, udp, udpLength))
+      return UDP_CHECKSUM;
     return udp + UDP_HEADER;
-  }
-
-  function parseIpv4(frame: number, w: number, length: number): number {
-    const header = (u16[w + 7] & 15) << 2;
-    if ((u16[w + 7] & 0xf0) !== 0x40 || header < IPV4_HEADER) return BAD_IP_HEADER;
-    const total = swap16(u16[w + 8]);
-    if (total < header + UDP_HEADER + VXLAN_HEADER || total > length - ETHERNET_HEADER) return BAD_LENGTH;
-    // The usual header is summed without a loop: 5 ns less a packet.
-    const sum =
-      header === IPV4_HEADER
-        ? u16[w + 7] +
-          u16[w + 8] +
-          u16[w + 9] +
-          u16[w + 10] +
-          u16[w + 11] +
-          u16[w + 12] +
-          u16[w + 13] +
-          u16[w + 14] +
-          u16[w + 15] +
-          u16[w + 16]
-        : sumWords(u16, w + 7, header >>> 1);
-    if (fold16(sum) !== 0xffff) return IP_CHECKSUM;
-    // More fragments, or an offset.
-    if ((u16[w + 10] & 0xff3f) !== 0) return FRAGMENT;
-    if (u16[w + 11] >>> 8 !== PROTOCOL_UDP) return NOT_UDP;
-    const d = (u16[w + 13] | (u16[w + 14] << 16)) >>> 0;
-    source[0] = 0;
-    source[1] = 0;
-    source[2] = MAPPED;
-    source[3] = d;
-    // Multicast, reserved and broadcast (first byte 224–255) and 0.0.0.0 are no sources.
-    if ((d & 0xe0) === 0xe0 || d === 0) return BAD_OUTER_SOURCE;
-    if (addressed) {
-      if (!localIpv4) return NOT_OURS;
-      if (d === localD) return OWN_SOURCE;
-      if ((u16[w + 15] | (u16[w + 16] << 16)) >>> 0 !== localD) return NOT_OURS;
-    }
-    len[frame] = ETHERNET_HEADER + total;
-    return ETHERNET_HEADER + header;
-  }
-
-  function parseIpv6(frame: number, w: number, length: number): number {
-    if (length < ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER + VXLAN_HEADER) return BAD_LENGTH;
-    if ((u16[w + 7] & 0xf0) !== 0x60) return BAD_IP_HEADER;
-    const payload = swap16(u16[w + 9]);
-    if (payload < UDP_HEADER + VXLAN_HEADER || payload > length - ETHERNET_HEADER - IPV6_HEADER)
-      return BAD_LENGTH;
-    const next = u16[w + 10] & 0xff;
-    if (next !== PROTOCOL_UDP) return next === IPV6_FRAGMENT_HEADER ? FRAGMENT : NOT_UDP;
-    const a = (u16[w + 11] | (u16[w + 12] << 16)) >>> 0;
-    const b = (u16[w + 13] | (u16[w + 14] << 16)) >>> 0;
-    const c = (u16[w + 15] | (u16[w + 16] << 16)) >>> 0;
-    const d = (u16[w + 17] | (u16[w + 18] << 16)) >>> 0;
-    source[0] = a;
-    source[1] = b;
-    source[2] = c;
-    source[3] = d;
-    if ((a & 0xff) === 0xff) return BAD_OUTER_SOURCE;
-    // Neither is the unspecified address, nor an IPv4-mapped one, which would pass for an IPv4 VTEP.
-    if ((a | b) === 0 && (c === MAPPED || (c | d) === 0)) return BAD_OUTER_SOURCE;
-    if (addressed) {
-      if (localIpv4) return NOT_OURS;
-      if (d === localD && c === localC && b === localB && a === localA) return OWN_SOURCE;
-      if (!isLocalAt(w + 19)) return NOT_OURS;
-    }
-    len[frame] = ETHERNET_HEADER + IPV6_HEADER + payload;
-    return ETHERNET_HEADER + IPV6_HEADER;
-  }
-
-  function isLocalAt(w: number): boolean {
-    return (
-      (u16[w + 6] | (u16[w + 7] << 16)) >>> 0 === localD &&
-      (u16[w + 4] | (u16[w + 5] << 16)) >>> 0 === localC &&
-      (u16[w + 2] | (u16[w + 3] << 16)) >>> 0 === localB &&
-      (u16[w] | (u16[w + 1] << 16)) >>> 0 === localA
-    );
   }
 
   function checksumHolds(w: number, udp: number, length: number): boolean {
@@ -279,7 +198,7 @@ export function createVxlanDecap(
     return native.checksum(start, length, pseudo) === 0xffff;
   }
 
-  /** Steps 4 to 6 for the VXLAN header at word `v` and `inner` bytes behind it. A drop reason, or -1. */
+  /** Steps 3 to 6 for the VXLAN header at word `v` and `inner` bytes behind it. A drop reason, or -1. */
   function admit(v: number, inner: number): number {
     const bits = u16[v];
     if ((bits & VNI_VALID_LE) === 0) return NO_VNI_FLAG;
@@ -305,6 +224,10 @@ export function createVxlanDecap(
       last[3] = source[3];
     }
     const domainFlags = flags[lastDomain];
+    if (((domainFlags & ENCRYPTED) !== 0) !== secured) {
+      if (lastVtep >= 0) vteps.note(lastVtep, secured ? SAW_ESP_FOR_PLAIN : SAW_PLAIN_FOR_ENCRYPTED);
+      return secured ? ESP_FOR_PLAIN : PLAIN_FOR_ENCRYPTED;
+    }
     if ((domainFlags & PEERS_ONLY) !== 0 && !members[lastDomain].includes(lastVtep)) return UNKNOWN_VTEP;
     if (inner < ETHERNET_HEADER) return INNER_RUNT;
     const type = u16[v + 10];

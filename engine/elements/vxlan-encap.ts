@@ -20,8 +20,9 @@ import {
   OFFLOAD_GSO_MASK,
   OFFLOAD_NEEDS_CSUM,
   OFFLOAD_OUTER_SHIFT,
+  REMOTE,
 } from '../memory/frames.js';
-import { CARRY_VLAN, type Domains } from '../tables/domains.js';
+import { CARRY_VLAN, type Domains, ENCRYPTED } from '../tables/domains.js';
 import { TEMPLATE_WORDS, type Vteps } from '../tables/vteps.js';
 import {
   ETHERNET_HEADER,
@@ -46,8 +47,8 @@ import {
 } from '../wire/ip.js';
 import { ENTROPY_PORT, OUTER_IPV4, OUTER_IPV6 } from '../wire/vxlan.js';
 
-const REASONS = ['inner-runt', 'inner-vlan', 'too-big', 'no-vtep', 'no-slot'] as const;
-const [INNER_RUNT, INNER_VLAN, TOO_BIG, NO_VTEP, NO_SLOT] = REASONS.keys();
+const REASONS = ['inner-runt', 'inner-vlan', 'too-big', 'no-vtep', 'no-slot', 'not-encrypted'] as const;
+const [INNER_RUNT, INNER_VLAN, TOO_BIG, NO_VTEP, NO_SLOT, NOT_ENCRYPTED] = REASONS.keys();
 
 const COUNTERS = ['frames', 'bytes', 'copies'] as const;
 const [FRAMES, BYTES, COPIES] = COUNTERS.keys();
@@ -66,6 +67,8 @@ export interface VxlanEncap extends Consumer {
 /**
  * @param out outer packets for VTEPs whose next hop is not known; all of them when there is no `linked`.
  * @param linked outer packets for VTEPs whose next hop is known.
+ * @param secured outer packets of domains that are encrypted, whose only way it is; their `dest` is their VTEP. Their
+ *   outer UDP checksum over IPv6 is always computed, since nobody behind can.
  */
 export function createVxlanEncap(
   context: Context,
@@ -74,6 +77,7 @@ export function createVxlanEncap(
   options: EncapOptions,
   out: Batch,
   linked: Batch | null = null,
+  secured: Batch | null = null,
 ): VxlanEncap {
   const { frames } = context;
   const { u16, u32, u64, off, len, dest, domain, offload, csumStart, csumOffset, hdrLen } = frames;
@@ -104,7 +108,8 @@ export function createVxlanEncap(
       else {
         sent++;
         bytes += len[frame];
-        if (linked !== null && isLinked[to & 0xffff] === 1) linked.push(frame);
+        if ((flags[domain[frame]] & ENCRYPTED) !== 0) secured!.push(frame);
+        else if (linked !== null && isLinked[to & 0xffff] === 1) linked.push(frame);
         else out.push(frame);
       }
     }
@@ -120,7 +125,8 @@ export function createVxlanEncap(
     }
     values[base + FRAMES]++;
     values[base + BYTES] += len[frame];
-    if (linked !== null && isLinked[vtep] === 1) linked.push(frame);
+    if ((flags[domain[frame]] & ENCRYPTED) !== 0) secured!.push(frame);
+    else if (linked !== null && isLinked[vtep] === 1) linked.push(frame);
     else out.push(frame);
   }
 
@@ -147,6 +153,8 @@ export function createVxlanEncap(
     if (inner < ETHERNET_HEADER) return INNER_RUNT;
     if (inner + outer - ETHERNET_HEADER > 65535) return TOO_BIG;
     const dom = domain[frame];
+    const encrypted = (flags[dom] & ENCRYPTED) !== 0;
+    if (encrypted && secured === null) return NOT_ENCRYPTED;
     const w = off[frame] >>> 1;
     const type = u16[w + 6];
     if ((type === ETHERTYPE_VLAN_LE || type === ETHERTYPE_QINQ_LE) && (flags[dom] & CARRY_VLAN) === 0)
@@ -174,7 +182,8 @@ export function createVxlanEncap(
     off[frame] = (w << 1) - outer;
     len[frame] = inner + outer;
     if (offload[frame] !== 0) shiftOffload(frame);
-    if (v6 && (checksum || (linked !== null && isLinked[vtep] === 1)))
+    if (encrypted) dest[frame] = REMOTE | vtep;
+    if (v6 && (checksum || encrypted || (linked !== null && isLinked[vtep] === 1)))
       checksumIpv6(frame, vtep, udp, inner + 16);
     return -1;
   }

@@ -1,20 +1,22 @@
 /**
- * The underlay over UDP sockets: works on every kernel, needs no device.
+ * The underlay over sockets: works on every kernel, needs no device. UDP for VXLAN and for encapsulated ESP, or a raw
+ * socket for ESP as an IP protocol.
  *
  * Elements see whole outer packets, so what the socket delivers gets its outer header back – from the source
  * address, port and TOS that the kernel reports – and what is sent has its outer header read and left behind.
  * Sending sockets are bound to ports of the entropy range (RFC 7348, section 5) and chosen by the source port in
- * the header: a flow keeps its socket, and so its order and its path.
+ * the header: a flow keeps its socket, and so its order and its path. ESP has but one port, or none, and one socket.
  *
- * Not handled here: super-frames and partial checksums, which `segment` in front of this port finishes.
+ * Not handled here: inner super-frames and partial checksums, which `segment` in front of this port finishes.
  */
 import { native } from '../../native-bindings/index.js';
 import { Batch, type Context, Drops } from '../graph.js';
-import { BATCH_SIZE, LARGE_CAPACITY } from '../memory/frames.js';
+import { BATCH_SIZE, GSO_UDP_L4, LARGE_CAPACITY, OFFLOAD_GSO_SHIFT } from '../memory/frames.js';
 import type { LocalVtep } from '../tables/vteps.js';
+import { ESP_HEADER, ESP_IV, PROTOCOL_ESP } from '../wire/esp.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
-import { fold16, PROTOCOL_UDP, UDP_HEADER } from '../wire/ip.js';
-import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
+import { fold16, IPV4_HEADER, IPV6_HEADER, PROTOCOL_UDP, UDP_HEADER } from '../wire/ip.js';
+import { VXLAN_HEADER } from '../wire/vxlan.js';
 import type { Port } from './port.js';
 import { createSplitter } from './split.js';
 import { countFailures } from './tap.js';
@@ -33,19 +35,30 @@ export interface SocketUnderlayOptions {
   readonly fd: number;
   /** Sockets bound to the VTEP's address and ports of the entropy range; a power of two of them. */
   readonly senders: readonly number[];
-  readonly local: LocalVtep;
+  /** Our address and the port, 0 for a raw socket. */
+  readonly local: Pick<LocalVtep, 'address' | 'port'>;
+  /** What is carried; of ESP, what arrived as one is handed on whole, as a UDP super-frame. */
+  readonly carries: 'vxlan' | 'esp';
 }
+
+/** Bytes between the UDP or IP payload and the inner frame, which is to lie where a TAP would have put it. */
+const IN_FRONT = { vxlan: VXLAN_HEADER, esp: ESP_HEADER + ESP_IV + UDP_HEADER + VXLAN_HEADER } as const;
 
 export function createSocketUnderlay(context: Context, options: SocketUnderlayOptions): Port {
   const { frames } = context;
-  const { off, len, u16 } = frames;
+  const { off, len, u16, offload, gsoSize } = frames;
   const { values } = context.counters;
-  const { id, fd, senders, local } = options;
+  const { id, fd, senders, local, carries } = options;
   if ((senders.length & (senders.length - 1)) !== 0)
     throw new RangeError('the number of senders is no power of two');
   const v6 = local.address.length === 16;
-  /** Bytes of outer Ethernet, IP and UDP in front of the UDP payload. */
-  const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
+  const raw = local.port === 0;
+  /** Bytes of outer Ethernet, IP and, if it is there, UDP in front of the payload. */
+  const outer = ETHERNET_HEADER + (v6 ? IPV6_HEADER : IPV4_HEADER) + (raw ? 0 : UDP_HEADER);
+  /** A raw IPv4 socket delivers the IP header itself. */
+  const delivered = raw && !v6 ? IPV4_HEADER : 0;
+  const before = IN_FRONT[carries];
+  const kind = (v6 ? 1 : 0) | (raw ? 2 : 0);
   const drops = new Drops(context, `port:${id}`, REASONS);
   const block = context.counters.claim(`port:${id}`, COUNTERS);
   const { base } = block;
@@ -64,8 +77,8 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
   function receive(to: Batch): number {
     const free = frames.freeLargeCount;
     const room = Math.min(BATCH_SIZE, free);
-    // The VXLAN header goes in front of `off`, so that the inner frame lies where a TAP would have put it.
-    const count = native.udpReceive(fd, free, room, VXLAN_HEADER, LARGE_CAPACITY, addresses, meta);
+    const lead = before + delivered;
+    const count = native.udpReceive(fd, free, room, lead, LARGE_CAPACITY, addresses, meta);
     if (count <= 0) return 0;
     let bytes = 0;
     let datagrams = 0;
@@ -73,9 +86,9 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
     for (let i = 0; i < count; i++) received[i] = frames.takeLarge();
     for (let i = 0; i < count; i++) {
       const frame = received[i];
-      const payload = len[frame];
-      off[frame] -= VXLAN_HEADER + outer;
-      len[frame] = payload + outer;
+      const payload = len[frame] - delivered;
+      off[frame] -= before + outer;
+      len[frame] = Math.max(payload, 0) + outer;
       if ((meta[i * 4 + 3] & 1) !== 0) {
         drops.drop(frame, TRUNCATED);
         continue;
@@ -83,11 +96,16 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
       writeReceived(off[frame] >>> 1, i, payload);
       bytes += payload + outer;
       const size = meta[i * 4 + 2];
-      if (size !== 0 && size < payload) datagrams += splitter.split(frame, size, to);
-      else {
-        datagrams++;
-        to.push(frame);
-      }
+      if (size !== 0 && size < payload) {
+        if (carries === 'vxlan') {
+          datagrams += splitter.split(frame, size, to);
+          continue;
+        }
+        offload[frame] = GSO_UDP_L4 << OFFLOAD_GSO_SHIFT;
+        gsoSize[frame] = size;
+        datagrams += Math.ceil(payload / size);
+      } else datagrams++;
+      to.push(frame);
     }
     countOverflow(meta[count * 4 - 1] >>> 1);
     values[base + RX_FRAMES] += datagrams;
@@ -105,10 +123,13 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
   /** Writes the outer header of the `i`th datagram received: what the kernel took off and reported. */
   function writeReceived(w: number, i: number, payload: number): void {
     const tos = meta[i * 4 + 1];
-    for (let j = 0; j < outer / 2; j++) u16[w + j] = template[j];
+    // Of a header that was delivered only Ethernet is missing.
+    const missing = delivered === 0 ? outer : ETHERNET_HEADER;
+    for (let j = 0; j < missing / 2; j++) u16[w + j] = template[j];
+    if (delivered !== 0) return;
     const ip = w + ETHERNET_HEADER / 2;
     const udp = w + outer / 2 - UDP_HEADER / 2;
-    const length = swap16(payload + UDP_HEADER);
+    const length = swap16(payload + (raw ? 0 : UDP_HEADER));
     const from = i * 8;
     if (v6) {
       // Traffic class: high nibble in the low bits of byte 0, low nibble in the high bits of byte 1.
@@ -123,12 +144,17 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
       u16[ip + 7] = addressHalves[from + 1];
       u16[ip + 5] = ~fold16(templateSum + (tos << 8) + total + addressHalves[from] + addressHalves[from + 1]);
     }
+    if (raw) return;
     u16[udp] = swap16(meta[i * 4]);
     u16[udp + 2] = length;
   }
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
+    if (senders.length === 1) {
+      sendOn(senders[0], batch);
+      return;
+    }
     const mask = perSender.length - 1;
     for (let k = 0; k < count; k++) {
       const frame = ids[k];
@@ -142,7 +168,7 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
     const { frames: ids, count } = batch;
     let bytes = 0;
     for (let k = 0; k < count; k++) bytes += len[ids[k]];
-    const sent = native.udpSend(sender, v6 ? 1 : 0, ids, count, gso, failures);
+    const sent = native.udpSend(sender, kind, ids, count, gso, failures);
     for (let k = 0; k < count; k++) frames.free(ids[k]);
     values[base + TX_FRAMES] += sent;
     values[base + TX_BYTES] += bytes;
@@ -165,19 +191,19 @@ export function createSocketUnderlay(context: Context, options: SocketUnderlayOp
 }
 
 /** The outer header that received packets get, in halves: lengths, source, TOS and checksum still zero. */
-function receivedHeader(local: LocalVtep): Uint16Array {
+function receivedHeader(local: SocketUnderlayOptions['local']): Uint16Array {
   const v6 = local.address.length === 16;
-  const outer = (v6 ? OUTER_IPV6 : OUTER_IPV4) - VXLAN_HEADER;
-  const bytes = new Uint8Array(outer);
+  const udp = ETHERNET_HEADER + (v6 ? IPV6_HEADER : IPV4_HEADER);
+  const bytes = new Uint8Array(udp + UDP_HEADER);
   const halves = new Uint16Array(bytes.buffer);
   halves[6] = v6 ? ETHERTYPE_IPV6_LE : ETHERTYPE_IPV4_LE;
   const ip = ETHERNET_HEADER;
   bytes[ip] = v6 ? 0x60 : 0x45;
-  bytes[ip + (v6 ? 6 : 9)] = PROTOCOL_UDP;
+  bytes[ip + (v6 ? 6 : 9)] = local.port === 0 ? PROTOCOL_ESP : PROTOCOL_UDP;
   bytes[ip + (v6 ? 7 : 8)] = 64;
   bytes.set(local.address, ip + (v6 ? 24 : 16));
-  bytes[outer - 6] = local.port >>> 8;
-  bytes[outer - 5] = local.port;
+  bytes[udp + 2] = local.port >>> 8;
+  bytes[udp + 3] = local.port;
   return halves;
 }
 

@@ -21,7 +21,7 @@ import {
   OFFLOAD_OUTER_MASK,
   OFFLOAD_OUTER_SHIFT,
 } from '../memory/frames.js';
-import { ETHERNET_HEADER, ETHERTYPE_QINQ_LE, ETHERTYPE_VLAN_LE, VLAN_TAG } from '../wire/ethernet.js';
+import { ETHERNET_HEADER, ETHERTYPE_QINQ_LE, ETHERTYPE_VLAN_LE, swap16, VLAN_TAG } from '../wire/ethernet.js';
 import { UDP_HEADER } from '../wire/ip.js';
 import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
@@ -50,13 +50,18 @@ export interface UplinkOptions {
   readonly v6: boolean;
   /** MTU of the network card, bytes of IP packet. */
   readonly mtu: number;
+  /** UDP port of encapsulated ESP and where its packets go, super-frames uncut; everything else is VXLAN. */
+  readonly esp?: { readonly port: number; readonly to: Batch };
 }
 
 export function createUplinkTap(context: Context, options: UplinkOptions): Port {
   const { frames } = context;
   const { off, len, u16, offload, hdrLen, gsoSize, csumStart, csumOffset } = frames;
   const { values } = context.counters;
-  const { id, fd, v6 } = options;
+  const { id, fd, v6, esp } = options;
+  /** UDP destination port of ESP as the view gives it, and in which word of a packet it stands. */
+  const espPortLe = esp === undefined ? -1 : swap16(esp.port);
+  const portWord = (v6 ? OUTER_IPV6 : OUTER_IPV4) / 2 - 7;
   const outer = v6 ? OUTER_IPV6 : OUTER_IPV4;
   const tunnel = v6 ? TUNNEL_IPV6 : TUNNEL_IPV4;
   const longest = options.mtu + ETHERNET_HEADER;
@@ -88,6 +93,13 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
       bytes += length;
       const h = (start - TUNNEL_VNET_HEADER) >>> 1;
       const flags = u16[h];
+      if (esp !== undefined && u16[(start >>> 1) + portWord] === espPortLe) {
+        offload[frame] = flags & OFFLOAD_GSO_MASK;
+        gsoSize[frame] = u16[h + 2];
+        datagrams++;
+        esp.to.push(frame);
+        continue;
+      }
       if ((flags & OFFLOAD_GSO_MASK) === GSO_UDP_L4 << OFFLOAD_GSO_SHIFT) {
         // Outer datagrams laid one after another, as a peer's socket sends them: the inner frames are whole.
         datagrams += splitter.split(frame, u16[h + 2], to);

@@ -9,6 +9,8 @@ export const CARRY_VLAN = 1;
 export const LEARN = 2;
 /** Decapsulate only what comes from a VTEP that is a peer of the domain. */
 export const PEERS_ONLY = 4;
+/** Its VXLAN leaves the host inside ESP only, and nothing else is accepted for it. */
+export const ENCRYPTED = 8;
 
 export class Domains {
   /** VXLAN network identifier; valid while `used` is set. */

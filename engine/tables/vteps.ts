@@ -15,6 +15,11 @@ import { OUTER_IPV4, OUTER_IPV6, VXLAN_HEADER } from '../wire/vxlan.js';
 export const TEMPLATE_WORDS = 9;
 const TEMPLATE_BYTES = TEMPLATE_WORDS * 8;
 
+/** What was seen of a VTEP that its operator should hear of once. Bits of `noted`. */
+export const SAW_NO_ASSOCIATION = 1;
+export const SAW_PLAIN_FOR_ENCRYPTED = 2;
+export const SAW_ESP_FOR_PLAIN = 4;
+
 export interface LocalVtep {
   /** 4 or 16 bytes. */
   readonly address: Uint8Array;
@@ -40,6 +45,11 @@ export class Vteps {
   private readonly mask: number;
   /** Learned VTEPs in use. */
   learned = 0;
+  /** What was seen of each VTEP, in SAW_ bits, and what of it was told already. */
+  private readonly noted: Uint8Array;
+  private readonly told: Uint8Array;
+  /** Whether something was noted since `tell`. */
+  private news = false;
 
   /** @param capacity most VTEPs, at most 65,535: the index must fit beside REMOTE. */
   constructor(capacity: number) {
@@ -50,6 +60,8 @@ export class Vteps {
     this.state = new Uint8Array(capacity);
     this.linked = new Uint8Array(capacity);
     this.seen = new Uint32Array(capacity);
+    this.noted = new Uint8Array(capacity);
+    this.told = new Uint8Array(capacity);
     this.addresses = new Uint32Array(capacity * 4);
     let slots = 16;
     while (slots < capacity * 2) slots *= 2;
@@ -108,9 +120,35 @@ export class Vteps {
   /** Forgets a VTEP. MAC entries that name it must be gone before. */
   remove(vtep: number): void {
     this.linked[vtep] = 0;
+    this.forget(vtep, 0xff);
     if (this.state[vtep] === 2) this.learned--;
     this.state[vtep] = 0;
     this.rebuildIndex();
+  }
+
+  /** Notes what its operator should hear of once. */
+  note(vtep: number, saw: number): void {
+    if ((this.noted[vtep] & saw) !== 0) return;
+    this.noted[vtep] |= saw;
+    this.news = true;
+  }
+
+  /** Forgets that something was seen, so that the next time is told again. */
+  forget(vtep: number, saw: number): void {
+    this.noted[vtep] &= ~saw;
+    this.told[vtep] &= ~saw;
+  }
+
+  /** Tells what was noted and not told before. */
+  tell(to: (vtep: number, saw: number) => void): void {
+    if (!this.news) return;
+    this.news = false;
+    for (let vtep = 0; vtep < this.capacity; vtep++) {
+      const saw = this.noted[vtep] & ~this.told[vtep];
+      if (saw === 0) continue;
+      this.told[vtep] |= saw;
+      to(vtep, saw);
+    }
   }
 
   /** Makes a configured VTEP an ordinary learned one, which ages. */

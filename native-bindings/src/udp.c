@@ -48,7 +48,10 @@ static const char *configure(int fd, int family, int ttl, bool gro, bool share)
 	return NULL;
 }
 
-/* udpOpen({address, port, ttl, gro, share}): number – a non-blocking socket bound to address and port (0: any). */
+/*
+ * udpOpen({address, port, ttl, gro, share, protocol}): number – a non-blocking socket bound to address and port (0:
+ * any). With a protocol it is a raw socket for that IP protocol: an IPv4 one then receives the IP header too.
+ */
 napi_value udp_open(napi_env env, napi_callback_info info)
 {
 	napi_value args[1];
@@ -74,14 +77,17 @@ napi_value udp_open(napi_env env, napi_callback_info info)
 	} else {
 		return throw_usage(env, "udpOpen: address is not an IP address");
 	}
-	int fd = socket(local.any.sa_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_UDP);
-	if (fd < 0) return throw_errno(env, errno, "cannot open a UDP socket");
+	int protocol = get_int_property(env, args[0], "protocol", IPPROTO_UDP);
+	int type = protocol == IPPROTO_UDP ? SOCK_DGRAM : SOCK_RAW;
+	int fd = socket(local.any.sa_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+	if (fd < 0) return throw_errno(env, errno, type == SOCK_RAW ? "cannot open a raw socket" : "cannot open a UDP socket");
 	const char *what = configure(fd, local.any.sa_family, get_int_property(env, args[0], "ttl", 64),
 				     get_bool_property(env, args[0], "gro", false), get_bool_property(env, args[0], "share", false));
 	if (!what && bind(fd, &local.any, size) < 0) what = "bind";
 	if (what) {
 		int error = errno;
 		close(fd);
+		if (type == SOCK_RAW) return throw_errno(env, error, "%s, IP protocol %d: cannot %s", address, protocol, what);
 		return throw_errno(env, error, "UDP %s port %d: cannot %s", address, port, what);
 	}
 	return make_int(env, fd);
@@ -189,8 +195,8 @@ static void add_control(struct msghdr *header, int level, int type, const void *
 	header->msg_controllen += CMSG_SPACE(length);
 }
 
-/* Begins a message with the frame whose outer header is given. */
-static void begin_message(unsigned m, unsigned frame_index, const uint8_t *outer, bool v6)
+/* Begins a message with the frame whose outer header is given; a raw one has no port. */
+static void begin_message(unsigned m, unsigned frame_index, const uint8_t *outer, bool v6, bool raw)
 {
 	struct msghdr *header = &burst.messages[m].msg_hdr;
 	*header = (struct msghdr){.msg_name = &burst.names[m], .msg_iov = &burst.parts[frame_index], .msg_control = &burst.controls[m]};
@@ -199,14 +205,14 @@ static void begin_message(unsigned m, unsigned frame_index, const uint8_t *outer
 		struct sockaddr_in6 *name = &burst.names[m];
 		*name = (struct sockaddr_in6){.sin6_family = AF_INET6};
 		memcpy(&name->sin6_addr, outer + 38, 16);
-		memcpy(&name->sin6_port, outer + 56, 2);
+		if (!raw) memcpy(&name->sin6_port, outer + 56, 2);
 		header->msg_namelen = sizeof *name;
 		tos = (outer[14] & 15) << 4 | outer[15] >> 4;
 	} else {
 		struct sockaddr_in *name = (struct sockaddr_in *)(void *)&burst.names[m];
 		*name = (struct sockaddr_in){.sin_family = AF_INET};
 		memcpy(&name->sin_addr, outer + 30, 4);
-		memcpy(&name->sin_port, outer + 36, 2);
+		if (!raw) memcpy(&name->sin_port, outer + 36, 2);
 		header->msg_namelen = sizeof *name;
 		tos = outer[15];
 	}
@@ -232,9 +238,9 @@ static void close_message(unsigned m, uint16_t segment)
  * Lays frames into messages; with gso, runs of equal-sized frames (the last may be shorter) of one flow become
  * one message. Returns the number of messages, or -1 when a frame lies outside the memory.
  */
-static int lay_out(const struct weft *weft, const uint32_t *frames, unsigned count, bool v6, bool gso)
+static int lay_out(const struct weft *weft, const uint32_t *frames, unsigned count, bool v6, bool raw, bool gso)
 {
-	const uint32_t outer_length = v6 ? OUTER_V6 : OUTER_V4;
+	const uint32_t outer_length = (v6 ? OUTER_V6 : OUTER_V4) - (raw ? 8 : 0);
 	const uint8_t *previous = NULL;
 	unsigned messages = 0;
 	size_t segment = 0, total = 0;
@@ -254,11 +260,11 @@ static int lay_out(const struct weft *weft, const uint32_t *frames, unsigned cou
 			continue;
 		}
 		if (messages) close_message(messages - 1, (uint16_t)segment);
-		begin_message(messages++, i, outer, v6);
+		begin_message(messages++, i, outer, v6, raw);
 		burst.messages[messages - 1].msg_hdr.msg_iovlen = 1;
 		previous = outer;
 		segment = total = length;
-		open = gso && length > 0;
+		open = gso && !raw && length > 0;
 	}
 	if (messages) close_message(messages - 1, (uint16_t)segment);
 	return (int)messages;
@@ -282,8 +288,9 @@ static void count_failure(uint32_t *failures, int error, uint32_t frames)
 }
 
 /*
- * udpSend(fd, v6: 0|1, frames: Uint32Array, count, gso: 0|1, failures: Uint32Array): number
- * Sends the UDP payload of each frame to the destination in its outer header. A message the kernel refuses is
+ * udpSend(fd, kind, frames: Uint32Array, count, gso: 0|1, failures: Uint32Array): number
+ * Sends the UDP payload of each frame to the destination in its outer header; kind has bit 0 set over IPv6, bit 1
+ * for a raw socket, which sends what comes behind the IP header. A message the kernel refuses is
  * skipped and counted in failures: 0 no room, 1 unreachable, 2 larger than the path's MTU, 3 anything else;
  * 4 counts messages refused for their segmentation, whose frames were then sent one by one.
  * Returns how many frames were sent.
@@ -292,10 +299,10 @@ napi_value udp_send(napi_env env, napi_callback_info info)
 {
 	napi_value args[6];
 	int fd;
-	uint32_t v6, *frames, count, gso, *failures;
+	uint32_t kind, *frames, count, gso, *failures;
 	size_t frames_length, failures_length;
 	if (!arguments(env, info, 6, args, "udpSend")) return NULL;
-	if (!get_int(env, args[0], &fd) || !get_u32(env, args[1], &v6) || !get_words(env, args[2], &frames, &frames_length) ||
+	if (!get_int(env, args[0], &fd) || !get_u32(env, args[1], &kind) || !get_words(env, args[2], &frames, &frames_length) ||
 	    !get_u32(env, args[3], &count) || !get_u32(env, args[4], &gso) || !get_words(env, args[5], &failures, &failures_length))
 		return NULL;
 	if (count > MAX_BATCH || count > frames_length || failures_length < FAILURES)
@@ -304,7 +311,7 @@ napi_value udp_send(napi_env env, napi_callback_info info)
 	unsigned done = 0; /* frames of the batch behind us */
 	int sent = 0;
 	while (done < count) {
-		int messages = lay_out(weft, frames + done, count - done, v6 != 0, gso != 0);
+		int messages = lay_out(weft, frames + done, count - done, kind & 1, kind & 2, gso != 0);
 		if (messages < 0) return make_int(env, -EFAULT);
 		int m = 0;
 		bool again = false;

@@ -40,7 +40,8 @@ function pair(t: ExecutionContext, v6: boolean, { senders = 4, small = 600, larg
   const port = (id: number, address: string, at: { fd: number; port: number }, fds: number[]) =>
     createSocketUnderlay(rig.context, {
       ...{ id, fd: at.fd, senders: fds },
-      local: { address: ip(address), port: at.port, ttl: 64 },
+      local: { address: ip(address), port: at.port },
+      carries: 'vxlan',
     });
   const fds = ways.map(({ fd }) => fd);
   const ports = [port(1, source, own, fds), port(2, destination, receiver, [own.fd])];
@@ -83,7 +84,7 @@ test('a number of senders that is no power of two is refused', (t) => {
     [1, 2, 3],
     [1, 2, 3, 4, 5, 6],
   ])
-    t.throws(() => createSocketUnderlay(rig.context, { id: 0, fd: 0, senders, local }), {
+    t.throws(() => createSocketUnderlay(rig.context, { id: 0, fd: 0, senders, local, carries: 'vxlan' }), {
       instanceOf: RangeError,
     });
   rig.finish(t);

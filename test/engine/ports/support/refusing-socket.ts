@@ -10,7 +10,7 @@ const memory = new FrameMemory({ small: 300, large: 4 });
 native.attach(memory.u8, memory.off, memory.len, memory.freeLarge);
 const context = new Context(memory, new Counters(), 1);
 const local = { address: ip('127.0.0.1'), port: 4789, ttl: 64 };
-const port = createSocketUnderlay(context, { id: 0, fd: 30, senders: [30], local });
+const port = createSocketUnderlay(context, { id: 0, fd: 30, senders: [30], local, carries: 'vxlan' });
 
 function send(count: number): void {
   const batch = new Batch(port);

@@ -13,6 +13,7 @@ import {
   checkMode,
   type EncryptionDraft,
   readEncryption,
+  sealingOf,
 } from './config/encryption.js';
 import { ConfigError, type Findings, type Path } from './config/problems.js';
 import { readLeaf, readLeaves, readList } from './config/read.js';
@@ -84,7 +85,7 @@ function parse(text: string, name: string, mode: number | undefined): Config {
     readEndpoint(raw, path, findings),
   ).filter((endpoint) => endpoint !== undefined);
   const encryption = readEncryption(value, findings);
-  checkRelations(underlay, encryption.fields.encapsulation ?? 'udp', networks, endpoints, findings);
+  checkRelations(underlay, sealingOf(encryption), networks, endpoints, findings);
   checkEncryption(encryption, underlay, networks, endpoints, findings);
   if (mode !== undefined) checkMode(encryption, name, mode, findings);
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);

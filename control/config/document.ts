@@ -20,7 +20,7 @@ import {
 } from 'yaml';
 import { quote } from '../addresses.js';
 import { Findings, type Path, type Position } from './problems.js';
-import { mayCarry, showsKey } from './secrecy.js';
+import { isGuarded, mayCarry } from './secrecy.js';
 
 /** Open collections at once. A node's file needs 4; broken lines can open one each, so leave room to name them. */
 const DEEPEST = 200;
@@ -118,7 +118,7 @@ function positions(text: string): (offset: number) => Position {
 export function readDocument(text: string, file: string): SourceDocument {
   const position = positions(text);
   const reader = new Reader(position);
-  const findings = new Findings(file, (path, at) => reader.locate(path, at));
+  const findings = new Findings(file, (path, at) => reader.locate(path, at), isGuarded(text));
   reader.findings = findings;
   const fail = (offset: number, message: string, remedy: string) =>
     findings.addAt(position(offset), [], message, remedy);
@@ -252,7 +252,7 @@ class Reader {
   private duplicate(path: Path, key: ParsedNode, first: ParsedNode): void {
     const { line } = this.position(first.range[0]);
     const name = String(path.at(-1));
-    const shown = showsKey(path.slice(0, -1), name) ? `key ${quote(name)}` : 'this key';
+    const shown = this.findings.shows(name) ? `key ${quote(name)}` : 'this key';
     this.findings.addAt(
       this.position(key.range[0]),
       path,

@@ -5,7 +5,14 @@ import { algorithmSizes, SALT } from './derived.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { type Draft, readLeaves, readList } from './read.js';
-import { checkVtep, type EndpointDraft, type NetworkDraft, type UnderlayDraft, Unique } from './relations.js';
+import {
+  checkVtep,
+  type EndpointDraft,
+  type NetworkDraft,
+  type Sealing,
+  type UnderlayDraft,
+  Unique,
+} from './relations.js';
 import { associationSchema, encryptionSchema, MOST_KEYS, ringKeySchema, rotateSchema } from './schema.js';
 import type { Encryption, StaticAssociation } from './types.js';
 
@@ -51,6 +58,14 @@ export function readEncryption(root: Readonly<Record<string, unknown>>, findings
     secrets: [...(holds(keys) ? [KEYS] : []), ...(holds(list) ? [ASSOCIATIONS] : [])],
   };
   return { ...draft, written: root['encryption'] !== undefined || draft.secrets.length > 0 };
+}
+
+/** What the rest of the file is checked with. */
+export function sealingOf({ fields, associations }: EncryptionDraft): Sealing {
+  return {
+    encapsulation: fields.encapsulation ?? 'udp',
+    peers: associations.flatMap((one) => one.fields.peer?.text ?? []),
+  };
 }
 
 /** A file with secrets that others may read or write. @param mode of the file, as `stat` gives it. */

@@ -1,5 +1,5 @@
 /** What is wrong in a node's file: one problem a place, all at once, each with its remedy. */
-import { showsKey } from './secrecy.js';
+import { isKnown } from './secrecy.js';
 
 /** Steps from the root of the file to a value: keys of mappings, indices of lists. */
 export type Path = readonly (string | number)[];
@@ -44,10 +44,10 @@ function formatProblem(problem: Problem): string {
   return `${problem.file}${place}: ${problem.message}; ${problem.remedy}`;
 }
 
-function formatPath(path: Path): string {
-  return path.reduce<string>((text, step, depth) => {
+function formatPath(path: Path, shows: (key: string) => boolean): string {
+  return path.reduce<string>((text, step) => {
     if (typeof step === 'number') return `${text}[${step}]`;
-    const shown = showsKey(path.slice(0, depth), step) ? step : '…';
+    const shown = shows(step) ? step : '…';
     const key = shown.length > 60 ? `${shown.slice(0, 57)}...` : shown;
     return text === '' ? key : `${text}.${key}`;
   }, '');
@@ -64,17 +64,26 @@ export type Locate = (path: Path, at: 'key' | 'value') => Position;
 /** Collects problems while a file is read. */
 export class Findings {
   readonly problems: Problem[] = [];
+
+  /** @param guarded the file may hold secrets: keys are shown only when they are the schema's. */
   constructor(
     private readonly file: string,
     private readonly locate: Locate,
+    private readonly guarded: boolean,
   ) {}
+
+  /** Whether a key may be quoted. */
+  shows(key: string): boolean {
+    return !this.guarded || isKnown(key);
+  }
 
   add(path: Path, message: string, remedy: string, at: 'key' | 'value' = 'value'): void {
     this.addAt(this.locate(path, at), path, message, remedy);
   }
 
   addAt({ line, column }: Position, path: Path, message: string, remedy: string): void {
-    this.problems.push({ file: this.file, line, column, path: formatPath(path), message, remedy });
+    const shown = formatPath(path, (key) => this.shows(key));
+    this.problems.push({ file: this.file, line, column, path: shown, message, remedy });
   }
 
   /** The line of a value, for messages that name two places. */

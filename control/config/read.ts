@@ -3,36 +3,14 @@ import type { z } from 'zod';
 import { quote } from '../addresses.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
-import {
-  associationSchema,
-  configSchema,
-  encryptionSchema,
-  endpointSchema,
-  leaves,
-  networkSchema,
-  ringKeySchema,
-  rotateSchema,
-  underlaySchema,
-} from './schema.js';
-import { secrecyOf, showsKey } from './secrecy.js';
+import { leaves, SCHEMAS } from './schema.js';
+import { secrecyOf } from './secrecy.js';
 
 /** What could be read of a mapping: absent keys were not written, or were wrong and reported. */
 export type Draft<S extends z.ZodObject> = Partial<z.output<S>>;
 
 /** Keys that later versions have: refused by name, so that nobody hunts a typo. */
 const NOT_BUILT = new Set(['uplinks', 'publish', 'nat', 'services', 'ingress']);
-
-/** Where each key belongs, for keys written at the wrong level. */
-const LEVELS: readonly [string, z.ZodObject][] = [
-  ['the file itself', configSchema],
-  ['underlay', underlaySchema],
-  ['an entry of networks', networkSchema],
-  ['an entry of endpoints', endpointSchema],
-  ['encryption', encryptionSchema],
-  ['an entry of encryption.keys', ringKeySchema],
-  ['encryption.rotate', rotateSchema],
-  ['an entry of security_associations', associationSchema],
-];
 
 /** Reads the leaves of a mapping; structures in it are the caller's. */
 export function readLeaves<S extends z.ZodObject>(
@@ -54,7 +32,7 @@ export function readLeaves<S extends z.ZodObject>(
   }
   for (const key of Object.keys(raw)) {
     if (!Object.hasOwn(schema.shape, key))
-      findings.add([...path, key], ...unknownKey(key, path, schema), 'key');
+      findings.add([...path, key], ...unknownKey(key, findings, schema), 'key');
   }
   for (const [key, field] of Object.entries(schema.shape)) {
     if (!leaves.has(field)) continue;
@@ -135,14 +113,14 @@ function describe(raw: unknown, path: Path): string {
 }
 
 /** What is wrong with a key the schema has not, and the remedy. */
-function unknownKey(key: string, parent: Path, schema: z.ZodObject): [message: string, remedy: string] {
+function unknownKey(key: string, findings: Findings, schema: z.ZodObject): [message: string, remedy: string] {
   const known = Object.keys(schema.shape);
-  const name = showsKey(parent, key) ? `unknown key ${quote(key)}` : 'unknown key';
+  const name = findings.shows(key) ? `unknown key ${quote(key)}` : 'unknown key';
   if (NOT_BUILT.has(key)) return [`${key} is not built yet`, 'remove it until a later version has it'];
   if (key === '<<') return ['YAML 1.2 has no merge key "<<"', 'write the keys out'];
   const close = closest(key, known);
   if (close !== undefined) return [name, `did you mean ${close}?`];
-  const home = LEVELS.find(([, level]) => Object.hasOwn(level.shape, key));
+  const home = SCHEMAS.find(([, level]) => Object.hasOwn(level.shape, key));
   if (home !== undefined) return [`${key} does not belong here`, `move it into ${home[0]}`];
   return [name, `remove it, or write one of ${known.join(', ')}`];
 }

@@ -45,19 +45,23 @@ export class Unique {
   }
 }
 
-/**
- * Checks everything but encryption; absent fields were reported already and are passed over.
- * @param encapsulation of encrypted networks.
- */
+/** What encryption means for the rest of the file. */
+export interface Sealing {
+  readonly encapsulation: Encapsulation;
+  /** Peers of static associations. */
+  readonly peers: readonly string[];
+}
+
+/** Checks everything but encryption itself; absent fields were reported already and are passed over. */
 export function checkRelations(
   underlay: UnderlayDraft,
-  encapsulation: Encapsulation,
+  { encapsulation, peers }: Sealing,
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
   findings: Findings,
 ): void {
   checkUnderlay(underlay, findings);
-  checkCounts(networks, endpoints, findings);
+  checkCounts(networks, endpoints, peers, findings);
   const names = new Unique(findings);
   const vnis = new Unique(findings);
   for (const network of networks) {
@@ -79,10 +83,12 @@ export function checkRelations(
 function checkCounts(
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
+  others: readonly string[],
   findings: Findings,
 ): void {
   const remote = endpoints.flatMap(({ fields }) => (fields.vtep === undefined ? [] : [fields.vtep.text]));
-  const vteps = new Set([...networks.flatMap(({ peers }) => peers.map(({ ip }) => ip?.text)), ...remote]);
+  const peers = networks.flatMap((network) => network.peers.map(({ ip }) => ip?.text));
+  const vteps = new Set([...peers, ...remote, ...others]);
   const counts = [
     { key: 'networks', what: 'networks', count: networks.length, most: MAX_DOMAINS },
     {

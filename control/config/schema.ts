@@ -323,6 +323,18 @@ export const configSchema = z.strictObject({
     .meta({ description: 'Static associations, in place of the key ring for their peers.' }),
 });
 
+/** Every mapping of a node's file, by its place. */
+export const SCHEMAS: readonly (readonly [place: string, schema: z.ZodObject])[] = [
+  ['the file itself', configSchema],
+  ['underlay', underlaySchema],
+  ['an entry of networks', networkSchema],
+  ['an entry of endpoints', endpointSchema],
+  ['encryption', encryptionSchema],
+  ['an entry of encryption.keys', ringKeySchema],
+  ['encryption.rotate', rotateSchema],
+  ['an entry of security_associations', associationSchema],
+];
+
 /** The JSON Schema (draft 2020-12) of a node's file, for editors. It knows shapes, not relations between keys. */
 export function configJsonSchema(): Record<string, unknown> {
   return z.toJSONSchema(configSchema, { io: 'input', unrepresentable: 'any' });

@@ -1,19 +1,14 @@
 /**
  * Where a node's file holds secrets, so that no problem quotes one. What is wrong there is told by its place, kind and
- * length. A secret may stand anywhere in the two structures that have secrets (as a list entry, as a key), and under
- * its key anywhere in the file.
+ * length. A secret may stand anywhere in the two structures that have secrets (as a list entry, as a key), under its
+ * key anywhere in the file, and, where a line was broken, as a key of any mapping.
  */
 import type { Path } from './problems.js';
-import { associationSchema, encryptionSchema, ringKeySchema, rotateSchema } from './schema.js';
+import { SCHEMAS } from './schema.js';
 
 const ROOTS: ReadonlySet<unknown> = new Set(['encryption', 'security_associations']);
 const SECRETS: ReadonlySet<unknown> = new Set(['secret', 'key']);
-const KNOWN: ReadonlySet<unknown> = new Set([
-  ...ROOTS,
-  ...[encryptionSchema, ringKeySchema, rotateSchema, associationSchema].flatMap(({ shape }) =>
-    Object.keys(shape),
-  ),
-]);
+const KNOWN: ReadonlySet<string> = new Set(SCHEMAS.flatMap(([, { shape }]) => Object.keys(shape)));
 
 /** `open`: what stands there may be quoted; `near`: not, for it may be a misplaced secret; `secret`: it is one. */
 export type Secrecy = 'open' | 'near' | 'secret';
@@ -23,9 +18,13 @@ export function secrecyOf(path: Path): Secrecy {
   return path.some((step) => ROOTS.has(step)) ? 'near' : 'open';
 }
 
-/** Whether a key may be shown: below a place that is not open, only those the schema has. */
-export function showsKey(parent: Path, key: string): boolean {
-  return KNOWN.has(key) || secrecyOf(parent) === 'open';
+/** Whether a file may hold secrets. In such a file no key is shown that the schema has not. */
+export function isGuarded(text: string): boolean {
+  return /secret|key|encryption|security_associations/.test(text);
+}
+
+export function isKnown(key: string): boolean {
+  return KNOWN.has(key);
 }
 
 /**

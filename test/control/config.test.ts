@@ -12,7 +12,7 @@ import {
   overlayOverhead,
   parseConfig,
 } from '../../control/config.js';
-import { DESIGN, endpoint, formatConfig, HEAD, LOCAL, network } from './config/support.js';
+import { DESIGN, endpoint, formatConfig, HEAD, LOCAL, network, revealed } from './config/support.js';
 
 test("the design's file gives the whole config", (t) => {
   t.deepEqual(parseConfig(DESIGN, 'weft.yaml'), {
@@ -223,11 +223,25 @@ test('files: what cannot be read says why and what to do', (t) => {
 
 test('every example is a valid file', (t) => {
   const names = readdirSync('examples').filter((name) => name.endsWith('.yaml'));
-  t.true(names.length >= 3);
-  for (const name of names) {
+  t.true(names.length >= 4);
+  for (const name of names.filter((name) => name !== 'encrypted.yaml')) {
     const config = loadConfig(join('examples', name));
     t.deepEqual(parseConfig(formatConfig(config), name), config);
   }
+});
+
+test('the example of encryption wants secrets, and nothing else', (t) => {
+  const text = readFileSync('examples/encrypted.yaml', 'utf8');
+  const error = t.throws(() => parseConfig(text, 'f'), { instanceOf: ConfigError })!;
+  t.deepEqual(
+    error.problems.map(({ path }) => path),
+    ['encryption.keys[0].secret', 'encryption.keys[1].secret'],
+  );
+  let made = 0;
+  const filled = text.replace(/secret: "[^"]*"/g, () => `secret: "${String(++made).repeat(64)}"`);
+  const config = parseConfig(filled, 'f');
+  t.true(config.networks[0].encrypted);
+  t.deepEqual(revealed(parseConfig(formatConfig(config), 'f')), revealed(config));
 });
 
 test('the reference table names every key of the schema, and its example is valid', (t) => {
@@ -256,6 +270,17 @@ test('the JSON Schema holds types, ranges, defaults and meanings', (t) => {
     maximum: 65535,
     default: 4789,
   });
+  const encryption = schema.properties['encryption']['properties'] as never as Record<string, never>;
+  t.like(encryption['keys'], { type: 'array', maxItems: 3 });
+  t.like(encryption['encapsulation'], { enum: ['esp', 'udp'], default: 'udp' });
+  t.like(encryption['rotate']['properties']['packets'], { type: 'integer', default: 2 ** 32 });
+  const association = schema.properties['security_associations']['items'] as never as {
+    required: string[];
+    properties: Record<string, object>;
+  };
+  t.deepEqual(association.required, ['peer', 'direction', 'spi', 'algorithm', 'key']);
+  t.like(association.properties['spi'], { type: 'integer', minimum: 256, maximum: 2 ** 32 - 1 });
+  t.like(association.properties['key'], { type: 'string' });
   const fields = schema.properties['networks']['items']['properties'] as Record<
     string,
     { description: string }

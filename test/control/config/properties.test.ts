@@ -1,18 +1,91 @@
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
-import { type Config, ConfigError, defaultMtu, parseConfig } from '../../../control/config.js';
-import { DESIGN, formatConfig } from './support.js';
+import {
+  type Algorithm,
+  algorithmSizes,
+  type Config,
+  ConfigError,
+  defaultMtu,
+  type Encryption,
+  parseConfig,
+  type StaticAssociation,
+} from '../../../control/config.js';
+import { Secret } from '../../../control/secret.js';
+import { DESIGN, formatConfig, revealed } from './support.js';
+
+const hexDigits = (bytes: number) =>
+  fc.uint8Array({ minLength: bytes, maxLength: bytes }).map((value) => Buffer.from(value).toString('hex'));
+
+const algorithm = fc
+  .tuple(fc.constantFrom(128, 192, 256), fc.constantFrom(8, 12, 16))
+  .map(([bits, icv]) => `aes-${bits}-gcm-${icv}` as Algorithm);
+
+const encryption: fc.Arbitrary<Encryption> = fc.record({
+  keys: fc.uniqueArray(
+    fc.record({
+      id: fc.integer({ min: 1, max: 2 ** 32 - 1 }),
+      secret: hexDigits(32).map((s) => new Secret(s)),
+    }),
+    { minLength: 1, maxLength: 3, selector: ({ id }) => id },
+  ),
+  encapsulation: fc.constantFrom('esp', 'udp'),
+  port: fc.constant(4500),
+  exchangePort: fc.constant(7949),
+  algorithm,
+  replayWindow: fc.integer({ min: 32, max: 4096 }),
+  rotate: fc.record({
+    after: fc.integer({ min: 10, max: 2_592_000 }),
+    packets: fc.integer({ min: 2 ** 16, max: 2 ** 36 }),
+    bytes: fc.integer({ min: 2 ** 26, max: 2 ** 44 }),
+  }),
+});
+
+/** At most one in each direction for the peers 2 to 9. */
+const associations = fc.uniqueArray(
+  fc
+    .record({
+      peer: fc.integer({ min: 2, max: 9 }),
+      direction: fc.constantFrom('in', 'out'),
+      spi: fc.integer({ min: 256, max: 2 ** 32 - 1 }),
+      algorithm,
+      esn: fc.boolean(),
+      replayWindow: fc.integer({ min: 32, max: 4096 }),
+    })
+    .chain((one) =>
+      hexDigits(algorithmSizes(one.algorithm).key + 4).map((key) => ({ ...one, key: new Secret(key) })),
+    ),
+  {
+    maxLength: 6,
+    comparator: (a, b) =>
+      a.key.equals(b.key) || (a.direction === b.direction && (a.peer === b.peer || a.spi === b.spi)),
+  },
+);
+
+/** Those with a peer that has both directions. */
+function inPairs(
+  all: readonly (Omit<StaticAssociation, 'peer'> & { readonly peer: number })[],
+  vtep: (n: number) => string,
+): StaticAssociation[] {
+  const has = (peer: number, direction: string) =>
+    all.some((one) => one.peer === peer && one.direction === direction);
+  return all
+    .filter(({ peer }) => has(peer, 'in') && has(peer, 'out'))
+    .map((one) => ({ ...one, peer: vtep(one.peer) }));
+}
 
 const validFile = fc
   .record({
     six: fc.boolean(),
-    port: fc.integer({ min: 1, max: 65535 }),
+    port: fc.integer({ min: 1, max: 65535 }).filter((port) => port !== 4500 && port !== 7949),
+    encryption: fc.option(encryption, { nil: undefined }),
+    associations,
     mtu: fc.option(fc.integer({ min: 1400, max: 65535 }), { nil: undefined }),
     mode: fc.constantFrom('auto', 'socket', 'uplink'),
     ttl: fc.integer({ min: 1, max: 255 }),
     networks: fc.array(
       fc.record({
         dual: fc.boolean(),
+        encrypted: fc.boolean(),
         ageing: fc.integer({ min: 1, max: 1_000_000 }),
         limit: fc.integer({ min: 0, max: 1048576 }),
         carry: fc.boolean(),
@@ -22,7 +95,8 @@ const validFile = fc
       { maxLength: 4 },
     ),
   })
-  .map(({ six, port, mtu, mode, ttl, networks }): Config => {
+  .map(({ six, port, encryption, associations, mtu, mode, ttl, networks }): Config => {
+    const seals = (network: { encrypted: boolean }) => encryption !== undefined && network.encrypted;
     const vtep = (n: number) => (six ? `2001:db8::${n}` : `192.0.2.${n}`);
     return {
       node: 'n',
@@ -43,8 +117,11 @@ const validFile = fc
         subnet: `10.${i}.0.0/16`,
         subnet6: network.dual ? `fd00:${i + 1}::/64` : undefined,
         gateway: `10.${i}.255.254`,
-        mtu: mtu === undefined ? undefined : defaultMtu(mtu, six ? 6 : 4),
-        encrypted: false,
+        mtu:
+          mtu === undefined
+            ? undefined
+            : defaultMtu(mtu, six ? 6 : 4, seals(network) ? encryption!.encapsulation : undefined),
+        encrypted: seals(network),
         internal: network.dual,
         peers: Array.from({ length: network.peers }, (_, p) => vtep(p + 2)),
         innerVlan: network.carry ? 'carry' : 'discard',
@@ -66,15 +143,15 @@ const validFile = fc
             : ({ kind: 'local', ...common, netns: 'n', interface: `i${i}-${e}` } as const);
         }),
       ),
-      encryption: undefined,
-      associations: [],
+      encryption,
+      associations: encryption === undefined ? [] : inPairs(associations, vtep),
     };
   });
 
 test('property: a valid config survives its text', (t) => {
   fc.assert(
     fc.property(validFile, (config) => {
-      t.deepEqual(parseConfig(formatConfig(config), 'f'), config);
+      t.deepEqual(revealed(parseConfig(formatConfig(config), 'f')), revealed(config));
     }),
     { numRuns: 100 },
   );
@@ -115,6 +192,7 @@ const WORDS = [
     '.nan',
     '1e999',
   ],
+  ...['encryption', 'keys', 'secret', 'key', 'security_associations', 'rotate'],
   ...['node', 'underlay', 'networks', 'endpoints', 'name', 'vni', 'peers', 'address', 'mac', '__proto__'],
   ...['10.0.0.1', '10.0.0.0/8', 'fd00::', '\u0000', '\u2028', '\ufeff', '\r', 'é', '\ud800'],
 ];

@@ -20,11 +20,13 @@ const PAGES = [
 
 /** `element reason`, of every REASONS list in the engine; an element is named by its file. */
 function reasonsOfCode(): string[] {
+  const outer = /OUTER_REASONS = \[([^\]]*)\] as const/.exec(read('engine/wire/outer.ts'))![1]!;
   const found: string[] = [];
   for (const folder of ['engine/elements', 'engine/ports']) {
     for (const file of readdirSync(join(ROOT, folder)).filter((name) => name.endsWith('.ts'))) {
       const list = /const REASONS = \[([^\]]*)\] as const/.exec(read(`${folder}/${file}`))?.[1] ?? '';
-      for (const [, reason] of list.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
+      const whole = list.replace('...OUTER_REASONS', outer);
+      for (const [, reason] of whole.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
     }
   }
   return found;

@@ -361,7 +361,7 @@ async function prepareKernelVm() {
   try {
     if (process.arch !== 'x64') throw new Error(`it is for x86-64, this machine is ${process.arch}`);
     const missing = installDebianPackages(['vm']);
-    if (missing) throw new Error(missing);
+    if (missing) throw new Error('qemu-system-x86 is missing', { cause: missing });
     const sources = ['init', 'prepare.mjs', 'udp-encap.c'].map((name) => `test/support/kernel-vm/${name}`);
     const stamp = digest([], sources);
     if (!stamped(stampFile, stamp)) {
@@ -373,8 +373,9 @@ async function prepareKernelVm() {
     }
     fs.rmSync(reasonFile, { force: true });
   } catch (error) {
-    say(`tests with a kernel in a VM will be skipped: ${error.message}`);
-    fs.writeFileSync(reasonFile, error.message.split('\n')[0]);
+    const said = error.cause ? ` (all of it: ${LOG})\n${error.cause}` : '';
+    say(`tests with a kernel in a VM will be skipped: ${error.message}${said}`);
+    fs.writeFileSync(reasonFile, error.message);
   }
 }
 

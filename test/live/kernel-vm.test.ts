@@ -44,9 +44,10 @@ live(
     const release = (await vm.run('uname', ['-r'])).trim();
     t.regex(release, /^\d+\.\d+\..*-cloud-amd64$/);
     t.log(`Linux ${release}`);
+    const three = { count: 3, deadlineS: 10 };
     for (const v6 of [false, true]) {
-      t.is((await ping(hosts[0], underlayAddress(2, v6), { count: 3 })).received, 3);
-      t.is((await ping(vm, underlayAddress(1, v6), { count: 3 })).received, 3);
+      t.is((await ping(hosts[0], underlayAddress(2, v6), three)).received, 3);
+      t.is((await ping(vm, underlayAddress(1, v6), three)).received, 3);
     }
   },
   { skip },

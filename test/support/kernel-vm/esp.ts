@@ -40,8 +40,6 @@ export interface EspPeerOptions {
 export interface KernelSaState {
   readonly spi: number;
   readonly packets: number;
-  /** Payload of the transport layer, not of ESP. */
-  readonly bytes: number;
   /** Last one sent, or highest one received. */
   readonly sequence: number;
   /** Refusals: seen before or left of the window; not authentic. */
@@ -173,7 +171,6 @@ function stateIn(block: string): KernelSaState {
   return {
     spi: number(/ spi (0x[0-9a-f]+)/),
     packets: number(/ (\d+)\(packets\)/),
-    bytes: number(/lifetime current:\s+(\d+)\(bytes\)/),
     sequence: Math.max(sequence('seq'), sequence('oseq')), // one of them is of the other direction, and zero
     replayed: number(/\breplay (\d+) failed/),
     failed: number(/\bfailed (\d+)/),

@@ -27,25 +27,20 @@ const PROGRAMS = ['sh', 'ip', 'bridge', 'ping'];
 const PROTOCOLS = 'icmp 1\ntcp 6\nudp 17\ngre 47\nesp 50\nipv6-icmp 58\nsctp 132\n';
 
 /** A mirror that does not answer costs seconds, not the two minutes that apt would wait for each address. */
-const APT = [
-  '-o',
-  'Acquire::http::Timeout=20',
-  '-o',
-  'Acquire::https::Timeout=20',
-  '-o',
-  'Acquire::Retries=1',
-];
+const APT = ['Acquire::http::Timeout=20', 'Acquire::https::Timeout=20', 'Acquire::Retries=1'].flatMap(
+  (option) => ['-o', option],
+);
 
 /**
  * Makes `vmlinuz` and `initramfs` in `directory`.
  * @param run runs a command: `(command, args, directory)`, returns { ok, output }
  * @param find the path of a program of this machine, or undefined
- * @throws Error that says in a line why it cannot be done
+ * @throws Error that says in a few words why it cannot be done, for the title of a test; its cause is what a tool said
  */
 export function buildKernelVm({ directory, run, find }) {
   const must = (what, command, args, where = directory) => {
     const { ok, output } = run(command, args, where);
-    if (!ok) throw new Error(`${what}: ${reasonIn(output)}`);
+    if (!ok) throw new Error(`${what} failed`, { cause: reasonIn(output) });
     return output;
   };
   const work = path.join(directory, 'work');
@@ -57,7 +52,7 @@ export function buildKernelVm({ directory, run, find }) {
 
   const packages = fetchPackages(directory, must, run);
   for (const name of fs.readdirSync(packages).filter((file) => file.endsWith('.deb')))
-    must(`unpacking ${name}`, 'dpkg-deb', ['--extract', path.join(packages, name), unpacked]);
+    must(`unpacking ${name.split('_')[0]}`, 'dpkg-deb', ['--extract', path.join(packages, name), unpacked]);
   const inPackage = (...names) => {
     const found = names.map((name) => path.join(unpacked, name)).find((file) => fs.existsSync(file));
     if (!found) throw new Error(`the packages do not have ${names.join(' or ')}`);

@@ -19,8 +19,8 @@ interface Vector {
   readonly key: Uint8Array;
   readonly iv: Uint8Array;
   readonly aad: Uint8Array;
-  /** Absent when decryption has to fail. */
-  readonly plain?: Uint8Array;
+  /** Undefined when decryption has to fail. */
+  readonly plain: Uint8Array | undefined;
   readonly cipher: Uint8Array;
   readonly tag: Uint8Array;
 }

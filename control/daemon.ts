@@ -7,7 +7,9 @@
  */
 import { statSync } from 'node:fs';
 import { AssociationState } from '../engine/tables/association-state.js';
+import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '../engine/tables/vteps.js';
 import type { Tap } from '../native-bindings/index.js';
+import { formatIp } from './addresses.js';
 import {
   type Config,
   type HostProblem,
@@ -17,22 +19,14 @@ import {
   loadConfig,
   netnsPath,
 } from './config.js';
-import {
-  closeEsp,
-  closeQueues,
-  closeUnderlay,
-  converge,
-  type EspSocket,
-  openEndpoint,
-  removeQueues,
-  removeStale,
-  type UnderlaySockets,
-} from './devices.js';
+import { closeQueues, converge, openEndpoint, removeQueues, removeStale } from './devices.js';
 import { EngineTeam } from './engine-team.js';
-import { checkHost, endpointProblem, openEspSockets, openSockets } from './host.js';
+import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
+import { Keying } from './keying/keying.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
 import { rememberedTaps, rememberTaps } from './state.js';
+import { unchangeable } from './unchangeable.js';
 import {
   closeUplink,
   type Link,
@@ -42,6 +36,14 @@ import {
   tableName,
   type Uplink,
 } from './uplink.js';
+
+/** What is said, once, of a VTEP that did what its operator should hear of. */
+const SEEN: Readonly<Record<number, string>> = {
+  [SAW_NO_ASSOCIATION]:
+    'no traffic keys are agreed with it yet, so what goes there is dropped ("weft sa ls")',
+  [SAW_PLAIN_FOR_ENCRYPTED]: 'it sends plain VXLAN for an encrypted network, which is dropped',
+  [SAW_ESP_FOR_PLAIN]: 'it sends encrypted VXLAN for a network that is plain here, which is dropped',
+};
 
 interface Attached {
   readonly endpoint: LocalEndpoint;
@@ -86,6 +88,7 @@ export class Daemon {
   /** The uplink TAP, or why there is none. */
   readonly uplink: Uplink | string;
   private readonly associationState: AssociationState | undefined;
+  private opened: Keying | undefined;
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
   private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
@@ -94,8 +97,7 @@ export class Daemon {
     private readonly options: DaemonOptions,
     config: Config,
     device: LocalInterface,
-    private readonly sockets: readonly UnderlaySockets[],
-    private readonly esp: readonly EspSocket[],
+    private readonly sockets: Sockets,
   ) {
     const { address, port, mode } = config.underlay;
     const { encryption } = config;
@@ -118,18 +120,11 @@ export class Daemon {
   static async start(options: DaemonOptions, onFailure: (error: Error) => void): Promise<Daemon> {
     const config = loadConfig(options.file);
     const device = checkHost(options.file, config);
-    const sockets = openSockets(options.file, config);
-    let esp: EspSocket[];
-    try {
-      esp = openEspSockets(options.file, config);
-    } catch (error) {
-      closeUnderlay(sockets);
-      throw error;
-    }
-    const daemon = new Daemon(options, config, device, sockets, esp);
+    const daemon = new Daemon(options, config, device, openSockets(options.file, config));
     const remembered = rememberedTaps(options.state);
     try {
       daemon.requireUplink();
+      daemon.opened = await daemon.openKeying();
       daemon.removeLeftOvers();
       daemon.remember(localEndpoints(config));
       daemon.attached = daemon.attachAll(config, new Map());
@@ -140,12 +135,14 @@ export class Daemon {
         randomSeed(),
         daemon.associationState?.buffer ?? null,
       );
+      await daemon.keying.start();
     } catch (error) {
       clearInterval(daemon.look);
+      await daemon.thread?.stop();
+      daemon.opened?.close();
       daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
-      closeUnderlay(sockets);
-      closeEsp(esp);
+      closeSockets(daemon.sockets);
       rememberTaps(options.state, remembered);
       throw error;
     }
@@ -157,7 +154,22 @@ export class Daemon {
       options.log('the way to the underlay does not segment UDP for us: frames go one by one from now on'),
     );
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
+    daemon.thread.on('seen', (address, saw) => options.log(`${formatIp(address)}: ${SEEN[saw]}`));
     return daemon;
+  }
+
+  private openKeying(): Promise<Keying> {
+    const { options, config, associationState: state } = this;
+    return Keying.open({
+      ...{ file: options.file, config, state, stateFile: options.state, log: options.log },
+      apply: (associations) => this.running.associate(associations),
+    });
+  }
+
+  /** Security associations and the exchange that makes them. */
+  get keying(): Keying {
+    if (!this.opened) throw new Error('internal: asked for keys before the node was up');
+    return this.opened;
   }
 
   private get running(): EngineTeam {
@@ -176,15 +188,14 @@ export class Daemon {
     const queues = new Map<string, readonly Tap[]>();
     for (const { endpoint, taps, lost } of attached.values()) if (!lost) queues.set(endpoint.name, taps);
     const opened = {
-      sockets: this.sockets,
-      esp: this.esp,
+      ...this.sockets,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
       mtu: this.underlayDevice.mtu,
       queues,
       links: this.links,
       udpSegmentation: this.udpSegmentation,
     };
-    return this.sockets.map((_, worker) => intentOf(config, this.plan, opened, worker));
+    return this.sockets.sockets.map((_, worker) => intentOf(config, this.plan, opened, worker));
   }
 
   /** Any TAP tells, since it is the kernel that accepts offloads. */
@@ -307,30 +318,9 @@ export class Daemon {
 
   private async reloadNow(): Promise<void> {
     const config = loadConfig(this.options.file);
-    const fixed: HostProblem[] = [];
-    for (const key of ['address', 'port', 'ttl', 'mode'] as const) {
-      if (config.underlay[key] === this.config.underlay[key]) continue;
-      fixed.push({
-        path: ['underlay', key],
-        message: `underlay.${key} cannot change while the engine runs (it is ${this.config.underlay[key]})`,
-        remedy: 'restart weft up, or put the old value back',
-      });
-    }
-    if (config.workers !== this.config.workers) {
-      fixed.push({
-        path: ['workers'],
-        message: `workers cannot change while the engine runs (it is ${this.config.workers})`,
-        remedy: 'restart weft up, or put the old value back',
-      });
-    }
-    if (config.underlay.reservedBits !== this.config.underlay.reservedBits) {
-      fixed.push({
-        path: ['underlay', 'reserved_bits'],
-        message: 'underlay.reserved_bits cannot change while the engine runs',
-        remedy: 'restart weft up, or put the old value back',
-      });
-    }
+    const fixed = unchangeable(this.config, config);
     if (fixed.length > 0) throw hostError(this.options.file, fixed);
+    await this.keying.prepare(config);
     const device = checkHost(this.options.file, config);
     this.loseNamespaces();
     const before = this.attached;
@@ -347,6 +337,7 @@ export class Daemon {
     this.number(config);
     this.followLinks(config);
     await this.running.apply(this.intents(config, attached));
+    await this.keying.reload(config);
     this.config = config;
     this.attached = attached;
     const kept = new Set([...attached.values()].map(({ taps }) => taps[0].fd));
@@ -429,11 +420,11 @@ export class Daemon {
     clearInterval(this.look);
     await this.reloading;
     await this.running.stop();
+    this.keying.close();
     this.closeUplink();
     for (const attached of this.attached.values()) remove(attached);
     this.attached.clear();
-    closeUnderlay(this.sockets);
-    closeEsp(this.esp);
+    closeSockets(this.sockets);
     rememberTaps(this.options.state, []);
   }
 }

@@ -1,7 +1,14 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
-import { type EspSocket, openEsp, openUnderlay, type UnderlaySockets } from './devices.js';
+import {
+  closeEsp,
+  closeUnderlay,
+  type EspSocket,
+  openEsp,
+  openUnderlay,
+  type UnderlaySockets,
+} from './devices.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
 
 /** Bits of CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7)). */
@@ -42,8 +49,29 @@ export function checkHost(file: string, config: Config): LocalInterface {
   return device!;
 }
 
-/** Opens the underlay's sockets. @throws ConfigError that points at what is taken or wrong. */
-export function openSockets(file: string, config: Config): UnderlaySockets[] {
+/** What carries packets to other hosts: of each one a worker, of ESP none without encryption. */
+export interface Sockets {
+  readonly sockets: readonly UnderlaySockets[];
+  readonly esp: readonly EspSocket[];
+}
+
+/** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
+export function openSockets(file: string, config: Config): Sockets {
+  const sockets = openVxlan(file, config);
+  try {
+    return { sockets, esp: openEspSockets(file, config) };
+  } catch (error) {
+    closeUnderlay(sockets);
+    throw error;
+  }
+}
+
+export function closeSockets({ sockets, esp }: Sockets): void {
+  closeUnderlay(sockets);
+  closeEsp(esp);
+}
+
+function openVxlan(file: string, config: Config): UnderlaySockets[] {
   try {
     return openUnderlay(config.underlay, config.workers);
   } catch (error) {
@@ -62,8 +90,7 @@ export function openSockets(file: string, config: Config): UnderlaySockets[] {
   }
 }
 
-/** Opens what carries ESP, when the config has encryption. @throws ConfigError that points at what is taken or wrong. */
-export function openEspSockets(file: string, config: Config): EspSocket[] {
+function openEspSockets(file: string, config: Config): EspSocket[] {
   const { encryption, underlay, workers } = config;
   if (encryption === undefined) return [];
   const { encapsulation, port } = encryption;

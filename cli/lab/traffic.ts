@@ -13,6 +13,8 @@ export interface PingOptions {
   deadlineS?: number;
   /** Sets don't fragment; what is larger than the path is then lost. */
   df?: boolean;
+  /** At most 16 bytes in hexadecimal, repeated to the end of the payload. */
+  pattern?: string;
 }
 
 export interface PingResult {
@@ -32,10 +34,11 @@ export async function ping(
   address: string,
   options: PingOptions = {},
 ): Promise<PingResult> {
-  const { count = 3, size = 56, interval = 0.05, deadlineS, df = false } = options;
+  const { count = 3, size = 56, interval = 0.05, deadlineS, df = false, pattern } = options;
   const args = ['-n', '-q', '-c', String(count), '-s', String(size), '-i', String(interval), '-W', '1'];
   if (deadlineS !== undefined) args.push('-w', String(Math.ceil(deadlineS)));
   if (df) args.push('-M', 'do');
+  if (pattern !== undefined) args.push('-p', pattern);
   const timeoutMs = ((deadlineS ?? count * interval) + 10) * 1000;
   const { code, stdout, stderr } = await from.exec('ping', [...args, address], { timeoutMs });
   const totals = /(\d+) packets transmitted, (\d+) received/.exec(stdout);

@@ -19,6 +19,7 @@ import {
   waitFor,
 } from '../../cli/lab.js';
 import type { DropRow, FdbRow, Status } from '../../control/api.js';
+import type { SaRow } from '../../control/keying/store.js';
 import type { PeerMode } from './live-peer.js';
 
 export const MAIN = fileURLToPath(new URL('../../cli/main.js', import.meta.url));
@@ -78,6 +79,7 @@ export interface NodeFile {
   underlay: Record<string, unknown>;
   networks: Record<string, unknown>[];
   endpoints: Record<string, unknown>[];
+  [further: string]: unknown;
 }
 
 export class Rig {
@@ -127,7 +129,8 @@ export class Engine {
   write(file: NodeFile | string): void {
     const text =
       typeof file === 'string' ? file : JSON.stringify({ node: this.host.label, ...file }, null, 2);
-    writeFileSync(this.file, text);
+    // A file may hold secrets, and then Weft wants it to be its owner's alone.
+    writeFileSync(this.file, text, { mode: 0o600 });
   }
 
   /** Starts the process and does not wait. */
@@ -179,6 +182,11 @@ export class Engine {
 
   status(): Promise<Status> {
     return ask<Status>('GET', '/status', { socket: this.socket });
+  }
+
+  /** Rows of `weft sa ls`. */
+  async associations(): Promise<SaRow[]> {
+    return (await ask<{ associations: SaRow[] }>('GET', '/sa', { socket: this.socket })).associations;
   }
 
   async fdb(): Promise<FdbRow[]> {
@@ -331,6 +339,8 @@ export interface MeshOptions {
   readonly mtu?: number;
   readonly underlay?: Record<string, unknown>;
   readonly network?: Record<string, unknown>;
+  /** Further keys of each file, such as `encryption`. */
+  readonly file?: Record<string, unknown>;
   /** Hosts that get no engine: the test puts something else there. */
   readonly without?: readonly number[];
 }
@@ -378,7 +388,7 @@ export class Mesh extends Rig {
 
   /** The file of host `n`. */
   fileOf(n: number): NodeFile {
-    const { hosts, v6 = false, underlay = {}, network = {} } = this.options;
+    const { hosts, v6 = false, underlay = {}, network = {}, file = {} } = this.options;
     const others = Array.from({ length: hosts }, (_, i) => i + 1).filter((other) => other !== n);
     return {
       underlay: { address: underlayAddress(n, v6), ...underlay },
@@ -393,6 +403,7 @@ export class Mesh extends Rig {
         },
       ],
       endpoints: [this.endpointOf(n)],
+      ...file,
     };
   }
 

@@ -1,0 +1,32 @@
+/** What a reload cannot change, since sockets, tables and workers are made once. */
+import type { Config, HostProblem } from './config.js';
+
+const REMEDY = 'restart weft up, or put the old value back';
+
+/** A problem for each key that differs and must not. */
+export function unchangeable(before: Config, after: Config): HostProblem[] {
+  const keys: { path: string[]; old: unknown; next: unknown }[] = [
+    ...(['address', 'port', 'ttl', 'mode'] as const).map((key) => ({
+      path: ['underlay', key],
+      old: before.underlay[key],
+      next: after.underlay[key],
+    })),
+    {
+      path: ['underlay', 'reserved_bits'],
+      old: before.underlay.reservedBits,
+      next: after.underlay.reservedBits,
+    },
+    { path: ['workers'], old: before.workers, next: after.workers },
+  ];
+  if (before.encryption && after.encryption) {
+    for (const key of ['encapsulation', 'port'] as const)
+      keys.push({ path: ['encryption', key], old: before.encryption[key], next: after.encryption[key] });
+  }
+  return keys
+    .filter(({ old, next }) => old !== next)
+    .map(({ path, old }) => ({
+      path,
+      message: `${path.join('.')} cannot change while the engine runs (it is ${old})`,
+      remedy: REMEDY,
+    }));
+}

@@ -32,7 +32,6 @@ export { configJsonSchema } from './config/schema.js';
 export type {
   Algorithm,
   Config,
-  Encapsulation,
   Encryption,
   Endpoint,
   LocalEndpoint,

@@ -208,11 +208,12 @@ function checkCovered(
     return;
   }
   // What could not be read may be what is missing.
-  const have = new Set(associations.map(({ fields: one }) => `${one.direction} ${one.peer?.text}`));
-  if (have.size === 0 ? !ring : [...have].some((one) => one.includes('undefined'))) return;
+  const unread = associations.some(({ fields: { peer, direction } }) => !peer || !direction);
+  if (unread || (!ring && associations.length === 0)) return;
   const remote = endpoints.filter((one) => one.fields.network === fields.name);
   const vteps = [...peers.map(({ ip }) => ip), ...remote.map((one) => one.fields.vtep)];
   const others = vteps.filter((vtep) => vtep?.family === address?.family && vtep?.text !== address?.text);
+  const have = new Set(associations.map(({ fields: one }) => `${one.direction} ${one.peer!.text}`));
   const missing = [...new Set(others.flatMap((vtep) => vtep?.text ?? []))].flatMap((vtep) => {
     const absent = ['in', 'out'].filter((direction) => !have.has(`${direction} ${vtep}`));
     return absent.length === 1 || (absent.length === 2 && !ring) ? [`${vtep} (${absent.join(' and ')})`] : [];

@@ -10,6 +10,10 @@ import { UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
+import type { SaRow } from './keying/store.js';
+import { UnknownPeer } from './keying/unknown-peer.js';
+
+export type { SaRow };
 
 export const DEFAULT_SOCKET = '/run/weft/weft.sock';
 /** Version of the shape of everything that is answered or printed as JSON. */
@@ -32,6 +36,12 @@ export interface DropRow {
   readonly element: string;
   readonly reason: string;
   readonly count: number;
+}
+
+export interface SaList {
+  readonly associations: readonly SaRow[];
+  /** VTEPs with which no keys are agreed yet: nothing encrypted is sent to them. */
+  readonly waiting: readonly string[];
 }
 
 interface PortStatus {
@@ -116,6 +126,8 @@ function dropRows(daemon: Daemon): DropRow[] {
     const element = ownerName(daemon, owner.slice(0, -':drops'.length));
     for (const [reason, count] of Object.entries(counters)) rows.push({ element, reason, count });
   }
+  for (const [reason, count] of Object.entries(daemon.keying.drops()))
+    rows.push({ element: 'key exchange', reason, count });
   return rows;
 }
 
@@ -179,7 +191,8 @@ async function status(daemon: Daemon): Promise<Status> {
 }
 
 async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code: number; body: object }> {
-  const route = `${request.method} ${request.url?.split('?')[0]}`;
+  const { pathname, searchParams } = new URL(request.url ?? '/', 'http://daemon');
+  const route = `${request.method} ${pathname}`;
   switch (route) {
     case 'GET /status':
       return { code: 200, body: await status(daemon) };
@@ -190,6 +203,14 @@ async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code:
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
     case 'GET /drops':
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION, drops: dropRows(daemon) } };
+    case 'GET /sa': {
+      const list: SaList = { associations: daemon.keying.list(), waiting: daemon.keying.waiting() };
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, ...list } };
+    }
+    case 'POST /sa/rotate': {
+      const rotated = await daemon.keying.rotate(searchParams.get('peer') ?? undefined);
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, ...rotated } };
+    }
     case 'POST /reload':
       await daemon.reload();
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
@@ -208,7 +229,7 @@ export async function serve(daemon: Daemon, path: string): Promise<Server> {
     request.resume();
     answer(daemon, request).then(
       ({ code, body }) => reply(response, code, body),
-      (error: Error) => reply(response, 409, { error: error.message }),
+      (error: Error) => reply(response, error instanceof UnknownPeer ? 404 : 409, { error: error.message }),
     );
   });
   await new Promise<void>((resolve, reject) => {

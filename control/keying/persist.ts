@@ -56,6 +56,7 @@ export class ReservedSequences {
   /** By fingerprint; what was reserved last comes last. */
   private readonly bounds: Map<string, number>;
   private readonly followed = new Map<string, Followed>();
+  private changed = false;
   private refused = false;
 
   /** A file that is missing or damaged is an empty one. */
@@ -67,7 +68,7 @@ export class ReservedSequences {
   }
 
   /**
-   * Reserves numbers for an association that begins to send.
+   * Reserves numbers for an association that is to send once `save` was called.
    * @param last tells its last number sent; asked at each look.
    * @returns the number after which it is to begin: 0 for a new one.
    */
@@ -81,7 +82,6 @@ export class ReservedSequences {
     }
     this.followed.set(id, { association, last, seen: bound, ahead: RESERVE });
     this.reserve(id, bound + RESERVE);
-    this.write();
     return bound;
   }
 
@@ -92,16 +92,15 @@ export class ReservedSequences {
 
   /** To be called ten times a second: reserves more where half of it is used. */
   look(): void {
-    let changed = false;
     for (const [id, one] of this.followed) {
       const last = one.last();
       const used = last - one.seen;
       one.seen = last;
       one.ahead = Math.max(RESERVE, used * LOOKS_AHEAD);
       if (this.bounds.get(id)! - last > one.ahead / 2) continue;
-      changed = this.reserve(id, last + one.ahead) || changed;
+      this.reserve(id, last + one.ahead);
     }
-    if (changed) this.write();
+    this.save();
   }
 
   /** Nothing sends any more: notes the numbers that were reached. */
@@ -109,21 +108,24 @@ export class ReservedSequences {
     if (this.followed.size === 0) return;
     for (const [id, { last }] of this.followed) this.bounds.set(id, last());
     this.followed.clear();
-    this.write();
+    this.changed = true;
+    this.save();
   }
 
-  /** @returns whether there are more numbers to reserve. */
-  private reserve(id: string, wanted: number): boolean {
+  private reserve(id: string, wanted: number): void {
     const { association } = this.followed.get(id)!;
     const before = this.bounds.get(id);
     const bound = association.esn ? wanted : Math.min(wanted, LAST_32);
     // Set anew, so that it moves behind the others.
     this.bounds.delete(id);
     this.bounds.set(id, bound);
-    return bound !== before;
+    if (bound !== before) this.changed = true;
   }
 
-  private write(): void {
+  /** Writes the file, if there is anything to write. */
+  save(): void {
+    if (!this.changed) return;
+    this.changed = false;
     for (const id of this.bounds.keys()) {
       if (this.bounds.size <= REMEMBERED) break;
       this.bounds.delete(id);

@@ -45,6 +45,9 @@ const SEEN: Readonly<Record<number, string>> = {
   [SAW_ESP_FOR_PLAIN]: 'it sends encrypted VXLAN for a network that is plain here, which is dropped',
 };
 
+/** How long to wait for traffic keys before saying that there are none. */
+const UNKEYED_MS = 3000;
+
 interface Attached {
   readonly endpoint: LocalEndpoint;
   readonly taps: readonly Tap[];
@@ -89,6 +92,8 @@ export class Daemon {
   readonly uplink: Uplink | string;
   private readonly associationState: AssociationState | undefined;
   private opened: Keying | undefined;
+  /** VTEPs to which something was to be sent before there were keys, and of which nothing was said yet. */
+  private readonly unkeyed = new Set<string>();
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
   private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
@@ -154,7 +159,7 @@ export class Daemon {
       options.log('the way to the underlay does not segment UDP for us: frames go one by one from now on'),
     );
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
-    daemon.thread.on('seen', (address, saw) => options.log(`${formatIp(address)}: ${SEEN[saw]}`));
+    daemon.thread.on('seen', (address, saw) => daemon.saySeen(formatIp(address), saw));
     return daemon;
   }
 
@@ -228,6 +233,19 @@ export class Daemon {
     this.thread?.apply(this.intents()).catch((error: Error) => {
       this.options.log(`next hops not applied: ${error.message}`);
     });
+  }
+
+  /** Keys take a moment to be agreed on; only when they are not by then is that worth a line. */
+  private saySeen(vtep: string, saw: number): void {
+    if (saw !== SAW_NO_ASSOCIATION) this.options.log(`${vtep}: ${SEEN[saw]}`);
+    else if (!this.unkeyed.has(vtep)) {
+      this.unkeyed.add(vtep);
+      setTimeout(() => {
+        this.unkeyed.delete(vtep);
+        const sends = this.opened?.list().some(({ peer, state }) => peer === vtep && state === 'sending');
+        if (!sends) this.options.log(`${vtep}: ${SEEN[saw]}`);
+      }, UNKEYED_MS).unref();
+    }
   }
 
   private sayPath(): void {

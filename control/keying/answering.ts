@@ -47,8 +47,6 @@ export class Answering {
     const { ring, asked, algorithm } = link.common;
     const same = this.#pending.find(({ init }) => equal(init, bytes));
     if (same) return link.send(same.reply);
-    const current = link.generations.current;
-    if (current && equal(current.ni, message.ni)) return link.drop('stale');
     const key = ring.byId(message.keyId);
     if (!key) {
       const line = `uses key ${message.keyId}, which is not in encryption.keys here; give all hosts the same keys`;
@@ -59,13 +57,13 @@ export class Answering {
       const line = `does not know the secret of key ${key.id}; compare encryption.keys of both hosts`;
       return link.drop('bad-mac', line);
     }
-    if (this.first && this.asking.active) {
-      link.drop('collision');
-      return this.asking.hurry();
-    }
     if (message.algorithm !== algorithm) {
       link.send(link.write(key, { kind: 'refuse', ni: message.ni, algorithm }));
       return link.dropAlgorithm(message.algorithm);
+    }
+    if (this.first && this.asking.active) {
+      link.drop('collision');
+      return this.asking.hurry();
     }
     this.#reply(key, message, bytes);
   }
@@ -86,7 +84,8 @@ export class Answering {
       secret.wipe();
       return link.drop('bad-mac', FORGED);
     }
-    const keys = link.associations(secret, key, message, ask.node, spi, message.spi);
+    const nonces = { ni: ask.ni, nr };
+    const keys = link.associations(secret, key, nonces, ask.node, spi, message.spi);
     // Taken out whatever comes of it: keys are installed once. What the peer asked for before, it has given up.
     this.#pending.splice(0, at + 1);
     void link.change(async () => {
@@ -99,10 +98,10 @@ export class Answering {
         throw error;
       });
       this.asking.giveUp();
-      const { ni, node } = ask;
-      const ack = link.write(key, { kind: 'ack', ni, nr }, confirmation);
+      const { node } = ask;
+      const ack = link.write(key, { kind: 'ack', ...nonces }, confirmation);
       const confirmed = { confirm: bytes, ack };
-      link.complete({ key, ring: link.common.ring, node, inbound, outbound, ni, confirmed }, nr);
+      link.complete({ key, ring: link.common.ring, node, inbound, outbound, confirmed }, nonces);
       if (!link.closed) link.send(ack);
     });
   }

@@ -152,8 +152,8 @@ export class Asking {
       this.#attempt = undefined;
       this.#firstDelay = FIRST_DELAY;
       const { key, node, inbound } = answer;
-      const { ring, ni } = attempt;
-      link.complete({ key, ring, node, inbound, outbound, ni, confirmed: undefined }, answer.nr);
+      const { ring } = attempt;
+      link.complete({ key, ring, node, inbound, outbound, confirmed: undefined }, message);
     });
   }
 

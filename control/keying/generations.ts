@@ -19,8 +19,6 @@ export interface Session {
   readonly node: string;
   readonly inbound: AssociationHandle;
   readonly outbound: AssociationHandle;
-  /** The initiator's nonce. */
-  readonly ni: Uint8Array;
   /** What completed it here, and the answer to that, for when the answer is lost; only at the responder. */
   readonly confirmed: { readonly confirm: Uint8Array; readonly ack: Uint8Array } | undefined;
   /** Of the host's clock, ms. */

@@ -129,7 +129,7 @@ export class Link {
   }
 
   /** Both directions are installed. */
-  complete(session: Omit<Session, 'id' | 'since' | 'rekeyAt'>, nr: Uint8Array): void {
+  complete(session: Omit<Session, 'id' | 'since' | 'rekeyAt'>, nonces: Nonces): void {
     const { host, rotate, refusals } = this.common;
     if (this.closed) {
       host.remove(session.outbound);
@@ -139,7 +139,7 @@ export class Link {
     const since = host.now();
     const share = EARLIEST_REKEY + ((1 - EARLIEST_REKEY) * host.random(1)[0]) / 255;
     const rekeyAt = since + rotate.after * 1000 * share;
-    this.generations.advance({ ...session, id: sessionId({ ni: session.ni, nr }), since, rekeyAt });
+    this.generations.advance({ ...session, id: sessionId(nonces), since, rekeyAt });
     if (refusals.forget(this.peer.text)) host.log(`${this.peer.text}: agreed on keys`);
     this.settleWaiting(true);
   }

@@ -83,7 +83,7 @@ function hkdf(material: Uint8Array, salt: Uint8Array, info: Uint8Array, length: 
   const mac = (key: Uint8Array, ...parts: Uint8Array[]): Buffer =>
     createHmac('sha256', key).update(Buffer.concat(parts)).digest();
   const prk = mac(salt, material);
-  const blocks = [Buffer.alloc(0)];
+  const blocks: Uint8Array[] = [new Uint8Array(0)];
   while ((blocks.length - 1) * 32 < length) {
     blocks.push(mac(prk, blocks[blocks.length - 1], info, Uint8Array.of(blocks.length)));
   }

@@ -8,6 +8,7 @@ const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[]
   () => import('./commands/up.js'),
   () => import('./commands/status.js'),
   () => import('./commands/fdb.js'),
+  () => import('./commands/sa.js'),
   () => import('./commands/drops.js'),
   () => import('./commands/replay.js'),
   () => import('./commands/bench.js'),

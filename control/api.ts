@@ -42,6 +42,8 @@ export interface SaList {
   readonly associations: readonly SaRow[];
   /** VTEPs with which no keys are agreed yet: nothing encrypted is sent to them. */
   readonly waiting: readonly string[];
+  /** Messages of the exchange of keys that were dropped, by reason; empty without one. */
+  readonly exchangeDrops: Readonly<Record<string, number>>;
 }
 
 interface PortStatus {
@@ -126,9 +128,12 @@ function dropRows(daemon: Daemon): DropRow[] {
     const element = ownerName(daemon, owner.slice(0, -':drops'.length));
     for (const [reason, count] of Object.entries(counters)) rows.push({ element, reason, count });
   }
-  for (const [reason, count] of Object.entries(daemon.keying.drops()))
-    rows.push({ element: 'key exchange', reason, count });
   return rows;
+}
+
+/** What a node's associations are, and what keeps it from having more. */
+function saList({ keying }: Daemon): SaList {
+  return { associations: keying.list(), waiting: keying.waiting(), exchangeDrops: keying.drops() };
 }
 
 function underlayPath({ uplink }: Daemon): { path: 'uplink' | 'socket'; why: string } {
@@ -203,14 +208,16 @@ async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code:
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
     case 'GET /drops':
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION, drops: dropRows(daemon) } };
-    case 'GET /sa': {
-      const list: SaList = { associations: daemon.keying.list(), waiting: daemon.keying.waiting() };
-      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, ...list } };
-    }
-    case 'POST /sa/rotate': {
-      const rotated = await daemon.keying.rotate(searchParams.get('peer') ?? undefined);
-      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, ...rotated } };
-    }
+    case 'GET /sa':
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, ...saList(daemon) } };
+    case 'POST /sa/rotate':
+      return {
+        code: 200,
+        body: {
+          schemaVersion: SCHEMA_VERSION,
+          ...(await daemon.keying.rotate(searchParams.get('peer') ?? undefined)),
+        },
+      };
     case 'POST /reload':
       await daemon.reload();
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };

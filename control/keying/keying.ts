@@ -15,7 +15,8 @@ import { KeyExchange } from './exchange.js';
 import { ReservedSequences } from './persist.js';
 import type { ExchangeDrop } from './refusals.js';
 import { ExchangeSocket } from './socket.js';
-import { hexSpi, InstalledAssociations, type SaRow, type StoreHost } from './store.js';
+import { hexSpi } from './spi.js';
+import { InstalledAssociations, type SaRow, type StoreHost } from './store.js';
 import { ExchangeTenant } from './tenant.js';
 import type { AssociationHandle } from './types.js';
 import { UnknownPeer } from './unknown-peer.js';
@@ -238,7 +239,7 @@ export class Keying {
   }
 
   /** Messages of the exchange that were dropped, by reason; empty without one. */
-  drops(): Partial<Readonly<Record<ExchangeDrop, number>>> {
+  drops(): Readonly<Partial<Record<ExchangeDrop, number>>> {
     return this.exchanging?.exchange.drops ?? {};
   }
 

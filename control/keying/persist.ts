@@ -17,7 +17,7 @@ import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { StaticAssociation } from '../config.js';
-import { hexSpi } from './store.js';
+import { hexSpi } from './spi.js';
 
 /** Numbers that are reserved ahead. */
 export const RESERVE = 2 ** 20;

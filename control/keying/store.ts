@@ -12,12 +12,11 @@ import type { AssociationState, Refusal } from '../../engine/tables/association-
 import type { native } from '../../native-bindings/index.js';
 import { parseIp } from '../addresses.js';
 import { type Algorithm, algorithmSizes, type StaticAssociation } from '../config.js';
+import { FIRST_SPI, hexSpi } from './spi.js';
 import type { AssociationHandle, AssociationStore, NewAssociation, Usage } from './types.js';
 
 /** After the workers have refused a list twice, they are told again after so many ms. */
 const RETRY_MS = 1000;
-/** RFC 4303 section 2.1: 0 is for local use, 1 to 255 are reserved. */
-const FIRST_SPI = 256;
 
 export interface StoreHost {
   readonly state: AssociationState;
@@ -323,8 +322,3 @@ export class InstalledAssociations implements AssociationStore {
 }
 
 const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
-
-/** An SPI as people write it. */
-export function hexSpi(spi: number): string {
-  return `0x${spi.toString(16).padStart(8, '0')}`;
-}

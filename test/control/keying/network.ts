@@ -41,6 +41,14 @@ export interface Installed {
   readonly sessionId: string;
 }
 
+export interface Traffic {
+  readonly sent: number;
+  /** Arrived where nothing could read them, or could not be sent. */
+  readonly lost: number;
+  /** Keys used. */
+  readonly generations: ReadonlySet<string>;
+}
+
 interface Event {
   readonly at: number;
   readonly order: number;
@@ -133,6 +141,32 @@ export class Network {
       next.call();
     }
     this.now = until;
+  }
+
+  /**
+   * Packets between two nodes, one each so many ms in either direction, which the network delays and never loses.
+   */
+  traffic(a: Node, b: Node, everyMs: number): Traffic {
+    const traffic = { sent: 0, lost: 0, generations: new Set<string>() };
+    const send = (from: Node, to: Node): void => {
+      const used = from.outbound.get(to.address);
+      if (!used) {
+        traffic.lost++;
+        return;
+      }
+      traffic.sent++;
+      traffic.generations.add(used.key);
+      this.after(this.between(this.weather.delay), () => {
+        if (to.inbound.get(used.spi)?.key !== used.key) traffic.lost++;
+      });
+    };
+    const tick = (): void => {
+      send(a, b);
+      send(b, a);
+      this.after(everyMs, tick);
+    };
+    tick();
+    return traffic;
   }
 
   /** What is wrong between the nodes that run, all of which have one another as peers; empty when they agree. */

@@ -25,7 +25,7 @@ static int set_int(int fd, int level, int option, int value)
 	return setsockopt(fd, level, option, &value, sizeof value);
 }
 
-static const char *configure(int fd, int family, int ttl, bool gro, bool share)
+static const char *configure(int fd, int family, int ttl, bool raw, bool gro, bool share)
 {
 	if (share && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0) return "share the port";
 	/* The larger buffers need a right; without it the ordinary limit applies and drops are counted. */
@@ -34,7 +34,8 @@ static const char *configure(int fd, int family, int ttl, bool gro, bool share)
 	set_int(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
 	if (gro) set_int(fd, SOL_UDP, UDP_GRO, 1);
 	if (family == AF_INET6) {
-		if (set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) < 0) return "restrict the socket to IPv6";
+		/* A raw socket has its number already and refuses; it hears only IPv6 anyway. */
+		if (!raw && set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) < 0) return "restrict the socket to IPv6";
 		if (set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1) < 0) return "ask for the traffic class";
 		if (set_int(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO) < 0) return "forbid fragmentation";
 		if (set_int(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, ttl) < 0) return "set the hop limit";
@@ -81,7 +82,7 @@ napi_value udp_open(napi_env env, napi_callback_info info)
 	int type = protocol == IPPROTO_UDP ? SOCK_DGRAM : SOCK_RAW;
 	int fd = socket(local.any.sa_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
 	if (fd < 0) return throw_errno(env, errno, type == SOCK_RAW ? "cannot open a raw socket" : "cannot open a UDP socket");
-	const char *what = configure(fd, local.any.sa_family, get_int_property(env, args[0], "ttl", 64),
+	const char *what = configure(fd, local.any.sa_family, get_int_property(env, args[0], "ttl", 64), type == SOCK_RAW,
 				     get_bool_property(env, args[0], "gro", false), get_bool_property(env, args[0], "share", false));
 	if (!what && bind(fd, &local.any, size) < 0) what = "bind";
 	if (what) {

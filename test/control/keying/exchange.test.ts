@@ -397,6 +397,19 @@ test('when installing fails it is said, and tried again until it works', async (
   t.deepEqual(network.disagreements(), []);
 });
 
+test('keys are overwritten once they are installed, or could not be, or are not wanted any more', async (t) => {
+  for (const failure of [0, 0.5]) {
+    const { network, nodes } = await agreed(t, 3);
+    network.weather = { ...CALM, failure };
+    nodes[0].exchange!.rotate(undefined, 1000).catch(() => undefined);
+    await network.run(3);
+    nodes[1].exchange!.close();
+    await network.run(20_000);
+    t.true(network.given.length > 20);
+    for (const bytes of network.given) t.true(bytes.every((byte) => byte === 0));
+  }
+});
+
 test('no secret and no key is in any line of the log or in what is shown', async (t) => {
   const { network, nodes } = await agreed(t);
   nodes[1].exchange!.setRing([{ id: 1, secret: secret(99) }]);

@@ -74,6 +74,8 @@ export class Network {
   readonly nodes = new Map<string, Node>();
   readonly sent: Sent[] = [];
   readonly installed: Installed[] = [];
+  /** Keys and salts as they were given, which are to be overwritten. */
+  readonly given: Uint8Array[] = [];
   readonly log: string[] = [];
   /** Whether a datagram gets through; a partition, or a test that looks at each. */
   passes: (datagram: Sent) => boolean = () => true;
@@ -240,6 +242,7 @@ export class Node {
       association: NewAssociation,
     ): Promise<AssociationHandle> => {
       const { spi, keyId, sessionId } = association;
+      network.given.push(association.key, association.salt);
       const key = Buffer.concat([association.key, association.salt]).toString('hex');
       await new Promise<void>((resolve) => {
         network.after(network.between(network.weather.install), resolve);

@@ -166,6 +166,26 @@ test('whatever differs makes other keys', (t) => {
   t.is(new Set(keys.map((key) => key.slice(0, 32))).size, keys.length);
 });
 
+test('what authenticates the second half of an exchange depends on the first, and on all that traffic keys do', (t) => {
+  const confirmation = (changed: Partial<Inputs> = {}, init = [1, 2], reply = [3]): string => {
+    const { ring, shared, ni, nr } = { ...INPUTS, ...changed };
+    const session = new SessionSecret(ring, shared.slice(), ni, nr);
+    return session.confirmation(Uint8Array.from(init), Uint8Array.from(reply)).export().toString('hex');
+  };
+  const other = new Uint8Array(32).fill(9);
+  const keys = [
+    confirmation(),
+    confirmation({}, [1, 1]),
+    confirmation({}, [1, 2], [4]),
+    confirmation({ ring: secret(2) }),
+    confirmation({ shared: other }),
+    confirmation({ ni: other }),
+    confirmation({ nr: other }),
+    traffic().slice(0, 64),
+  ];
+  t.is(new Set(keys).size, keys.length);
+});
+
 test('a session secret overwrites what it is given, and itself', (t) => {
   const shared = SHARED.slice();
   const session = new SessionSecret(secret(1), shared, NI, NR);

@@ -100,8 +100,9 @@ static int prepare(const struct weft *weft, const uint32_t *jobs, uint32_t count
 		if (job[SLOT] >= GCM_SLOTS) return -EFAULT;
 		struct gcm_key *key = atomic_load(&slots[job[SLOT]]);
 		if (!key) return -EFAULT;
+		/* Where this overflows, the length alone is too much already, for the end without an ICV. */
 		uint32_t with_icv = length + key->icv;
-		if (with_icv < length || !in_memory(weft, job[HEADER], ESP_HEADER) ||
+		if (!in_memory(weft, job[HEADER], ESP_HEADER) ||
 		    !in_memory(weft, source, sealing ? length : with_icv) ||
 		    !in_memory(weft, destination, sealing ? with_icv : length))
 			return -EFAULT;

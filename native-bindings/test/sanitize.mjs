@@ -17,14 +17,22 @@ import { fileURLToPath } from 'node:url';
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const INCLUDE = path.join(path.dirname(path.dirname(fs.realpathSync(process.execPath))), 'include/node');
 const COMPILER = process.env.CC || 'gcc';
-const FLAGS = [
-  '-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wno-unused-function -pthread',
-  // A finding ends the process, and so the test: nothing is left to be overlooked in a log.
-  '-fsanitize=address,undefined -fno-sanitize-recover=all',
-].flatMap((flags) => flags.split(' '));
+// A finding ends the process, and so the test: nothing is left to be overlooked in a log.
+const flags = (sanitizers) =>
+  `-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wno-unused-function -pthread
+  -fsanitize=${sanitizers} -fno-sanitize-recover=all`.split(/\s+/);
+const MEMORY = flags('address,undefined');
+const THREADS = flags('thread');
+// As setup.mjs has it.
+const IPSEC_MB =
+  process.arch === 'x64' && fs.existsSync('/usr/include/intel-ipsec-mb.h')
+    ? ['-DWEFT_IPSEC_MB', '-Wl,-Bstatic,-lIPSec_MB,-Bdynamic', '-Wl,--exclude-libs,ALL']
+    : [];
 const TESTS = [
   'native-bindings/checksum.test.js',
   'native-bindings/misuse.test.js',
+  'native-bindings/gcm.test.js',
+  'native-bindings/gcm-vectors.test.js',
   'native-bindings/udp.test.js',
   'native-bindings/tap.test.js',
   'engine/elements/vxlan-encap.test.js',
@@ -54,26 +62,46 @@ if (!fs.existsSync(path.join(ROOT, 'dist/native-bindings/index.js'))) {
   process.exit(1);
 }
 const asan = runtime();
-const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'weft-sanitize-'));
-process.on('exit', () => fs.rmSync(copy, { recursive: true, force: true }));
+const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'weft-sanitize-'));
+process.on('exit', () => fs.rmSync(scratch, { recursive: true, force: true }));
+const copy = path.join(scratch, 'weft');
+fs.mkdirSync(copy);
+// What tests look for beside the repository.
+const shared = path.join(ROOT, '../shared');
+if (fs.existsSync(shared)) fs.symlinkSync(shared, path.join(scratch, 'shared'));
 const env = {
   ...process.env,
   ASAN_OPTIONS: 'detect_leaks=0:abort_on_error=1:strict_string_checks=1',
   UBSAN_OPTIONS: 'print_stacktrace=1',
 };
 
-say('the arithmetic, without Node');
-const program = path.join(copy, 'checksum');
-run(COMPILER, [...FLAGS, `-I${INCLUDE}`, '-o', program, path.join(ROOT, 'native-bindings/test/checksum.c')]);
-run(program, [], { env });
+/** Builds and runs a program of this directory. */
+function program(name, sanitizers) {
+  const file = path.join(copy, name);
+  run(COMPILER, [
+    ...sanitizers,
+    `-I${INCLUDE}`,
+    '-o',
+    file,
+    path.join(ROOT, `native-bindings/test/${name}.c`),
+  ]);
+  run(file, [], { env });
+}
+
+say('checksums and batches, without Node');
+program('checksum', MEMORY);
+program('gcm', MEMORY);
+say('threads, without Node');
+program('gcm', THREADS);
 
 say('the addon, under the tests');
 const sources = fs.readdirSync(path.join(ROOT, 'native-bindings/src')).filter((name) => name.endsWith('.c'));
 fs.mkdirSync(path.join(copy, 'native-bindings/build'), { recursive: true });
 run(COMPILER, [
-  ...FLAGS,
+  ...MEMORY,
   ...['-shared', '-fPIC', `-I${INCLUDE}`, '-o', path.join(copy, 'native-bindings/build/weft.node')],
   ...sources.map((name) => path.join(ROOT, 'native-bindings/src', name)),
+  ...IPSEC_MB,
 ]);
 fs.cpSync(path.join(ROOT, 'dist'), path.join(copy, 'dist'), { recursive: true });
 fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(copy, 'package.json'));

@@ -25,7 +25,6 @@ const TOOL_PATH = [
 
 const findTool = (name) => TOOL_PATH.map((dir) => path.join(dir, name)).find((file) => fs.existsSync(file));
 const onPath = (name) => findTool(name) !== undefined;
-const IPSEC_MB_HEADER = 'intel-ipsec-mb.h';
 const header = (name) => fs.existsSync(path.join('/usr/include', name));
 
 /** Debian package → whether what we want of it is there; asked of the machine, not of dpkg. */
@@ -38,8 +37,6 @@ const PACKAGES = {
     make: () => onPath('make'),
     python3: () => onPath('python3'),
     'libpcap-dev': () => header('pcap/pcap.h'),
-    // AES-GCM. Debian has it for amd64 only; elsewhere the addon uses node's own OpenSSL.
-    ...(process.arch === 'x64' && { 'libipsec-mb-dev': () => header(IPSEC_MB_HEADER) }),
   },
   run: {
     iproute2: () => onPath('ip') && onPath('bridge'),
@@ -51,10 +48,13 @@ const PACKAGES = {
   test: {
     tshark: () => onPath('tshark'),
     tcpdump: () => onPath('tcpdump'),
+    socat: () => onPath('socat'),
     'python3-scapy': hasScapy,
     ethtool: () => onPath('ethtool'),
     procps: () => onPath('ps') && onPath('sysctl'),
   },
+  // AES-GCM at its fastest; the addon does without. Debian has it for amd64 only.
+  crypto: process.arch === 'x64' ? { 'libipsec-mb-dev': () => ipsecMbFlags().length > 0 } : {},
   // For the tests with a kernel in a VM, which are skipped without it.
   vm: { 'qemu-system-x86': () => onPath('qemu-system-x86_64') },
 };
@@ -182,6 +182,18 @@ function installDebianPackages(groups) {
   );
 }
 
+/** Packages that must be there, and with them those that had better be, for which it asks once. */
+function installAll(groups) {
+  const note = path.join(STATE, 'without-ipsec-mb');
+  const optional = fs.existsSync(note) ? [] : ['crypto'];
+  const why = installDebianPackages([...groups, ...optional]);
+  if (!why) return;
+  const missing = optional.length > 0 ? installDebianPackages(groups) : why;
+  if (missing) fail(missing);
+  say(`encryption will use OpenSSL, at a fifth of libipsec-mb's speed: ${why}`);
+  fs.writeFileSync(note, why);
+}
+
 // --- 2. npm packages --------------------------------------------------------------------------------------
 
 const NPM_STAMP = path.join(ROOT, 'node_modules', '.weft-setup');
@@ -273,9 +285,14 @@ const C_FLAGS =
   '-std=gnu11 -O3 -Wall -Wextra -Werror -Wshadow -Wconversion -Wno-sign-conversion ' +
   '-fPIC -shared -fvisibility=hidden -pthread -DNAPI_VERSION=8';
 
-// Linked statically, with its symbols kept inside: what runs the addon need not have the package.
-const IPSEC_MB_FLAGS = ['-DWEFT_IPSEC_MB', '-Wl,-Bstatic,-lIPSec_MB,-Bdynamic', '-Wl,--exclude-libs,ALL'];
-const ipsecMbFlags = () => (process.arch === 'x64' && header(IPSEC_MB_HEADER) ? IPSEC_MB_FLAGS : []);
+/** Linked statically, with its symbols kept inside: where the addon runs, the package need not be. */
+function ipsecMbFlags() {
+  if (process.arch !== 'x64' || !header('intel-ipsec-mb.h')) return [];
+  const compiler = process.env.CC || 'cc';
+  const { stdout } = spawnSync(compiler, ['-print-file-name=libIPSec_MB.a'], { encoding: 'utf8' });
+  const archive = stdout?.trim() ?? '';
+  return path.isAbsolute(archive) ? ['-DWEFT_IPSEC_MB', archive, '-Wl,--exclude-libs,ALL'] : [];
+}
 
 function buildAddon() {
   const sources = filesBelow('native-bindings/src', '.c');
@@ -391,8 +408,7 @@ if (!(mode in MODES) || rest.length > 0) {
 try {
   checkMachine();
   lock();
-  const missing = installDebianPackages(MODES[mode]);
-  if (missing) fail(missing);
+  installAll(MODES[mode]);
   installNpmPackages();
   buildAddon();
   compileTypeScript();

@@ -9,6 +9,7 @@ import { isMapping, readDocument } from './config/document.js';
 import {
   buildAssociations,
   buildEncryption,
+  checkAssociations,
   checkEncryption,
   checkMode,
   type EncryptionDraft,
@@ -24,7 +25,14 @@ import {
   type UnderlayDraft,
 } from './config/relations.js';
 import { configSchema, endpointSchema, networkSchema, underlaySchema } from './config/schema.js';
-import type { Config, Encapsulation, Endpoint, Network, Underlay } from './config/types.js';
+import type {
+  Config,
+  Encapsulation,
+  Endpoint,
+  Network,
+  StaticAssociation,
+  Underlay,
+} from './config/types.js';
 
 export { algorithmSizes, defaultMtu, largestMtu, netnsPath, overlayOverhead } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
@@ -60,6 +68,32 @@ export function loadConfig(path: string): Config {
  */
 export function parseConfig(text: string, name: string): Config {
   return parse(text, name, undefined);
+}
+
+/** Keys of a file of which only the associations are read: no other field is a leaf. */
+const associationsSchema = configSchema
+  .pick({ security_associations: true })
+  .extend(configSchema.partial().shape);
+
+/**
+ * Reads the static associations of a file, which may be a node's; of what else it holds only the names are looked at,
+ * and `encryption`.
+ * @throws ConfigError as `loadConfig` does, and when there are none.
+ */
+export function loadAssociations(path: string): readonly StaticAssociation[] {
+  const { text, mode } = readConfigFile(path);
+  const { value, findings } = readDocument(text.replace(/^\ufeff/, ''), path);
+  if (value === undefined) throw new ConfigError(findings.problems);
+  readLeaves(associationsSchema, value ?? {}, [], findings);
+  const draft = readEncryption(isMapping(value) ? value : {}, findings);
+  checkAssociations(draft, {}, findings);
+  checkMode(draft, path, mode, findings);
+  if (findings.problems.length === 0 && draft.associations.length === 0) {
+    const remedy = 'add entries such as { peer: …, direction: in, spi: …, algorithm: …, key: … }';
+    findings.add(['security_associations'], 'security_associations is empty', remedy, 'key');
+  }
+  if (findings.problems.length > 0) throw new ConfigError(findings.problems);
+  return freeze(buildAssociations(draft));
 }
 
 function parse(text: string, name: string, mode: number | undefined): Config {

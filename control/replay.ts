@@ -4,8 +4,9 @@
  *
  * Not handled: the pace of the capture. Frames follow each other as fast as the chain takes them.
  */
+import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, statSync, writeSync } from 'node:fs';
-import { type Chain, type ChainObserver, createChain } from '../engine/chain.js';
+import { type Chain, type ChainObserver, createChain, opensItsOwn } from '../engine/chain.js';
 import { ELEMENTS } from '../engine/elements/index.js';
 import { BATCH_SIZE, FrameMemory } from '../engine/memory/frames.js';
 import { type Capture, CaptureError, type CaptureProblem } from '../engine/ports/capture/capture.js';
@@ -15,11 +16,21 @@ import { FrameListBuilder, listArenaBytes } from '../engine/ports/capture-list.j
 import type { FrameList } from '../engine/ports/capture-source.js';
 import { MAX_DOMAINS } from '../engine/tables/mac-table.js';
 import { openCapture } from './capture-files.js';
+import {
+  chooseKeys,
+  DEFAULT_ESP,
+  type EspOptions,
+  installKeys,
+  KeyError,
+  type KeyOrigin,
+} from './replay-keys.js';
 
 const ETHERNET = 1;
 const TTL = 64;
 /** VNI of frames that come into the chain without one. */
 const DEFAULT_VNI = 42;
+/** Stations that may be hidden in packets that are opened only on their way; more are not learned. */
+const MOST_HIDDEN = 1 << 20;
 
 export interface ReplayOptions {
   /** Names out of ELEMENTS. */
@@ -35,6 +46,8 @@ export interface ReplayOptions {
   readonly vni?: number | undefined;
   readonly carryVlan: boolean;
   readonly strict: boolean;
+  /** Absent: DEFAULT_ESP. */
+  readonly esp?: EspOptions;
   /** pcapng file for what came out of the first loop. */
   readonly write?: string | undefined;
 }
@@ -62,6 +75,7 @@ export interface ReplayReport {
   readonly nsPerFrame: number;
   readonly delivered: number;
   readonly drops: Record<string, number>;
+  readonly keys: KeyOrigin;
   /** VNIs met in the captures for which there was no room. */
   readonly vnisLeftOut: number;
   readonly files: readonly ReplayedFile[];
@@ -90,9 +104,10 @@ export interface LoadedCaptures {
   readonly stations: number;
 }
 
-/** Whether the first element of the chain that has to do with tunnels takes outer headers off. */
+/** Whether the first element of the chain that has to do with tunnels wants outer headers to be there. */
 function takesOuter(through: readonly string[]): boolean {
-  return through.map((name) => ELEMENTS.get(name)?.outer).find((outer) => outer !== 'keeps') === 'removes';
+  const first = through.map((name) => ELEMENTS.get(name)?.outer).find((outer) => outer !== 'keeps');
+  return first === 'removes' || first === 'needs';
 }
 
 /** Opens the files and lays their frames out for a chain. Never throws for a bad file: `files` says what became of it. */
@@ -174,15 +189,29 @@ class CaptureClock {
   }
 }
 
-/** The chain over loaded captures, and the number of VNIs met for which there was no domain. */
+export interface ChainOver {
+  readonly chain: Chain;
+  /** VNIs met for which there was no domain. */
+  readonly vnisLeftOut: number;
+  readonly keys: KeyOrigin;
+  /** Wipes the keys; the chain must not run again. */
+  close(): void;
+}
+
+/**
+ * The chain over loaded captures.
+ * @throws ReplayError when it lacks keys, or would seal what cannot be sealed.
+ */
 export function chainOver(
   loaded: LoadedCaptures,
   options: Omit<ReplayOptions, 'loops' | 'write'>,
-): { chain: Chain; vnisLeftOut: number } {
-  const { memory, list, stations } = loaded;
-  const { through, local, remote, port, carryVlan, strict, vni = DEFAULT_VNI } = options;
+): ChainOver {
+  const { memory, list } = loaded;
+  const { through, local, remote, port, carryVlan, strict, vni = DEFAULT_VNI, esp = DEFAULT_ESP } = options;
   const others = options.vni === undefined ? loaded.vnis.filter((met) => met !== vni) : [];
   const vnis = [vni, ...others].slice(0, MAX_DOMAINS);
+  const hidden = through.includes('esp-decrypt') && !opensItsOwn(through) ? list.count : 0;
+  const { origin, associations, wipe } = keysFor(options, esp);
   const chain = createChain({
     names: through,
     frames: memory,
@@ -192,28 +221,73 @@ export function chainOver(
     strict,
     local: { address: local, port, ttl: TTL },
     remote,
-    stations,
-    vteps: through.includes('vxlan-decap') ? 65534 : 1,
+    stations: loaded.stations + Math.min(hidden, MOST_HIDDEN),
+    vteps: through.includes('vxlan-decap') ? 65534 : 1 + associations.length,
+    associations,
+    espPort: esp.port,
+    rawEsp: esp.encapsulation === 'esp',
   });
-  return { chain, vnisLeftOut: 1 + others.length - vnis.length };
+  // A key of a file is used in other runs too, and no two packets under it may have one IV.
+  for (const { slot, direction } of associations)
+    if (direction === 'out') chain.tools.associations.state.begin(slot, 0, randomBytes(8));
+  return { chain, vnisLeftOut: 1 + others.length - vnis.length, keys: origin, close: wipe };
+}
+
+function keysFor(options: Pick<ReplayOptions, 'through' | 'local' | 'remote'>, esp: EspOptions) {
+  const { through } = options;
+  checkSealing(through);
+  try {
+    const { origin, list } = chooseKeys(through, options, esp.associations);
+    return { origin, ...installKeys(list) };
+  } catch (error) {
+    if (error instanceof KeyError) throw new ReplayError(error.message, true);
+    throw error;
+  }
+}
+
+/** esp-encrypt takes what it gets for an outer packet of our own, as in an engine it is. */
+function checkSealing(through: readonly string[]): void {
+  let tunnelled = false;
+  for (const name of through) {
+    if (name === 'esp-encrypt' && !tunnelled)
+      throw new ReplayError(
+        'esp-encrypt seals what vxlan-encap makes; put vxlan-encap in front of it, as in bridge,vxlan-encap,esp-encrypt',
+        true,
+      );
+    const outer = ELEMENTS.get(name)?.outer;
+    if (outer === 'adds' || outer === 'removes') tunnelled = outer === 'adds';
+  }
 }
 
 /**
  * Replays capture files.
- * @throws ReplayError when no memory can be had or the output cannot be written.
+ * @throws ReplayError when no memory can be had, keys are missing, or the output cannot be written.
  */
 export function replay(paths: readonly string[], options: ReplayOptions): ReplayReport {
-  const { through, loops, write } = options;
+  const { loops, write } = options;
   if (write !== undefined) refuseInput(write, paths);
   const loaded = loadCaptures(paths, options);
-  const { chain, vnisLeftOut } = chainOver(loaded, options);
-  let writing = 0;
-  const begin = process.hrtime.bigint();
-  for (let loop = 0; loop < loops; loop++) {
-    if (loop === 0 && write !== undefined) writing = record(chain, loaded, through, write);
-    else chain.pass();
+  const over = chainOver(loaded, options);
+  try {
+    let writing = 0;
+    const begin = process.hrtime.bigint();
+    for (let loop = 0; loop < loops; loop++) {
+      if (loop === 0 && write !== undefined) writing = record(over.chain, loaded, options.through, write);
+      else over.chain.pass();
+    }
+    return reportOn(over, loaded, options, Number(process.hrtime.bigint() - begin) - writing);
+  } finally {
+    over.close();
   }
-  const elapsed = Number(process.hrtime.bigint() - begin) - writing;
+}
+
+/** @param elapsed nanoseconds. */
+function reportOn(
+  { chain, keys, vnisLeftOut }: ChainOver,
+  { files }: LoadedCaptures,
+  { through, loops }: ReplayOptions,
+  elapsed: number,
+): ReplayReport {
   const totals = chain.totals();
   const { frames, bytes } = totals;
   const some = frames > 0 && elapsed > 0;
@@ -228,8 +302,9 @@ export function replay(paths: readonly string[], options: ReplayOptions): Replay
     nsPerFrame: some ? elapsed / frames : 0,
     delivered: totals.delivered,
     drops: totals.drops,
+    keys,
     vnisLeftOut,
-    files: loaded.files,
+    files,
   };
 }
 

@@ -41,10 +41,15 @@ export interface ChainSetup {
   readonly stations: number;
   /** VTEPs that may be learned. */
   readonly vteps: number;
-  /** Whose keys lie in the addon already; a pass begins with windows in which nothing was received. */
+  /**
+   * Whose keys lie in the addon already. A pass begins with windows in which nothing was received, unless the chain
+   * opens what it sealed itself: those numbers go on from pass to pass.
+   */
   readonly associations?: readonly AssociationIntent[];
-  /** UDP port of encapsulated ESP; 0, the default, for IP protocol 50. */
+  /** UDP port of encapsulated ESP, which is opened beside IP protocol 50; 0, the default, when there is none. */
   readonly espPort?: number;
+  /** Seal as IP protocol 50 although there is a port. */
+  readonly rawEsp?: boolean;
 }
 
 interface ChainTotals {
@@ -98,7 +103,9 @@ export function createChain(setup: ChainSetup): Chain {
   for (const batch of batches) stages.add(batch);
   const source = createCaptureSource(context, list, 0);
 
-  const inbound = (setup.associations ?? []).filter(({ direction }) => direction === 'in');
+  const inbound = opensItsOwn(names)
+    ? []
+    : (setup.associations ?? []).filter(({ direction }) => direction === 'in');
 
   /** The same packets come again in each pass, and are no replays. */
   function rewind(): void {
@@ -161,6 +168,12 @@ export function createChain(setup: ChainSetup): Chain {
   return { tools, pass, observe, totals };
 }
 
+/** Whether what the chain opens is what it sealed. */
+export function opensItsOwn(names: readonly string[]): boolean {
+  const sealing = names.indexOf('esp-encrypt');
+  return sealing >= 0 && names.indexOf('esp-decrypt') > sealing;
+}
+
 function chainTools(setup: ChainSetup, context: Context): ChainTools {
   const { vnis, local, remote, strict, carryVlan, stations } = setup;
   if (vnis.length === 0 || vnis.length > MAX_DOMAINS)
@@ -184,6 +197,7 @@ function chainTools(setup: ChainSetup, context: Context): ChainTools {
     strict,
     associations: chainAssociations(setup, vteps),
     espPort: setup.espPort ?? 0,
+    rawEsp: setup.rawEsp ?? false,
   };
 }
 

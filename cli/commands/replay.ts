@@ -1,5 +1,6 @@
 /** `weft replay`: captures through a chain of elements, with figures. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { StaticAssociation } from '../../control/config.js';
 import type { ReplayOptions, ReplayReport } from '../../control/replay.js';
 import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
@@ -19,6 +20,9 @@ interface Flags {
   readonly ipv6?: true;
   readonly innerVlan: 'carry' | 'discard';
   readonly strict?: true;
+  readonly keys?: string;
+  readonly encapsulation: 'esp' | 'udp';
+  readonly espPort: number;
 }
 
 export function register(program: Command): void {
@@ -48,6 +52,16 @@ export function register(program: Command): void {
         .default('carry'),
     )
     .option('--strict', 'refuse VXLAN packets with reserved bits set, as Linux does')
+    .option(
+      '--keys <file>',
+      "security_associations of esp-encrypt and esp-decrypt, as in a node's file (default: a random key for both)",
+    )
+    .addOption(
+      new Option('--encapsulation <how>', 'how esp-encrypt sends: as IP protocol 50, or in UDP')
+        .choices(['esp', 'udp'])
+        .default('udp'),
+    )
+    .option('--esp-port <n>', 'UDP port of encapsulated ESP', integer('port', 1, 65535), 4500)
     .action(run);
 }
 
@@ -87,6 +101,7 @@ async function run(files: string[], flags: Flags): Promise<void> {
 async function replayOptions(flags: Flags): Promise<ReplayOptions> {
   const through = await parseChain(flags.through);
   const { local, remote } = await parseEnds(flags);
+  const associations = flags.keys === undefined ? undefined : await readKeys(flags.keys);
   return {
     through,
     local,
@@ -96,8 +111,19 @@ async function replayOptions(flags: Flags): Promise<ReplayOptions> {
     vni: flags.vni,
     carryVlan: flags.innerVlan === 'carry',
     strict: flags.strict === true,
+    esp: { encapsulation: flags.encapsulation, port: flags.espPort, associations },
     write: flags.write,
   };
+}
+
+async function readKeys(path: string): Promise<readonly StaticAssociation[]> {
+  const { ConfigError, loadAssociations } = await import('../../control/config.js');
+  try {
+    return loadAssociations(path);
+  } catch (error) {
+    if (error instanceof ConfigError) throw new CommandError(error.message, EXIT.usage);
+    throw error;
+  }
 }
 
 async function parseChain(text: string): Promise<string[]> {
@@ -165,6 +191,7 @@ function talk(report: ReplayReport): number {
       if (problems.length > 0) say(`${name}: damaged; replayed the ${frames} frames that could be read`);
     }
   }
+  if (report.keys === 'random') say('sealed under a random key, which is gone now; --keys names others');
   if (report.vnisLeftOut > 0)
     say(`${report.vnisLeftOut} VNIs found no room and count as unknown; pick one with --vni`);
   if (report.frames > 0 && report.seconds < SHORT_SECONDS)

@@ -143,7 +143,8 @@ function checkPorts({ fields, secrets }: EncryptionDraft, underlay: UnderlayDraf
   }
 }
 
-function checkAssociations(
+/** Checks the static associations alone. */
+export function checkAssociations(
   { associations }: EncryptionDraft,
   underlay: UnderlayDraft,
   findings: Findings,

@@ -27,8 +27,10 @@ export interface ChainTools {
   /** Refuse VXLAN packets with reserved bits set. */
   readonly strict: boolean;
   readonly associations: Associations;
-  /** UDP port of encapsulated ESP; 0 for IP protocol 50. */
+  /** UDP port of encapsulated ESP, which is opened beside IP protocol 50; 0 when there is none. */
   readonly espPort: number;
+  /** Seal as IP protocol 50 although there is a port. */
+  readonly rawEsp: boolean;
 }
 
 export interface ChainElement extends Consumer {
@@ -37,8 +39,8 @@ export interface ChainElement extends Consumer {
 
 export interface ElementDefinition {
   readonly summary: string;
-  /** What it does to the outer headers of the tunnel. */
-  readonly outer: 'keeps' | 'adds' | 'removes';
+  /** What it does to the outer headers of the tunnel, or that it needs them to be there. */
+  readonly outer: 'keeps' | 'adds' | 'removes' | 'needs';
   build(tools: ChainTools, out: Batch): ChainElement;
 }
 
@@ -48,8 +50,8 @@ export const CHAIN_PORT = 65535;
 export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, ElementDefinition>([
   ['bridge', { summary: 'learning switch', outer: 'keeps', build: buildBridge }],
   ['vxlan-encap', { summary: 'puts frames into VXLAN', outer: 'adds', build: buildEncap }],
-  ['esp-encrypt', { summary: 'puts outer packets into ESP', outer: 'keeps', build: buildEncrypt }],
-  ['esp-decrypt', { summary: 'opens ESP packets', outer: 'keeps', build: buildDecrypt }],
+  ['esp-encrypt', { summary: 'puts outer packets into ESP', outer: 'needs', build: buildEncrypt }],
+  ['esp-decrypt', { summary: 'opens ESP packets', outer: 'needs', build: buildDecrypt }],
   ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
 ]);
 
@@ -79,18 +81,11 @@ function buildDecap({ context, domains, vteps, local, strict }: ChainTools, out:
   return createVxlanDecap(context, domains, vteps, { local, strict, addressed: false }, out);
 }
 
-function buildEncrypt(
-  { context, associations, vteps, local, espPort }: ChainTools,
-  out: Batch,
-): ChainElement {
+function buildEncrypt(tools: ChainTools, out: Batch): ChainElement {
+  const { context, associations, vteps, local } = tools;
   const v6 = local.address.length === 16;
-  return createEspEncrypt(
-    context,
-    associations,
-    vteps,
-    { v6, udpPort: espPort, shared: false, checksum: true },
-    out,
-  );
+  const udpPort = tools.rawEsp ? 0 : tools.espPort;
+  return createEspEncrypt(context, associations, vteps, { v6, udpPort, shared: false, checksum: true }, out);
 }
 
 function buildDecrypt({ context, associations, local, espPort }: ChainTools, out: Batch): ChainElement {

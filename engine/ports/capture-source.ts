@@ -17,6 +17,8 @@ export interface FrameList {
   readonly lengths: Uint32Array;
   /** Ingress port of each frame. */
   readonly ingress: Uint16Array;
+  /** What `dest` each frame is to have; without it slots keep the one they have. */
+  readonly dest?: Uint32Array;
 }
 
 export interface CaptureSource {
@@ -31,8 +33,8 @@ export interface CaptureSource {
 /** @param domain broadcast domain of the frames. */
 export function createCaptureSource(context: Context, list: FrameList, domain: number): CaptureSource {
   const { frames } = context;
-  const { off, len, ingress, domain: domains } = frames;
-  const { offsets, lengths, ingress: ports, count } = list;
+  const { off, len, ingress, dest, domain: domains } = frames;
+  const { offsets, lengths, ingress: ports, dest: destinations, count } = list;
   let position = 0;
   /** Frames and bytes handed out. In an array: a variable beyond 31 bits makes an object at each store. */
   const handedOut = new Float64Array(2);
@@ -51,6 +53,7 @@ export function createCaptureSource(context: Context, list: FrameList, domain: n
       off[frame] = at;
       len[frame] = length;
       ingress[frame] = ports[i];
+      if (destinations !== undefined) dest[frame] = destinations[i];
       domains[frame] = domain;
       bytes += length;
       to.push(frame);

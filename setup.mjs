@@ -289,7 +289,8 @@ const C_FLAGS =
 function ipsecMbFlags() {
   if (process.arch !== 'x64' || !header('intel-ipsec-mb.h')) return [];
   const compiler = process.env.CC || 'cc';
-  const { stdout } = spawnSync(compiler, ['-print-file-name=libIPSec_MB.a'], { encoding: 'utf8' });
+  const env = { ...process.env, PATH: TOOL_PATH.join(':') };
+  const { stdout } = spawnSync(compiler, ['-print-file-name=libIPSec_MB.a'], { encoding: 'utf8', env });
   const archive = stdout?.trim() ?? '';
   return path.isAbsolute(archive) ? ['-DWEFT_IPSEC_MB', archive, '-Wl,--exclude-libs,ALL'] : [];
 }

@@ -4,6 +4,7 @@
  * sanitize.mjs, under AddressSanitizer and again under ThreadSanitizer.
  */
 #include "../src/gcm-batch.c"
+#include "../src/gcm-openssl.c"
 #include <stdio.h>
 
 /* A toy: it adds the key to each byte, and the sum of all bytes and additional data is the tag. */
@@ -181,6 +182,7 @@ static void keys_that_go(void)
 
 int main(void)
 {
+	check(!gcm_openssl.usable(), "OpenSSL is not offered by a process that has none");
 	refused_is_zeros();
 	within_the_memory();
 	keys_that_go();

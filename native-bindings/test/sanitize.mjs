@@ -24,9 +24,11 @@ const flags = (sanitizers) =>
 const MEMORY = flags('address,undefined');
 const THREADS = flags('thread');
 // As setup.mjs has it.
+const ARCHIVE =
+  spawnSync(COMPILER, ['-print-file-name=libIPSec_MB.a'], { encoding: 'utf8' }).stdout?.trim() ?? '';
 const IPSEC_MB =
-  process.arch === 'x64' && fs.existsSync('/usr/include/intel-ipsec-mb.h')
-    ? ['-DWEFT_IPSEC_MB', '-Wl,-Bstatic,-lIPSec_MB,-Bdynamic', '-Wl,--exclude-libs,ALL']
+  process.arch === 'x64' && fs.existsSync('/usr/include/intel-ipsec-mb.h') && path.isAbsolute(ARCHIVE)
+    ? ['-DWEFT_IPSEC_MB', ARCHIVE, '-Wl,--exclude-libs,ALL']
     : [];
 const TESTS = [
   'native-bindings/checksum.test.js',

@@ -370,6 +370,18 @@ test('a port that is taken refuses the reload, and nothing has changed', async (
   t.deepEqual(await a.keying.rotate(), { peers: 1 });
 });
 
+test('a port that was opened for a file which came to nothing is let go', async (t) => {
+  const [port, other] = [await freePort(), await freePort()];
+  const node = Node.make(t, 2);
+  await node.up({ peers: [3], encryption: ring(port, 1) });
+  await node.keying.prepare(node.write({ peers: [3], encryption: ring(other, 1) }));
+  await t.throwsAsync(bound(other), { code: 'EADDRINUSE' });
+  await node.reload({ peers: [3], encryption: ring(port, 1) });
+  const now = await bound(other);
+  now.close();
+  await t.throwsAsync(bound(port), { code: 'EADDRINUSE' });
+});
+
 test('encryption that is taken out of the file wipes its keys and lets go of the port', async (t) => {
   const port = await freePort();
   const [a, b] = [Node.make(t, 2), Node.make(t, 3)];

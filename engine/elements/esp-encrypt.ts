@@ -64,7 +64,8 @@ export interface EspEncrypt extends Consumer {
 
 /**
  * @param out ESP packets for VTEPs whose next hop is not known; all of them when there is no `linked`.
- * @param linked ESP packets for VTEPs whose next hop is known, bundled where they may be; only with a UDP port.
+ * @param linked ESP packets for VTEPs whose next hop is known, bundled where they may be.
+ * @throws RangeError with `linked` and no UDP port, or with `linked` and `checksum`.
  */
 export function createEspEncrypt(
   context: Context,
@@ -81,6 +82,8 @@ export function createEspEncrypt(
   const { linked: isLinked } = vteps;
   const { values } = context.counters;
   const { v6, udpPort, shared } = options;
+  if (linked !== null && (udpPort === 0 || options.checksum))
+    throw new RangeError('ESP is bundled behind a UDP header only, whose checksum the port completes');
   const drops = new Drops(context, 'esp-encrypt', REASONS);
   const { base } = context.counters.claim('esp-encrypt', COUNTERS);
   const finishBundle = createBundleFinisher(frames, v6);

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { getHeapStatistics } from 'node:v8';
 import { chainOver, loadCaptures } from '../control/replay.js';
 import type { Chain } from '../engine/chain.js';
-import { chainOverTraffic, IMIX, type Traffic } from './traffic.js';
+import { chainOverTraffic, type EspTraffic, IMIX, type Traffic } from './traffic.js';
 
 /** One round of one scenario. */
 export interface Measurement {
@@ -39,6 +39,8 @@ const IN = ['vxlan-decap', 'bridge'];
 const PLAIN = { lengths: [64], stations: 256, frames: 4096, v6: false };
 /** As many frames in every scenario of the group, so that only the table differs. */
 const MANY = 1 << 20;
+/** So many that the windows of 500 associations, cleared before each pass, cost nothing a frame. */
+const ESP_MANY = 1 << 16;
 const WARM_SECONDS = 0.4;
 const HEAP_FRAMES = 100e6;
 
@@ -65,12 +67,49 @@ const SYNTHETIC: readonly Scenario[] = [
       { against: 'bridge 256 MACs' },
     ),
   ),
+  ...espScenarios(),
   { name: 'heap', group: 'heap', once: true, measure: measureHeap },
 ];
 
 /** Live benchmarks, over real interfaces, are no chains: they join in harness.ts, beside `micro`. */
 export function scenarios(): Scenario[] {
   return [...SYNTHETIC, ...captureScenarios()];
+}
+
+/** What is sealed has the size that is named; see Traffic. */
+function espScenarios(): Scenario[] {
+  const usual: EspTraffic = { algorithm: 'aes-128-gcm-16', peers: 1 };
+  const one = (name: string, more: Partial<Traffic>, figures: { floor?: number; against?: string } = {}) =>
+    synthetic('esp', name, { ...PLAIN, chain: [name.split(' ')[0]], esp: usual, ...more }, figures);
+  const ways = ['esp-encrypt', 'esp-decrypt'];
+  const floors = [
+    [64, 10],
+    [512, 8],
+    [1400, 6],
+  ] as const;
+  const variants = (label: string, esp: EspTraffic, sizes: readonly number[]) =>
+    ways.flatMap((way) =>
+      sizes.map((size) =>
+        one(`${way} ${size} ${label}`, { lengths: [size], esp }, { against: `${way} ${size}` }),
+      ),
+    );
+  return [
+    ...ways.flatMap((way) =>
+      floors.map(([size, floor]) => one(`${way} ${size}`, { lengths: [size] }, { floor })),
+    ),
+    ...variants('AES-256', { ...usual, algorithm: 'aes-256-gcm-16' }, [64, 512, 1400]),
+    ...variants('OpenSSL', { ...usual, library: 'openssl' }, [64, 1400]),
+    ...ways.flatMap((way) =>
+      [1, 500].map((peers) =>
+        one(
+          `${way} ${2 * peers} SAs`,
+          { frames: ESP_MANY, esp: { ...usual, peers } },
+          { against: `${way} 2 SAs` },
+        ),
+      ),
+    ),
+    one('bridge,vxlan-encap,esp-encrypt imix', { chain: [...OUT, 'esp-encrypt'], lengths: IMIX }),
+  ];
 }
 
 function synthetic(

@@ -309,6 +309,7 @@ export function espRig(o: EspRigOptions = {}) {
       toOpened.flush();
       return opened.take();
     },
+    flush: (): void => toOpened.flush(),
     /** For each packet, alone in its batch: why it was dropped, or `passed`. */
     verdicts(...packets: readonly Uint8Array[]): string[] {
       return packets.map((packet) => {

@@ -6,7 +6,7 @@ import { createDecipheriv } from 'node:crypto';
 import type { ExecutionContext } from 'ava';
 import { createEspDecrypt } from '../../engine/elements/esp-decrypt.js';
 import { createEspEncrypt } from '../../engine/elements/esp-encrypt.js';
-import { Batch } from '../../engine/graph.js';
+import { Batch, type Consumer } from '../../engine/graph.js';
 import type { AssociationIntent } from '../../engine/intent.js';
 import { type FrameMemory, REMOTE } from '../../engine/memory/frames.js';
 import { AssociationState, associationStateBytes } from '../../engine/tables/association-state.js';
@@ -266,6 +266,11 @@ export function espRig(o: EspRigOptions = {}) {
   const alignment = v6 ? 2 : 6;
   const of = (index: number) => ({ ...held[index].under, slot: held[index].intent.slot });
 
+  function release(): void {
+    for (const slot of taken) native.gcmRemove(slot);
+    slots.unshift(...taken);
+  }
+
   return {
     rig,
     vteps,
@@ -309,7 +314,20 @@ export function espRig(o: EspRigOptions = {}) {
       toOpened.flush();
       return opened.take();
     },
-    flush: (): void => toOpened.flush(),
+    flush(): void {
+      for (const batch of [toOut, toLinked, toOpened]) batch.flush();
+    },
+    /** Hands what is sealed to another consumer than `out`. */
+    divert(to: Consumer): void {
+      toOut.next = to;
+    },
+    /** Does something while the association that sends to the first peer has no key. */
+    withoutKey(action: () => void): void {
+      const { slot, ...under } = of(0);
+      native.gcmRemove(slot);
+      action();
+      native.gcmInstall({ ...under, slot });
+    },
     /** For each packet, alone in its batch: why it was dropped, or `passed`. */
     verdicts(...packets: readonly Uint8Array[]): string[] {
       return packets.map((packet) => {
@@ -330,10 +348,11 @@ export function espRig(o: EspRigOptions = {}) {
     /** Refusals of an association that are not zero. */
     refused: ({ slot }: { slot: number }): Record<string, number> =>
       Object.fromEntries(Object.entries(state.refusals(slot)).filter(([, count]) => count !== 0)),
+    /** Wipes the keys and gives the slots of the associations back. */
+    release,
     finish(t: ExecutionContext): void {
       rig.finish(t);
-      for (const slot of taken) native.gcmRemove(slot);
-      slots.unshift(...taken);
+      release();
     },
   };
 }

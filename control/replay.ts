@@ -105,7 +105,7 @@ export interface LoadedCaptures {
 }
 
 /** Whether the first element of the chain that has to do with tunnels wants outer headers to be there. */
-function takesOuter(through: readonly string[]): boolean {
+export function takesOuter(through: readonly string[]): boolean {
   const first = through.map((name) => ELEMENTS.get(name)?.outer).find((outer) => outer !== 'keeps');
   return first === 'removes' || first === 'needs';
 }

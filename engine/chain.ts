@@ -37,7 +37,7 @@ export interface ChainSetup {
   readonly local: LocalVtep;
   /** Address of the VTEP every frame is sent to; of the same IP version as `local`. */
   readonly remote: Uint8Array;
-  /** Stations the bridges must be able to hold. */
+  /** Stations each bridge must be able to hold. */
   readonly stations: number;
   /** VTEPs that may be learned. */
   readonly vteps: number;
@@ -91,10 +91,13 @@ export function createChain(setup: ChainSetup): Chain {
   const out = new Batch(sink);
   const batches = [out];
   const elements: ChainElement[] = [];
-  for (const name of names.toReversed()) {
-    const definition = ELEMENTS.get(name);
-    if (definition === undefined) throw new RangeError(`there is no element ${name}`);
-    const element = definition.build(tools, batches[0]);
+  for (let i = names.length - 1; i >= 0; i--) {
+    const definition = ELEMENTS.get(names[i]);
+    if (definition === undefined) throw new RangeError(`there is no element ${names[i]}`);
+    // Bridges before and behind a tunnel are those of two hosts, and see each station at another place.
+    const far = names[i] === 'bridge' && names.indexOf('bridge') < i;
+    const stations = far ? new MacTable(setup.stations, SEED) : tools.stations;
+    const element = definition.build({ ...tools, stations }, batches[0]);
     elements.unshift(element);
     batches.unshift(new Batch(element));
   }

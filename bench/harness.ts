@@ -7,6 +7,7 @@ import { execFile } from 'node:child_process';
 import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { type GcmLibrary, native } from '../native-bindings/index.js';
 import { type Measurement, type Scenario, scenarios } from './scenarios.js';
 
 export interface BenchOptions {
@@ -38,6 +39,8 @@ export interface ScenarioResult {
 export interface BenchReport {
   readonly node: string;
   readonly cpu: string;
+  /** What does AES-GCM unless a scenario says otherwise. */
+  readonly gcm: GcmLibrary;
   readonly seconds: number;
   readonly rounds: number;
   readonly scenarios: readonly ScenarioResult[];
@@ -72,6 +75,7 @@ export async function bench(selected: readonly Scenario[], options: BenchOptions
   return {
     node: process.version,
     cpu: cpus()[0]?.model ?? 'unknown',
+    gcm: native.gcmLibraries()[0],
     seconds,
     rounds,
     scenarios: results.map((result, i) => compare(result, selected[i].against, results)),

@@ -39,7 +39,7 @@ const IN = ['vxlan-decap', 'bridge'];
 const PLAIN = { lengths: [64], stations: 256, frames: 4096, v6: false };
 /** As many frames in every scenario of the group, so that only the table differs. */
 const MANY = 1 << 20;
-/** So many that the windows of 500 associations, cleared before each pass, cost nothing a frame. */
+/** So many that clearing the windows of 500 associations before each pass costs but 2 ns a frame. */
 const ESP_MANY = 1 << 16;
 const WARM_SECONDS = 0.4;
 const HEAP_FRAMES = 100e6;

@@ -77,8 +77,8 @@ async function runMicro(seconds: number): Promise<MicroResult[]> {
   }
 }
 
-function print({ node, cpu, rounds, seconds, scenarios }: BenchReport): void {
-  say(`Node ${node} on ${cpu}, one core; best of ${rounds} rounds of ${seconds} s`);
+function print({ node, cpu, gcm, rounds, seconds, scenarios }: BenchReport): void {
+  say(`Node ${node} on ${cpu}, one core, AES-GCM by ${gcm}; best of ${rounds} rounds of ${seconds} s`);
   printTable(
     [
       { title: 'SCENARIO' },

@@ -4,7 +4,7 @@
  */
 import { pythonMissing } from '../../bench/wire-traffic.js';
 import { ask } from '../../cli/client.js';
-import { iperf3, ping, waitFor } from '../../cli/lab.js';
+import { iperf3, waitFor } from '../../cli/lab.js';
 import {
   assertNonces,
   assertSealed,
@@ -13,6 +13,7 @@ import {
   Flow,
   kernelDrops,
   outbound,
+  reached,
   record,
 } from '../support/encrypted.js';
 import { type Engine, live, overlayAddress, shared, underlayAddress } from '../support/live.js';
@@ -49,7 +50,7 @@ for (const { title, mode, encapsulation, v6 } of variants) {
     async (t) => {
       const { containers, engines, hosts, lab } = mesh();
       const [a, b] = containers;
-      t.is((await ping(a, overlayAddress(2), { count: 3 })).received, 3);
+      await reached(t, a, overlayAddress(2));
       const dropped = await Promise.all(engines.map((engine) => engine.watchDrops()));
       const before = await kernelDrops(lab.namespaces);
       const recording = await record(mesh(), hosts[0]);
@@ -85,7 +86,7 @@ live(
   'both hosts rotate at the same moment, again and again: nothing is lost, and both end in one session',
   async (t) => {
     const { containers, engines, lab } = busy();
-    t.is((await ping(containers[0], overlayAddress(2), { count: 3 })).received, 3);
+    await reached(t, containers[0], overlayAddress(2));
     const dropped = await Promise.all(engines.map((engine) => engine.watchDrops()));
     const before = await kernelDrops(lab.namespaces);
     const flow = await Flow.between(containers, [overlayAddress(1), overlayAddress(2)], 1000);

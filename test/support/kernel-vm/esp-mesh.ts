@@ -94,17 +94,14 @@ export class EspMesh extends Mesh {
   /**
    * Makes the VM container 2 of network blue, encrypted by these associations; what was before is taken away. Weft is
    * started, or only reloaded where it runs in this shape already and need not begin at a certain number.
+   * @param theirs associations of the VM, when it is to have others than Weft.
    */
-  async connect(shape: Shape, pair: Pair): Promise<void> {
+  async connect(shape: Shape, pair: Pair, theirs = pair): Promise<void> {
     const { vm } = this;
-    const { v6, encapsulation } = shape;
-    if (this.shape) {
-      await this.peer.down();
-      await vm.run('ip', ['link', 'del', 'vxlan42']);
-    }
-    const [local, remote] = [underlayAddress(2, v6), underlayAddress(1, v6)];
+    const { v6 } = shape;
+    await vm.exec('ip', ['link', 'del', 'vxlan42']); // which is not there at first
     // First, so that nothing meets a kernel that has no association yet.
-    this.peer = await EspPeer.up(vm, { local, remote, ...pair, encapsulation });
+    await this.give(shape, theirs);
     const file = this.espFile(shape, pair);
     if (isDeepStrictEqual(this.shape, shape) && !pair.in.sequence) await this.weft.change(file);
     else {
@@ -114,10 +111,17 @@ export class EspMesh extends Mesh {
     }
     this.shape = shape;
     await vm.vxlan({
-      ...{ vni: 42, local, remote, mac: overlayMac(2) },
+      ...{ vni: 42, local: underlayAddress(2, v6), remote: underlayAddress(1, v6), mac: overlayMac(2) },
       addresses: [`${overlayAddress(2)}/24`, `${overlayAddress(2, true)}/64`],
       mtu: (await this.weft.status()).networks[0].mtu,
     });
+  }
+
+  /** Gives the VM these associations in place of those it had. */
+  async give({ v6, encapsulation }: Shape, pair: Pair): Promise<void> {
+    await this.peer?.down();
+    const [local, remote] = [underlayAddress(2, v6), underlayAddress(1, v6)];
+    this.peer = await EspPeer.up(this.vm, { local, remote, ...pair, encapsulation });
   }
 
   /** An engine that numbers on from the association's `sequence`, as one does that has sent so much before. */

@@ -50,6 +50,7 @@ export interface KernelSaState {
 /** ESP between the VM and one other host. */
 export class EspPeer {
   readonly #states = new Map<number, string>();
+  #down = false;
 
   private constructor(
     readonly vm: KernelVm,
@@ -98,8 +99,10 @@ export class EspPeer {
     return new Map(states.filter(({ spi }) => this.#states.has(spi)).map((state) => [state.spi, state]));
   }
 
-  /** Takes states and policies away: traffic is plain again. */
+  /** Takes states and policies away: traffic is plain again. A second call does nothing. */
   async down(): Promise<void> {
+    if (this.#down) return;
+    this.#down = true;
     await this.vm.ipBatch([
       ...[...this.#states.values()].map((state) => `xfrm state delete ${state}`),
       ...(['in', 'out'] as const).map((direction) => `xfrm policy delete ${this.#selector(direction)}`),

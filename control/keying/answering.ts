@@ -109,7 +109,7 @@ export class Answering {
   #reply(key: ExchangeKey, ask: Init, init: Uint8Array): void {
     const { host, algorithm, node } = this.link.common;
     const nr = host.random(NONCE_BYTES);
-    const ephemeral = new Ephemeral(host.random(NONCE_BYTES));
+    const ephemeral = new Ephemeral(host.privateKey?.());
     const spi = host.allocateSpi();
     const { share } = ephemeral;
     const reply = this.link.write(key, { kind: 'reply', ni: ask.ni, nr, share, spi, algorithm, node });

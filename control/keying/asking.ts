@@ -60,7 +60,7 @@ export class Asking {
     this.#attempt = {
       ring,
       ni: host.random(NONCE_BYTES),
-      ephemeral: new Ephemeral(host.random(NONCE_BYTES)),
+      ephemeral: new Ephemeral(host.privateKey?.()),
       inits: new Map(),
       answer: undefined,
       tries: 0,

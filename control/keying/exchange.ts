@@ -19,7 +19,7 @@ import type { AssociationHandle, ExchangeHost } from './types.js';
 const GRACE_MS = 30_000;
 /** ms between two looks at how old and used associations are. */
 const TICK_MS = 1000;
-/** MACs a second computed for messages of nobody yet known to be a peer; one, and the key it may need, takes 0.1 ms. */
+/** MACs a second computed for messages of nobody yet known to be a peer; one, and the key of an answer, take 0.1 ms. */
 const MACS_PER_SECOND = 1000;
 const ROTATION_TIMEOUT_MS = 10_000;
 
@@ -114,12 +114,13 @@ export class KeyExchange {
    * @param peers VTEPs, canonical, of the family of this node's own, which is none of them.
    */
   setPeers(peers: readonly string[]): void {
+    const wanted = new Set(peers);
     for (const [text, exchange] of this.#peers) {
-      if (peers.includes(text)) continue;
+      if (wanted.has(text)) continue;
       this.#peers.delete(text);
       exchange.close();
     }
-    for (const text of peers) {
+    for (const text of wanted) {
       if (this.#peers.has(text)) continue;
       const exchange = new PeerExchange(this.#common, parseIp(text));
       this.#peers.set(text, exchange);

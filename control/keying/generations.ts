@@ -6,7 +6,7 @@ import type { ExchangeKey, Ring } from './ring.js';
 import type { AssociationHandle, ExchangeHost } from './types.js';
 
 /** Inbound associations of a peer, the current one among them; beyond that the oldest goes at once. */
-export const MOST_GENERATIONS = 8;
+const MOST_GENERATIONS = 8;
 
 /** Both directions that one exchange made. */
 export interface Session {

@@ -1,7 +1,7 @@
 /** What was dropped and why: counted every time, said once. */
 
 /** Why a message of the exchange was dropped, or not answered as its sender wanted. */
-export const EXCHANGE_DROPS = [
+const EXCHANGE_DROPS = [
   'malformed',
   'other-version',
   'unknown-peer',

@@ -5,10 +5,10 @@
  */
 import {
   createHash,
-  createPrivateKey,
   createPublicKey,
   createSecretKey,
   diffieHellman,
+  generateKeyPairSync,
   hkdfSync,
   type KeyObject,
 } from 'node:crypto';
@@ -21,10 +21,6 @@ const SECRET_BYTES = 32;
 const SALT_BYTES = 4;
 const MOST_KEYS = 3;
 const NOTHING = new Uint8Array(0);
-
-/** RFC 8410: what stands before the 32 bytes of an X25519 key in PKCS #8 and in SubjectPublicKeyInfo. */
-const PRIVATE_PREFIX = Buffer.from('302e020100300506032b656e04220420', 'hex');
-const PUBLIC_PREFIX = Buffer.from('302a300506032b656e032100', 'hex');
 
 /** A key of the ring with what authenticates messages under it. */
 export interface ExchangeKey extends RingKey {
@@ -61,28 +57,24 @@ export class Ring {
   }
 }
 
-/** The fresh half of an X25519 agreement. */
+/** The fresh half of an X25519 agreement. Its private key never leaves OpenSSL. */
 export class Ephemeral {
   /** What the other side gets, 32 bytes. */
   readonly share: Uint8Array;
-  readonly #private: KeyObject;
 
-  /** @param bytes 32 random ones; overwritten. */
-  constructor(bytes: Uint8Array) {
-    const key = Buffer.concat([PRIVATE_PREFIX, bytes]);
-    this.#private = createPrivateKey({ key, format: 'der', type: 'pkcs8' });
-    key.fill(0);
-    bytes.fill(0);
-    const spki = createPublicKey(this.#private).export({ format: 'der', type: 'spki' });
-    this.share = Uint8Array.from(spki.subarray(PUBLIC_PREFIX.length));
+  /** @param privateKey given by tests alone. */
+  constructor(private readonly privateKey: KeyObject = generateKeyPairSync('x25519').privateKey) {
+    this.share = Uint8Array.from(
+      Buffer.from(createPublicKey(privateKey).export({ format: 'jwk' }).x!, 'base64url'),
+    );
   }
 
   /** The secret shared with whoever has the other half; undefined for a share that would make it zero (RFC 7748, 6.1). */
   shared(share: Uint8Array): Uint8Array | undefined {
-    const key = Buffer.concat([PUBLIC_PREFIX, share]);
+    const { privateKey } = this;
+    const key = { kty: 'OKP', crv: 'X25519', x: Buffer.from(share).toString('base64url') };
     try {
-      const publicKey = createPublicKey({ key, format: 'der', type: 'spki' });
-      const shared = diffieHellman({ privateKey: this.#private, publicKey });
+      const shared = diffieHellman({ privateKey, publicKey: createPublicKey({ key, format: 'jwk' }) });
       return shared.some((byte) => byte !== 0) ? shared : undefined;
     } catch {
       // OpenSSL refuses such a share itself, with an exception.

@@ -1,4 +1,5 @@
 /** What the keying side asks of its surroundings: a clock, chance, a way to send, and the store of associations. */
+import type { KeyObject } from 'node:crypto';
 import type { Algorithm } from '../config.js';
 
 /** An association to be installed. `key` and `salt` are overwritten when the promise of its installation settles. */
@@ -71,6 +72,8 @@ export interface ExchangeHost extends AssociationStore {
   after(ms: number, call: () => void): () => void;
   /** Unpredictable bytes, of a generator for keys. */
   random(bytes: number): Uint8Array;
+  /** An X25519 key for one exchange. Left out, Node makes one; for tests that want the same again. */
+  privateKey?(): KeyObject;
   /** A datagram to the peer, which may be lost, doubled or late. Never throws. */
   send(peer: string, message: Uint8Array): void;
   /** A line for people. */

@@ -1,5 +1,5 @@
 /** Nodes that exchange keys over a simulated network in virtual time, and all that they ever sent and installed. */
-import { createHash, createHmac } from 'node:crypto';
+import { createHash, createHmac, createPrivateKey, type KeyObject } from 'node:crypto';
 import { type ExchangeOptions, KeyExchange } from '../../../control/keying/exchange.js';
 import type {
   AssociationHandle,
@@ -262,6 +262,7 @@ export class Node {
       now: () => network.now,
       after: (ms, call) => network.after(ms, () => alive() && call()),
       random: (bytes) => Uint8Array.prototype.slice.call(random(), 0, bytes),
+      privateKey: () => privateKey(random()),
       send: (to, bytes) => network.send({ from: this.address, to, bytes }),
       allocateSpi: () => 256 + (Buffer.from(random()).readUInt32BE() % 0xffff_0000),
       installInbound: (peer, association) => install(peer, 'in', association),
@@ -287,6 +288,12 @@ export function startAll(nodes: readonly Node[]): void {
 /** Lets everything run that waits for no time to pass. */
 async function rest(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve));
+}
+
+/** The X25519 key of these 32 bytes (RFC 8410 section 7). */
+export function privateKey(bytes: Uint8Array): KeyObject {
+  const key = Buffer.concat([Buffer.from('302e020100300506032b656e04220420', 'hex'), bytes]);
+  return createPrivateKey({ key, format: 'der', type: 'pkcs8' });
 }
 
 /** Bytes that look random and come out the same for the same seed. */

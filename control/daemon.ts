@@ -228,9 +228,10 @@ export class Daemon {
     this.links = this.watch.follow([...config.networks.flatMap(({ peers }) => peers), ...remote]);
   }
 
-  /** Tells the worker, once there is one. */
+  /** Tells the worker, once there is one. After a reload under way, or its network would be what it was before it. */
   private applyLinks(): void {
-    this.thread?.apply(this.intents()).catch((error: Error) => {
+    const applied = this.reloading.then(() => this.thread?.apply(this.intents()));
+    this.reloading = applied.catch((error: Error) => {
       this.options.log(`next hops not applied: ${error.message}`);
     });
   }

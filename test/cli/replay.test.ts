@@ -1,40 +1,17 @@
 /** `weft replay` as a user meets it: figures, exit codes, damage, the written capture, and tshark's opinion of it. */
-import { execFile, execFileSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { linkSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
 import { openCapture } from '../../control/capture-files.js';
-import type { Capture } from '../../engine/ports/capture/capture.js';
+import { OWN, own, packet, weft } from '../support/replay.js';
 
-const MAIN = fileURLToPath(new URL('../../cli/main.js', import.meta.url));
-const OWN = fileURLToPath(new URL('../../../pcaps', import.meta.url));
 const CAPTURES = readdirSync(OWN).filter((name) => /\.pcap/.test(name));
 const scratch = mkdtempSync(join(tmpdir(), 'weft-replay-'));
 test.after.always(() => rmSync(scratch, { recursive: true }));
 
-interface Outcome {
-  readonly code: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-function weft(...args: string[]): Promise<Outcome> {
-  return new Promise((resolve) => {
-    execFile(process.execPath, [MAIN, 'replay', ...args], (error, stdout, stderr) =>
-      resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
-    );
-  });
-}
-
-const own = (name: string): string => join(OWN, name);
 const temporary = (name: string): string => join(scratch, name);
-
-function packet(capture: Capture, i: number): Buffer {
-  const { bytes, offsets, capturedLengths } = capture;
-  return Buffer.from(bytes.buffer, bytes.byteOffset + offsets[i], capturedLengths[i]);
-}
 
 test.serial('--json prints one object that accounts for every frame', async (t) => {
   const { code, stdout } = await weft(

@@ -3,6 +3,7 @@ import { constants } from 'node:os';
 import { type Command, InvalidArgumentError } from 'commander';
 import type { DemoReport } from '../demo/demo.js';
 import type { Measures } from '../demo/measure.js';
+import type { Heard } from '../demo/wire.js';
 import { CommandError, printJson, printTable, say } from '../output.js';
 
 interface Flags {
@@ -79,12 +80,13 @@ function short(value: number): string {
   return value >= 100 ? String(Math.round(value)) : String(Number(value.toPrecision(3)));
 }
 
+const pings = ({ ping }: Pick<Measures, 'ping'>): string =>
+  `${ping.received} of ${ping.sent}, ${Number(ping.rttAvgMs.toPrecision(2))} ms`;
+const gigabits = ({ tcp }: Pick<Measures, 'tcp'>): string => `${short(tcp.bitsPerSecond / 1e9)} Gb/s`;
+
 const cells: readonly { title: string; cell: (measures: Measures) => string }[] = [
-  {
-    title: 'ping c1 → c2',
-    cell: ({ ping }) => `${ping.received} of ${ping.sent}, ${Number(ping.rttAvgMs.toPrecision(2))} ms`,
-  },
-  { title: 'TCP c1 → c2', cell: ({ tcp }) => `${short(tcp.bitsPerSecond / 1e9)} Gb/s` },
+  { title: 'ping c1 → c2', cell: pings },
+  { title: 'TCP c1 → c2', cell: gigabits },
   {
     title: 'UDP c1 → c2',
     cell: ({ udp }) => `${short(udp.packetsPerSecond / 1e3)} k/s, ${short(udp.lostPercent)} % lost`,
@@ -92,7 +94,17 @@ const cells: readonly { title: string; cell: (measures: Measures) => string }[] 
   { title: 'broadcast of c1', cell: ({ broadcast }) => `${broadcast.seen} of ${broadcast.sent} seen by c2` },
 ];
 
-function print({ stages, engines, replay, seconds: total }: DemoReport): void {
+const HEARD = `VXLAN, ESP, KEYS (their exchange) and OTHER are packets on the wire to host B, where the kernel counts a super-frame
+once; MARKS READ are pings of c1 in which a mark could be read there.`;
+
+/** Packets by kind, and marks that could be read; dashes where nobody listened. */
+function heardCells(heard: Heard | undefined): string[] {
+  if (!heard) return ['-', '-', '-', '-', '-'];
+  const { vxlan, esp, keys, other, marked, read } = heard;
+  return [...[vxlan, esp, keys, other].map(String), `${read} of ${marked}`];
+}
+
+function print({ stages, encryption, engines, replay, seconds: total }: DemoReport): void {
   const out = (line: string): void => {
     process.stdout.write(`${line}\n`);
   };
@@ -101,6 +113,24 @@ function print({ stages, engines, replay, seconds: total }: DemoReport): void {
   printTable(
     [{ title: '' }, { title: 'WEFT – WEFT' }, { title: 'WEFT – KERNEL' }, { title: 'KERNEL – KERNEL' }],
     cells.map(({ title, cell }) => [title, cell(stages.weft), cell(stages.mixed), cell(stages.kernel)]),
+  );
+  out('');
+  const { heard, deaf } = encryption;
+  printTable(
+    [
+      { title: 'WEFT – WEFT' },
+      { title: 'PING' },
+      { title: 'TCP' },
+      { title: 'VXLAN', align: 'right' },
+      { title: 'ESP', align: 'right' },
+      { title: 'KEYS', align: 'right' },
+      { title: 'OTHER', align: 'right' },
+      { title: 'MARKS READ' },
+    ],
+    [
+      ['plain', pings(stages.weft), gigabits(stages.weft), ...heardCells(heard?.plain)],
+      ['encrypted', pings(encryption), gigabits(encryption), ...heardCells(heard?.encrypted)],
+    ],
   );
   out('');
   printTable(
@@ -142,10 +172,12 @@ function print({ stages, engines, replay, seconds: total }: DemoReport): void {
   );
   say(`
 KERNEL is Linux's own bridge and vxlan on that host. UDP is 1400-byte datagrams, 200 Mb/s offered.
+${deaf === undefined ? HEARD : `Nobody could listen on the wire: ${deaf}`}
 It took ${total.toFixed(0)} s; namespaces, processes and files are gone again.
 
 Next:
   docs/overlay.md    the same two hosts by hand, with "weft up -c examples/two-hosts-hostA.yaml"
+  docs/encryption.md the same, encrypted, and what that protects
   docs/replay.md     your own captures: "weft replay FILE --through ${replay.through}"
   README.md          what works and what does not yet; CONTRIBUTING.md, how the code is laid out
 weft is "node dist/cli/main.js" here.`);

@@ -1,7 +1,9 @@
 /**
  * The demo: two hosts in namespaces, a container on each, and the same measurements three times – both hosts on
- * Weft, one on Weft and one on the kernel's bridge and vxlan, both on the kernel's.
+ * Weft, one on Weft and one on the kernel's bridge and vxlan, both on the kernel's. In between Weft's network is
+ * encrypted, and an ear on the wire hears what is left to be read there.
  */
+import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,10 +12,13 @@ import { Engine, type EngineFigures } from './engine.js';
 import { MEASUREMENTS, type Measures, type Pair } from './measure.js';
 import type { Progress } from './progress.js';
 import { type ReplayFigures, replayCapture } from './replay.js';
+import { Ear, type Heard } from './wire.js';
 
 const VNI = 42;
 const MTU = 1450;
 const UNDERLAY = 'under0';
+/** What Weft uses unless a file says otherwise. */
+const PORTS = { vxlan: 4789, esp: 4500, keys: 7949 } as const;
 
 interface Host {
   readonly node: string;
@@ -53,13 +58,26 @@ const STAGE_TITLES: Record<Stage, string> = {
   kernel: 'kernel to kernel',
 };
 
+/** What is measured again when the network is encrypted. */
+const ENCRYPTED = MEASUREMENTS.filter(({ key }) => key === 'ping' || key === 'tcp');
+
 /** Steps that the progress line counts. */
-export const STEPS = 5 + STAGES.length * MEASUREMENTS.length;
+export const STEPS = 8 + STAGES.length * MEASUREMENTS.length + ENCRYPTED.length;
+
+/** Weft to Weft, encrypted. */
+interface EncryptionReport extends Pick<Measures, 'ping' | 'tcp'> {
+  /** What was heard between the hosts while all was plain, and while it was encrypted. */
+  readonly heard: { readonly plain: Heard; readonly encrypted: Heard } | undefined;
+  /** Why nobody listened. */
+  readonly deaf: string | undefined;
+}
 
 export interface DemoReport {
   /** Wall clock of everything. */
   readonly seconds: number;
   readonly stages: Record<Stage, Measures>;
+  readonly encryption: EncryptionReport;
+  /** As they were when all was plain. */
   readonly engines: readonly EngineFigures[];
   readonly replay: ReplayFigures;
 }
@@ -73,6 +91,8 @@ export class Demo {
   private readonly hosts: Namespace[] = [];
   private readonly containers: Namespace[] = [];
   private readonly engines: Engine[] = [];
+  /** Of the ring that the hosts share. */
+  private readonly secrets = [randomBytes(32), randomBytes(32)].map((bytes) => bytes.toString('hex'));
   private readonly clean = (): void => this.close();
   private fail: (error: Error) => void = () => undefined;
   /** Rejects when an engine ends by itself: whatever step is under way then has failed. */
@@ -106,12 +126,14 @@ export class Demo {
   async run(): Promise<DemoReport> {
     const began = performance.now();
     await this.step('two hosts, a container on each, an underlay between them', async () => this.build());
-    await this.step('starting the engine of each host', () => this.startEngines());
+    const ear = await this.step('starting the engine of each host', () => this.startEngines());
     const weft = await this.measure('weft');
     const figures = [await this.engines[0].figures(), await this.engines[1].figures()];
-    await this.step("host B: the engine stops, the kernel's bridge and vxlan take over", () =>
-      this.replace(1),
-    );
+    const encryption = await this.encrypt(ear);
+    await this.step("host B: the engine stops, the kernel's bridge and vxlan take over", async () => {
+      await this.engines[0].change(this.config(0, false));
+      await this.replace(1);
+    });
     const mixed = await this.measure('mixed');
     await this.step("host A: the kernel's bridge and vxlan take over, too", () => this.replace(0));
     const kernel = await this.measure('kernel');
@@ -119,7 +141,7 @@ export class Demo {
       replayCapture(this.hosts[0]),
     );
     const seconds = (performance.now() - began) / 1000;
-    return { seconds, stages: { weft, mixed, kernel }, engines: figures, replay };
+    return { seconds, stages: { weft, mixed, kernel }, encryption, engines: figures, replay };
   }
 
   private async step<T>(title: string, work: () => Promise<T>): Promise<T> {
@@ -147,16 +169,38 @@ export class Demo {
     });
   }
 
-  private async startEngines(): Promise<void> {
+  private async startEngines(): Promise<Ear> {
     const started = HOSTS.map((host, i) =>
       Engine.start(this.hosts[i], {
         directory: this.directory,
         node: host.node,
-        config: configOf(host, this.containers[i]),
+        config: this.config(i, false),
         onEnd: (error) => this.fail(error),
       }),
     );
     this.engines.push(...(await Promise.all(started)));
+    return Ear.open(this.hosts[1], UNDERLAY, PORTS);
+  }
+
+  /** Encrypts the network of running engines, by their files, and measures and listens again. */
+  private async encrypt(ear: Ear): Promise<EncryptionReport> {
+    const listen = () => ear.listen(this.containers[0], HOSTS[1].address);
+    const plain = await this.step('Weft to Weft: marked pings, and an ear on the wire', listen);
+    await this.step('both files say "encrypted: true": reloaded, keys agreed on', async () => {
+      await this.engines[0].change(this.config(0, true));
+      // The ear is at host B: from here on host A has nothing plain to say.
+      await ear.restart();
+      await this.engines[1].change(this.config(1, true));
+      await Promise.all(this.engines.map((engine) => engine.agreed()));
+    });
+    const { ping, tcp } = await this.measureAs('encrypted', ENCRYPTED);
+    const encrypted = await this.step('encrypted: marked pings, and an ear on the wire', listen);
+    await ear.close();
+    return { ping, tcp, heard: plain && encrypted && { plain, encrypted }, deaf: ear.deaf };
+  }
+
+  private config(index: number, encrypted: boolean): string {
+    return configOf(HOSTS[index], this.containers[index], this.secrets, encrypted);
   }
 
   /** Puts the kernel's overlay in the place of an engine. */
@@ -174,23 +218,35 @@ export class Demo {
     });
   }
 
-  private async measure(stage: Stage): Promise<Measures> {
+  private measure(stage: Stage): Promise<Measures> {
+    return this.measureAs(STAGE_TITLES[stage], MEASUREMENTS);
+  }
+
+  private async measureAs(name: string, measurements: typeof MEASUREMENTS): Promise<Measures> {
     const [c1, c2] = this.containers;
     const { seconds } = this;
     const pair: Pair = { c1, c2, address2: HOSTS[1].address, broadcast: '10.0.9.255', seconds };
     const measured: Partial<Record<keyof Measures, Measures[keyof Measures]>> = {};
-    for (const { key, title, run } of MEASUREMENTS)
-      measured[key] = await this.step(`${STAGE_TITLES[stage]}: ${title}`, () => run(pair));
+    for (const { key, title, run } of measurements)
+      measured[key] = await this.step(`${name}: ${title}`, () => run(pair));
     return measured as Measures;
   }
 }
 
-/** A node's file as a user would write it. */
-function configOf({ node, vtep, peer, endpoint, address, mac }: Host, container: Namespace): string {
+/**
+ * A node's file as a user would write it. The keys are there before anything is encrypted, so that encryption can begin
+ * while the engine runs; the MTU of an encrypted network is what ESP leaves of the underlay's.
+ */
+function configOf(host: Host, container: Namespace, secrets: readonly string[], encrypted: boolean): string {
+  const { node, vtep, peer, endpoint, address, mac } = host;
+  const keys = secrets.map((secret, i) => `    - { id: ${i + 1}, secret: "${secret}" }\n`);
+  const how = encrypted ? 'encrypted: true' : `mtu: ${MTU}`;
   return `node: ${node}
-underlay: { address: ${vtep}, port: 4789 }
-networks:
-  - { name: blue, vni: ${VNI}, subnet: 10.0.9.0/24, mtu: ${MTU}, peers: [${peer}] }
+underlay: { address: ${vtep} }
+encryption:
+  keys:
+${keys.join('')}networks:
+  - { name: blue, vni: ${VNI}, subnet: 10.0.9.0/24, ${how}, peers: [${peer}] }
 endpoints:
   - { name: ${endpoint}, network: blue, netns: ${container.name}, interface: eth0, address: ${address}/24, mac: "${mac}" }
 `;

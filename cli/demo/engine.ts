@@ -2,9 +2,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { DropRow, Status } from '../../control/api.js';
+import type { DropRow, SaList, Status } from '../../control/api.js';
 import { ask } from '../client.js';
-import type { Namespace, RunningCommand } from '../lab.js';
+import { type Namespace, type RunningCommand, waitFor } from '../lab.js';
 
 /** The program this is part of. */
 export const WEFT = fileURLToPath(new URL('../main.js', import.meta.url));
@@ -35,7 +35,8 @@ export class Engine {
 
   private constructor(
     readonly node: string,
-    private readonly socket: string,
+    private readonly file: string,
+    readonly socket: string,
     private readonly running: RunningCommand,
   ) {}
 
@@ -43,10 +44,10 @@ export class Engine {
   static async start(host: Namespace, { directory, node, config, onEnd }: EngineOptions): Promise<Engine> {
     const file = join(directory, `${node}.yaml`);
     const socket = join(directory, `${node}.sock`);
-    writeFileSync(file, config);
+    write(file, config);
     const running = host.start(process.execPath, [WEFT, 'up', '-c', file, '--socket', socket]);
     await running.output(/^ready$/m, { timeoutMs: 20_000 });
-    const engine = new Engine(node, socket, running);
+    const engine = new Engine(node, file, socket, running);
     void running.ended.then(({ code }) => {
       if (engine.expected) return;
       const said = running.stderr.trim();
@@ -77,6 +78,21 @@ export class Engine {
     };
   }
 
+  /** Gives it another config while it runs. @throws CommandError when it refuses, and has changed nothing. */
+  async change(config: string): Promise<void> {
+    write(this.file, config);
+    await ask('POST', '/reload', this);
+  }
+
+  /** Waits until it has agreed on keys with its peers. */
+  async agreed(): Promise<void> {
+    const sends = async (): Promise<boolean> => {
+      const { associations, waiting } = await ask<SaList>('GET', '/sa', this);
+      return associations.some(({ state }) => state === 'sending') && waiting.length === 0;
+    };
+    await waitFor(sends, { what: `${this.node} to have agreed on keys`, timeoutMs: 10_000 });
+  }
+
   /** SIGTERM, as an operator would; it must end well. */
   async stop(): Promise<void> {
     this.expected = true;
@@ -84,4 +100,9 @@ export class Engine {
     if (code !== 0)
       throw new Error(`the engine of ${this.node} ended with code ${code} on SIGTERM\n${this.said}`);
   }
+}
+
+/** A file that holds secrets is refused unless it is its owner's alone. */
+function write(file: string, config: string): void {
+  writeFileSync(file, config, { mode: 0o600 });
 }

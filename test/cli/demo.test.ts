@@ -140,6 +140,15 @@ live('the demo shows every step and leaves nothing behind', async (t) => {
     t.true(udp!.packetsPerSecond > 0, stage);
     t.is(broadcast.seen, broadcast.sent, stage);
   }
+  const { encryption } = report;
+  t.is(encryption.ping.received, encryption.ping.sent);
+  t.true(encryption.tcp.bitsPerSecond > 0);
+  t.is(encryption.deaf, undefined);
+  const { plain, encrypted } = encryption.heard!;
+  t.like(plain, { esp: 0, keys: 0, other: 0, read: plain.marked });
+  t.true(plain.marked > 0 && plain.vxlan >= plain.marked);
+  t.like(encrypted, { vxlan: 0, other: 0, marked: plain.marked, read: 0 });
+  t.true(encrypted.esp >= encrypted.marked && encrypted.keys > 0);
   t.deepEqual(
     report.engines.map(({ node }) => node),
     ['hostA', 'hostB'],
@@ -149,7 +158,7 @@ live('the demo shows every step and leaves nothing behind', async (t) => {
   const dropped = Object.values(replay.drops).reduce((sum, count) => sum + count, 0);
   t.is(replay.delivered + dropped, replay.frames);
   t.true(replay.delivered > 0);
-  t.regex(run.stderr, /^\[1\/17\] .*\n\[2\/17\] /);
+  t.regex(run.stderr, /^\[1\/22\] .*\n\[2\/22\] /);
   t.false(run.stderr.includes('\u001b'));
   t.deepEqual(leftovers(run), []);
 });
@@ -162,12 +171,13 @@ for (const [signal, code] of [
     [1, 0],
     [2, 100],
     [4, 500],
-    [7, 20],
-    [10, 300],
-    [17, 100],
+    [8, 100],
+    [12, 20],
+    [15, 300],
+    [22, 100],
   ] as const) {
     // Every point with Ctrl-C, two with the other.
-    if (signal === 'SIGTERM' && step !== 2 && step !== 7) continue;
+    if (signal === 'SIGTERM' && step !== 2 && step !== 12) continue;
     live(`${signal} in step ${step} leaves nothing behind`, async (t) => {
       const run = start(t, ['--seconds', '1']);
       await waitFor(() => run.stderr.includes(`[${step}/`) || run.child.exitCode !== null, {

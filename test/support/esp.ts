@@ -246,7 +246,9 @@ export function espRig(o: EspRigOptions = {}) {
     },
   );
   const intents = held.map(({ intent }) => intent);
-  associations.set(intents, (address) => vteps.add(address, true, local, 0));
+  const use = (list: readonly AssociationIntent[]): void =>
+    associations.set(list, (address) => vteps.add(address, true, local, 0));
+  use(intents);
   for (const n of o.linked ?? []) vteps.setLink(n, station(0x20 + n), station(0x10));
 
   const [out, linked, opened] = [rig.sink(), rig.sink(), rig.sink()];
@@ -277,6 +279,8 @@ export function espRig(o: EspRigOptions = {}) {
     state,
     associations,
     intents,
+    /** Replaces the associations there are, `intents` in the beginning. */
+    use,
     encrypt,
     decrypt,
     /** What leaves to peers whose next hop is not known, and to those whose is. */

@@ -138,11 +138,7 @@ for (const form of FORMS) {
   test(`${name}: an association taken away is unknown, and its successor receives at once`, (t) => {
     const b = espRig({ form, peers: 2 });
     const [first] = [b.make(1), b.make(1, { peer: 1 })];
-    const only = (peer: number) =>
-      b.associations.set(
-        b.intents.filter(({ slot }) => slot === b.inbound(peer).slot),
-        () => 0,
-      );
+    const only = (peer: number) => b.use(b.intents.filter(({ slot }) => slot === b.inbound(peer).slot));
     only(1);
     t.deepEqual(b.verdicts(first, b.make(2, { peer: 1 })), ['unknown-spi', 'passed']);
     only(0);

@@ -89,10 +89,7 @@ for (const form of FORMS) {
 
   test(`${name}: a VTEP without an association gets nothing, and that is told once`, (t) => {
     const a = espRig({ form, peers: 2 });
-    a.associations.set(
-      a.intents.filter(({ slot }) => slot !== a.outbound(1).slot),
-      (address) => a.vteps.add(address, true, { address: ip('192.0.2.1'), port: 4789, ttl: 64 }, 0),
-    );
+    a.use(a.intents.filter(({ slot }) => slot !== a.outbound(1).slot));
     const told: number[][] = [];
     for (let round = 0; round < 2; round++) {
       a.seal(

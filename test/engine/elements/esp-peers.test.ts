@@ -61,10 +61,7 @@ function judge(t: ExecutionContext, form: Form, vector: Vector): Record<string, 
   b.state.begin(slot, esn ? HALF * Number.parseInt(esn_hi, 16) : 0);
   const spi = Number.parseInt(vector.spi, 16);
   const inbound = b.intents.filter((intent) => intent.slot === slot);
-  b.associations.set(
-    inbound.map((intent) => ({ ...intent, spi, esn })),
-    () => 0,
-  );
+  b.use(inbound.map((intent) => ({ ...intent, spi, esn })));
   t.deepEqual(b.open([outerEsp(form, fromHex(vector.esp))]), []);
   const drops = b.decryptDrops();
   const passed = drops['bad-trailer'] === 1 || drops['dummy'] === 1;

@@ -185,10 +185,7 @@ for (const form of [UDP_V4, UDP_V6]) {
     const b = espRig({ form, peers: 2 });
     const { vtep } = b.intents[1];
     const inbound = b.intents.filter(({ direction }) => direction === 'in');
-    b.associations.set(
-      inbound.map((intent) => ({ ...intent, vtep })),
-      () => 0,
-    );
+    b.use(inbound.map((intent) => ({ ...intent, vtep })));
     const list = range(1, 8).map((n) => makeEsp(b.inbound(n & 1), { sequence: n }, datagram(700, n)));
     t.deepEqual(
       openSuper(b, form, list),

@@ -23,17 +23,14 @@ const happening = fc.record({
   ),
   ms: fc.constantFrom(0, 1, 5, 40, 200, 2000, 20_000),
 });
-type What = (typeof happening extends fc.Arbitrary<infer T> ? T : never) extends { what: infer W }
-  ? W
-  : never;
+type What = typeof happening extends fc.Arbitrary<{ what: infer W }> ? W : never;
 
-/** Node k of a run; each has its own place in the sequence of rings, at most one step from the others'. */
+/** Nodes that know one another, each with its own place in the sequence of rings, at most one step from the others'. */
 class Run {
   readonly network: Network;
   readonly nodes: Node[];
   readonly #cut = new Set<string>();
   readonly #ring: number[];
-  readonly #latest = { ring: 0 };
 
   constructor(
     count: number,
@@ -78,9 +75,8 @@ class Run {
       this.start(node);
     } else if (what.kind === 'ring') {
       // Nobody is a step ahead of who is a step behind.
-      if (this.#ring[at] === this.#latest.ring && this.#ring.some((step) => step < this.#latest.ring)) return;
+      if (this.#ring.some((step) => step < this.#ring[at])) return;
       this.#ring[at]++;
-      this.#latest.ring = Math.max(...this.#ring);
       node.exchange!.setRing(this.ringOf(at));
     } else {
       const other = nodes[what.other % nodes.length];
@@ -92,7 +88,7 @@ class Run {
       }
       const all = nodes.filter((one) => one !== node).map(({ address }) => address);
       node.exchange!.setPeers(all.filter((address) => address !== other.address));
-      await network.run(what.kind === 'forget' ? 50 : 0);
+      await network.run(50);
       node.exchange!.setPeers(all);
     }
   }
@@ -171,7 +167,7 @@ test('whatever happened, a clone sends under no key twice, and messages recorded
           nodes.filter((other) => other !== node),
           `fresh ${node.address} ${seed}`,
         );
-      const recorded = network.sent.filter(({ from, to, bytes }) => from !== to && bytes.length > 0);
+      const recorded = [...network.sent];
       await network.run(5000);
       const before = network.installed.length;
       for (const sent of recorded) {

@@ -3,6 +3,7 @@
  * in a VM, since that of this machine may have none. Associations are written out at both ends.
  */
 import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import type { ExecutionContext } from 'ava';
 import { type Namespace, ping, waitFor } from '../../cli/lab.js';
@@ -126,14 +127,14 @@ const oneOf = (seen: readonly Seen[]): Seen =>
   seen.findLast(({ sequence }, i) => seen[i + 1]?.sequence === (sequence + 1) >>> 0)!;
 
 const families = [false, true];
-// Protocol 50 has its own socket, however the rest of the underlay goes.
-const shapes = families.flatMap((v6) =>
-  [true, false].flatMap((esn) => [
-    { esn, shape: { v6, encapsulation: 'esp', mode: v6 === esn ? 'auto' : 'socket' } as Shape },
-    { esn, shape: { v6, encapsulation: 'udp', mode: 'auto' } as Shape },
-    { esn, shape: { v6, encapsulation: 'udp', mode: 'socket' } as Shape },
-  ]),
-);
+// Protocol 50 has a socket of its own, however the rest of the underlay goes.
+const shapes = families.flatMap((v6): { esn: boolean; shape: Shape }[] => [
+  { esn: true, shape: { v6, encapsulation: 'esp', mode: v6 ? 'auto' : 'socket' } },
+  { esn: false, shape: { v6, encapsulation: 'esp', mode: v6 ? 'socket' : 'auto' } },
+  ...(['auto', 'socket'] as const).flatMap((mode) =>
+    [true, false].map((esn) => ({ esn, shape: { v6, encapsulation: 'udp' as const, mode } })),
+  ),
+]);
 const algorithms = ([128, 256, 192] as const).flatMap((bits) =>
   ([16, 12, 8] as const).map((icv) => ({ bits, icv })),
 );
@@ -193,9 +194,9 @@ async function unanswered(t: ExecutionContext, from: Pick<Namespace, 'run'>, to:
   t.regex(await from.run('sh', script), /^3 packets transmitted, 0 received/);
 }
 
+/** Of several requests that waited for a neighbour's address, all may be answered at once. */
 async function answered(t: ExecutionContext): Promise<void> {
-  const { received } = await ping(mesh().vm, overlayAddress(1), { count: 1, deadlineS: 5 });
-  t.is(received, 1);
+  t.true((await ping(mesh().vm, overlayAddress(1), { count: 1, deadlineS: 5 })).received > 0);
 }
 
 /** Packets that container 1 has received. */
@@ -375,3 +376,34 @@ each([IN_UDP], 'Weft numbers on when it is killed and started again', async (t, 
   t.deepEqual(await refused(), {});
   await equal(t, async () => [(await stateOf(pair.in)).sequence, (await mesh().row(pair.in)).sequence]);
 });
+
+live(
+  'the encrypted network of docs/kernel-peer.md comes up as it is written',
+  async (t) => {
+    const page = readFileSync(new URL('../../../docs/kernel-peer.md', import.meta.url), 'utf8');
+    const keys: Record<string, string> = {};
+    for (const name of ['AB', 'BA']) keys[name] = randomBytes(20).toString('hex');
+    const block = (pattern: RegExp): string => pattern.exec(page)![1];
+    const file = block(/^```yaml\n([^`]*security_associations[^`]*)^```$/m)
+      .replaceAll(/\$(AB|BA)/g, (_, name: string) => keys[name])
+      .replace('netns: cA', `netns: ${mesh().containers[0].name}`);
+    const { vm, hosts } = mesh();
+    await mesh().instead(file);
+    const { weft } = mesh();
+    const commands = block(/^```bash\n([^`]*ip xfrm[^`]*)^```$/m);
+    await vm.sh(`set -e\nAB=${keys['AB']} BA=${keys['BA']}\n${commands}`);
+    const dropped = await weft.watchDrops();
+    const refused = await watchRefusals();
+    const sniffer = await sniff(hosts[0], 'under0', 'ip', 'inout');
+    const { mtu } = (await weft.status()).networks[0];
+    t.is(mtu, 1416);
+    const largest = { count: 1, deadlineS: 5, size: mtu - 28, df: true };
+    t.true((await ping(vm, overlayAddress(1), largest)).received > 0);
+    t.true((await ping(mesh().containers[0], overlayAddress(2), largest)).received > 0);
+    await sniffer.stop();
+    t.true(espOf(t, sniffer, { v6: false, encapsulation: 'esp', mode: 'auto' }).length >= 4);
+    t.deepEqual(await dropped(), {});
+    t.deepEqual(await refused(), {});
+  },
+  requirements,
+);

@@ -99,13 +99,13 @@ export class EspMesh extends Mesh {
   async connect(shape: Shape, pair: Pair, theirs = pair): Promise<void> {
     const { vm } = this;
     const { v6 } = shape;
-    await vm.exec('ip', ['link', 'del', 'vxlan42']); // which is not there at first
+    await this.leave();
     // First, so that nothing meets a kernel that has no association yet.
     await this.give(shape, theirs);
     const file = this.espFile(shape, pair);
     if (isDeepStrictEqual(this.shape, shape) && !pair.in.sequence) await this.weft.change(file);
     else {
-      if (this.shape) await this.weft.stop();
+      await this.stop();
       this.weft = this.engineAt(file, pair.in, v6);
       await this.weft.start();
     }
@@ -115,6 +115,25 @@ export class EspMesh extends Mesh {
       addresses: [`${overlayAddress(2)}/24`, `${overlayAddress(2, true)}/64`],
       mtu: (await this.weft.status()).networks[0].mtu,
     });
+  }
+
+  /** Takes the VM out of the network: what it then sends is plain. */
+  private async leave(): Promise<void> {
+    await this.vm.exec('ip', ['link', 'del', 'vxlan42']); // which is not there at first
+    await this.peer?.down();
+  }
+
+  private async stop(): Promise<void> {
+    if (this.shape) await this.weft.stop();
+    this.shape = undefined;
+  }
+
+  /** Weft with another file, and the VM as it was at first. */
+  async instead(file: NodeFile | string): Promise<void> {
+    await this.leave();
+    await this.stop();
+    this.weft = this.engine(this.hosts[0], file);
+    await this.weft.start();
   }
 
   /** Gives the VM these associations in place of those it had. */

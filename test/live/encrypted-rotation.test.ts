@@ -64,8 +64,8 @@ for (const { title, mode, encapsulation, v6 } of variants) {
       t.is(sessions.size, ROTATIONS + 1, 'each time new ones');
       t.true((await stream).bitsPerSecond > 0);
       const reports = await flow.stop();
-      const { esp, ...rest } = await recording.stop();
       assertWhole(t, reports, (await kernelDrops(lab.namespaces)) - before);
+      const { esp, ...rest } = await recording.stop();
       for (const each of dropped) t.deepEqual(await each(), {});
 
       assertSealed(t, { esp, ...rest });

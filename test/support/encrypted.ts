@@ -3,12 +3,13 @@
  * as ESP packets one by one, numbered datagrams of which none may be lost, and packets put on the wire a second time.
  */
 import { randomBytes } from 'node:crypto';
+import { closeSync, openSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
 import { type Namespace, ping, type RunningCommand, waitFor } from '../../cli/lab.js';
 import { openCapture } from '../../control/capture-files.js';
 import type { SaRow } from '../../control/keying/store.js';
-import { be16, concat, slowSum, udpSum } from './frames.js';
+import { be16, concat, ethernet, slowSum, udpSum } from './frames.js';
 import { type Engine, hex, Mesh, type MeshOptions, type Rig } from './live.js';
 
 export type Encapsulation = 'esp' | 'udp';
@@ -120,12 +121,33 @@ export async function record(
   await tcpdump.output(/listening on/, { stream: 'stderr' });
   return {
     async stop() {
+      await drain(file, at, device);
       const { stderr } = await tcpdump.stop('SIGINT');
       const lost = /(\d+) packets? dropped by kernel/.exec(stderr)?.[1];
       if (lost !== '0') throw new Error(`the capture is not whole: ${stderr}`);
       return read(file);
     },
   };
+}
+
+/** Waits until all that was sent so far is in the file: tcpdump leaves behind what it has not read when it ends. */
+async function drain(file: string, at: Namespace, device: string): Promise<void> {
+  const marker = randomBytes(16);
+  const start = statSync(file).size;
+  await injectAll(at, [ethernet({}, marker)], device);
+  const fd = openSync(file, 'r');
+  try {
+    await waitFor(
+      () => {
+        const tail = Buffer.alloc(statSync(file).size - start);
+        readSync(fd, tail, 0, tail.length, start);
+        return tail.includes(marker);
+      },
+      { what: `the end of ${file}`, timeoutMs: 10_000 },
+    );
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function read(file: string): Recording {

@@ -80,19 +80,37 @@ function bash(text: string): Promise<{ code: number | null; output: string }> {
 const NAMES = ['hostA', 'hostB', 'cA', 'cB'];
 const present = (): string[] => NAMES.filter((name) => existsSync(`/run/netns/${name}`));
 
-function unavailable(): string | undefined {
+function unavailable(tools: readonly string[]): string | undefined {
   if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun';
   if (present().length > 0) return `there are namespaces ${present().join(', ')} already`;
-  return Lab.unavailable();
+  const directories = (toolEnvironment()['PATH'] ?? '').split(':');
+  const missing = tools.find((tool) => !directories.some((directory) => existsSync(`${directory}/${tool}`)));
+  return missing ? `it needs ${missing}` : Lab.unavailable();
 }
 
-for (const [page, shown] of [
+for (const [page, shown, ...tools] of [
   ['docs/overlay.md', [/3 received, 0% packet loss/, /vtep 192\.168\.50\.2 .* learned/]],
   ['docs/kernel-peer.md', [/3 received, 0% packet loss/, /dst 192\.168\.50\.1 self/]],
   ['docs/operations.md', [/eth1 .*10\.0\.9\.3/, /reloaded/, /unknown key "nodes"/]],
   ['docs/vxlan.md', [/bridge,vxlan-encap/]],
+  [
+    'docs/encryption.md',
+    [
+      /\.4500: UDP-encap: ESP\(spi=0x/,
+      /can be read 0 times/,
+      /new keys with 1 peer\n/,
+      /100 received, 0% packet loss/,
+      /vxlan-decap +plain-for-encrypted +1/,
+      /3 received, 0% packet loss[\s\S]*3 received, 0% packet loss/,
+      /192\.168\.50\.1 → 192\.168\.50\.2 ESP/,
+      /10\.0\.9\.1 → 10\.0\.9\.2 +ICMP .*Echo \(ping\) request/,
+      /esp-decrypt,vxlan-decap[\s\S]*delivered +18/,
+    ],
+    'tcpdump',
+    'tshark',
+  ],
 ] as const) {
-  const reason = unavailable();
+  const reason = unavailable(tools);
   const title = `the script of ${page} runs as it stands`;
   if (reason) {
     test.skip(`${title} [skipped: ${reason}]`, () => {});

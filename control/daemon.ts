@@ -6,6 +6,7 @@
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
 import { statSync } from 'node:fs';
+import type { AssociationIntent } from '../engine/intent.js';
 import { AssociationState } from '../engine/tables/association-state.js';
 import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '../engine/tables/vteps.js';
 import type { Tap } from '../native-bindings/index.js';
@@ -92,8 +93,8 @@ export class Daemon {
   readonly uplink: Uplink | string;
   private readonly associationState: AssociationState | undefined;
   private opened: Keying | undefined;
-  /** VTEPs to which something was to be sent before there were keys, and of which nothing was said yet. */
-  private readonly unkeyed = new Set<string>();
+  /** VTEPs and what was seen of them and is said, or is about to be. */
+  private readonly said = new Set<string>();
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
   private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
@@ -167,7 +168,7 @@ export class Daemon {
     const { options, config, associationState: state } = this;
     return Keying.open({
       ...{ file: options.file, config, state, stateFile: options.state, log: options.log },
-      apply: (associations) => this.running.associate(associations),
+      apply: (associations) => this.associate(associations),
     });
   }
 
@@ -236,17 +237,23 @@ export class Daemon {
     });
   }
 
-  /** Keys take a moment to be agreed on; only when they are not by then is that worth a line. */
+  /**
+   * Once, whichever workers see it. Keys take a moment to be agreed on; only when they are not by then is that worth a
+   * line, and worth it again once there were some.
+   */
   private saySeen(vtep: string, saw: number): void {
-    if (saw !== SAW_NO_ASSOCIATION) this.options.log(`${vtep}: ${SEEN[saw]}`);
-    else if (!this.unkeyed.has(vtep)) {
-      this.unkeyed.add(vtep);
-      setTimeout(() => {
-        this.unkeyed.delete(vtep);
-        const sends = this.opened?.list().some(({ peer, state }) => peer === vtep && state === 'sending');
-        if (!sends) this.options.log(`${vtep}: ${SEEN[saw]}`);
-      }, UNKEYED_MS).unref();
-    }
+    const what = `${vtep} ${saw}`;
+    if (this.said.has(what)) return;
+    this.said.add(what);
+    const line = `${vtep}: ${SEEN[saw]}`;
+    if (saw !== SAW_NO_ASSOCIATION) this.options.log(line);
+    else setTimeout(() => this.said.has(what) && this.options.log(line), UNKEYED_MS).unref();
+  }
+
+  private associate(associations: readonly AssociationIntent[]): Promise<void> {
+    for (const { direction, vtep } of associations)
+      if (direction === 'out') this.said.delete(`${formatIp(vtep)} ${SAW_NO_ASSOCIATION}`);
+    return this.running.associate(associations);
   }
 
   private sayPath(): void {

@@ -139,7 +139,7 @@ export class Vteps {
     this.told[vtep] &= ~saw;
   }
 
-  /** Tells what was noted and not told before. */
+  /** Tells what was noted and not told before, one bit a call. */
   tell(to: (vtep: number, saw: number) => void): void {
     if (!this.news) return;
     this.news = false;
@@ -147,7 +147,7 @@ export class Vteps {
       const saw = this.noted[vtep] & ~this.told[vtep];
       if (saw === 0) continue;
       this.told[vtep] |= saw;
-      to(vtep, saw);
+      for (let bits = saw; bits !== 0; bits &= bits - 1) to(vtep, bits & -bits);
     }
   }
 

@@ -1,6 +1,15 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { addressBytes, addressWords, MAPPED, TEMPLATE_WORDS, Vteps } from '../../../engine/tables/vteps.js';
+import {
+  addressBytes,
+  addressWords,
+  MAPPED,
+  SAW_ESP_FOR_PLAIN,
+  SAW_NO_ASSOCIATION,
+  SAW_PLAIN_FOR_ENCRYPTED,
+  TEMPLATE_WORDS,
+  Vteps,
+} from '../../../engine/tables/vteps.js';
 import { ip, LOCAL_V4, LOCAL_V6, slowSum, station } from '../../support/frames.js';
 
 const local = (v6 = false) => ({ address: ip(v6 ? LOCAL_V6 : LOCAL_V4), port: 4789, ttl: 64 });
@@ -14,6 +23,29 @@ test('addresses become four words and bytes again', (t) => {
 
 test('capacity must leave room beside REMOTE', (t) => {
   for (const capacity of [0, -1, 65536]) t.throws(() => new Vteps(capacity), { instanceOf: RangeError });
+});
+
+test('what is seen of a VTEP is told once, each kind by itself, and again when it was forgotten', (t) => {
+  const vteps = new Vteps(3);
+  const told = (): [number, number][] => {
+    const all: [number, number][] = [];
+    vteps.tell((vtep, saw) => all.push([vtep, saw]));
+    return all;
+  };
+  for (const saw of [SAW_PLAIN_FOR_ENCRYPTED, SAW_NO_ASSOCIATION, SAW_NO_ASSOCIATION]) vteps.note(2, saw);
+  vteps.note(0, SAW_ESP_FOR_PLAIN);
+  const first = [
+    [0, SAW_ESP_FOR_PLAIN],
+    [2, SAW_NO_ASSOCIATION],
+    [2, SAW_PLAIN_FOR_ENCRYPTED],
+  ];
+  t.deepEqual(told(), first as [number, number][]);
+  vteps.note(2, SAW_PLAIN_FOR_ENCRYPTED);
+  t.deepEqual(told(), []);
+  vteps.forget(2, SAW_NO_ASSOCIATION);
+  vteps.note(2, SAW_NO_ASSOCIATION);
+  vteps.note(2, SAW_PLAIN_FOR_ENCRYPTED);
+  t.deepEqual(told(), [[2, SAW_NO_ASSOCIATION]]);
 });
 
 test('a full table refuses the next one, and takes it when one goes', (t) => {

@@ -237,6 +237,19 @@ test('jumps about the size of the ring leave nothing of the turn before', (t) =>
     }
 });
 
+test('three turns of the ring with each pair in wrong order: nothing of a turn before is in the way', (t) => {
+  for (const window of [32, 100, 1024, 4096])
+    for (const step of [1, 31, 32, 33, window / 2]) {
+      const w = windows({ window, esn: true, top: HALF - 9000n });
+      for (let n = HALF - 8999n; n < HALF - 9000n + 3n * RING; n += BigInt(2 * step)) {
+        const late = n + BigInt(step) - 1n;
+        if (w.accept(late + 1n) !== 'fresh') t.fail(`${window}, ${step}: ${late + 1n}`);
+        if (w.accept(late) !== 'fresh') t.fail(`${window}, ${step}: ${late} after ${late + 1n}`);
+      }
+      t.true(w.top() > HALF + 10_000n);
+    }
+});
+
 test('near 2^53 and near 2^64 every number counts', (t) => {
   for (const border of [2n ** 53n, 2n ** 63n, 2n ** 64n - 200n]) {
     const w = windows({ window: 64, esn: true, top: border - 100n });

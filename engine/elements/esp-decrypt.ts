@@ -104,7 +104,7 @@ export function createEspDecrypt(
   out: Batch,
 ): EspDecrypt {
   const { frames } = context;
-  const { u8, u16, off, len, offload, gsoSize } = frames;
+  const { u8, u16, u64, off, len, offload, gsoSize } = frames;
   const { icv, peer, state } = associations;
   const { packets, bytes: openedBytes, refused, lock } = state;
   const { values } = context.counters;
@@ -327,9 +327,7 @@ export function createEspDecrypt(
   /** Step 6: the outer header goes in front of what was opened. */
   function restore(frame: number, text: number, length: number, front: number): void {
     const at = text - front;
-    // From the end, since a header moves towards higher addresses by less than its length.
-    if (off[frame] !== at)
-      for (let i = front / 2 - 1; i >= 0; i--) u16[(at >>> 1) + i] = u16[(off[frame] >>> 1) + i];
+    if (off[frame] !== at) moveFront(off[frame], at, front);
     off[frame] = at;
     len[frame] = front + length;
     offload[frame] = 0;
@@ -342,6 +340,18 @@ export function createEspDecrypt(
     u16[ip + IPV4_LENGTH] = swap16(length + front - ETHERNET_HEADER);
     u16[ip + IPV4_TTL_PROTOCOL] = (u16[ip + IPV4_TTL_PROTOCOL] & 0xff) | (PROTOCOL_UDP << 8);
     writeIpv4Checksum(u16, ip, (front - ETHERNET_HEADER) / 2);
+  }
+
+  /** Moves Ethernet and IP header towards higher addresses, by less than their length: so from the end. */
+  function moveFront(from: number, at: number, front: number): void {
+    if (((from + front) & 7) === 0 && ((at + front) & 7) === 0) {
+      const source = (from + front) >>> 3;
+      const target = (at + front) >>> 3;
+      // The last word copied is not all ours: what it takes along falls into headroom.
+      for (let i = 1; i <= (front + 7) >>> 3; i++) u64[target - i] = u64[source - i];
+      return;
+    }
+    for (let i = front / 2 - 1; i >= 0; i--) u16[(at >>> 1) + i] = u16[(from >>> 1) + i];
   }
 
   return { drops, process };

@@ -68,6 +68,8 @@ const [SUPER_FRAMES, SEGMENTS, CHECKSUMS] = COUNTERS.keys();
 
 /** 64 KiB in segments of 48 bytes, the least that Linux sends (net.ipv4.tcp_min_snd_mss). */
 const MAX_TCP_SEGMENTS = 1366;
+/** Segments that are handed on together. */
+const CUTS = 64;
 /** UDP_MAX_SEGMENTS of Linux since 6.9; 64 before. */
 const MAX_UDP_SEGMENTS = 128;
 /** Longest headers that are copied in front of each segment: outer 70, Ethernet 22, IPv4 60, TCP 60 is 212. */
@@ -104,6 +106,10 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
   const copy = createCopy(frames);
   const spans = new Uint32Array(Math.max(MAX_TCP_SEGMENTS, BATCH_SIZE) * 3);
   const sums = new Uint32Array(Math.max(MAX_TCP_SEGMENTS, BATCH_SIZE));
+  /** Segments whose payload is still to be copied, and the copies: from, to, length. */
+  const cuts = new Uint32Array(CUTS);
+  const moves = new Uint32Array(CUTS * 3);
+  let waiting = 0;
   /** Frames whose partial checksums are being summed. */
   const partial = new Uint32Array(BATCH_SIZE);
 
@@ -124,12 +130,12 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
-    let waiting = 0;
+    let unfinished = 0;
     for (let k = 0; k < count; k++) {
       const word = offload[ids[k]];
-      if (word !== 0 && (word & OFFLOAD_GSO_MASK) === 0) waiting = gather(ids[k], word, waiting);
+      if (word !== 0 && (word & OFFLOAD_GSO_MASK) === 0) unfinished = gather(ids[k], word, unfinished);
     }
-    if (waiting > 0) finish(waiting);
+    if (unfinished > 0) finish(unfinished);
     for (let k = 0; k < count; k++) {
       const frame = ids[k];
       const word = offload[frame];
@@ -245,11 +251,20 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
       const at = place(frame, segment, made, bytes);
       writeInner(at, off[frame], made, bytes);
       if (outer !== 0) writeOuter(at >>> 1, bytes);
-      out.push(segment);
+      cuts[waiting++] = segment;
+      if (waiting === CUTS) handOn();
     }
+    handOn();
     values[base + SUPER_FRAMES]++;
     values[base + SEGMENTS] += made;
     frames.free(frame);
+  }
+
+  /** Hands on the segments that wait. Whoever takes one may send it at once, so their payload comes first. */
+  function handOn(): void {
+    native.copies(moves, waiting);
+    for (let i = 0; i < waiting; i++) out.push(cuts[i]);
+    waiting = 0;
   }
 
   function sumPayload(from: number, payload: number): void {
@@ -299,15 +314,14 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
     innerPseudo = addresses + ((tcp ? PROTOCOL_TCP : PROTOCOL_UDP) << 8);
   }
 
-  /** Copies headers and payload of the `i`th segment into its slot; returns where it begins. */
+  /** Copies headers of the `i`th segment into its slot and plans its payload's copy; returns where it begins. */
   function place(frame: number, segment: number, i: number, bytes: number): number {
-    const from = off[frame] + headers + i * size;
-    // So that payload is congruent and copied by words – unless an odd size would put headers at an odd address.
-    let shift = (from - headers - off[segment]) & 7;
-    if ((shift & 1) !== 0) shift = off[frame] & 7;
-    const at = off[segment] + shift;
+    // So that headers are congruent, and copied by words.
+    const at = off[segment] + (off[frame] & 7);
     copy(off[frame], at, headers);
-    copy(from, at + headers, bytes);
+    moves[waiting * 3] = off[frame] + headers + i * size;
+    moves[waiting * 3 + 1] = at + headers;
+    moves[waiting * 3 + 2] = bytes;
     off[segment] = at;
     len[segment] = headers + bytes;
     ingress[segment] = ingress[frame];

@@ -207,6 +207,7 @@ NAPI_MODULE_INIT()
 		{"eventClear", event_clear},
 		{"checksum", checksum},
 		{"checksums", checksums},
+		{"copies", copies},
 	};
 	struct weft *weft = calloc(1, sizeof *weft);
 	if (weft) weft->gcm = gcm_join();

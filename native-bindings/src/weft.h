@@ -96,5 +96,6 @@ napi_value event_signal(napi_env env, napi_callback_info info);
 napi_value event_clear(napi_env env, napi_callback_info info);
 napi_value checksum(napi_env env, napi_callback_info info);
 napi_value checksums(napi_env env, napi_callback_info info);
+napi_value copies(napi_env env, napi_callback_info info);
 
 #endif

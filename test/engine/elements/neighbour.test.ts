@@ -396,10 +396,16 @@ live(
     container.ip('link', 'set', 'eth0', 'address', '02:00:00:00:00:01', 'up');
     container.addAddresses('eth0', ['10.0.9.1/24', 'fd00::1/64']);
     for (const address of ['10.0.9.2', 'fd00::2'])
-      container.start('ping', ['-c', '20', '-i', '0.2', address]);
+      container.start('ping', ['-c', '100', '-i', '0.2', address]);
     const lladdr = '02:42:0a:80:fe:ff';
-    await waitFor(neighbours(new RegExp(`10.0.9.2.* ${lladdr} .*REACHABLE`)), { what: 'the ARP answer' });
-    await waitFor(neighbours(new RegExp(`fd00::2.* ${lladdr} .*REACHABLE`)), { what: 'the ND answer' });
+    await waitFor(neighbours(new RegExp(`10.0.9.2.* ${lladdr} .*REACHABLE`)), {
+      what: 'the ARP answer',
+      timeoutMs: 20_000,
+    });
+    await waitFor(neighbours(new RegExp(`fd00::2.* ${lladdr} .*REACHABLE`)), {
+      what: 'the ND answer',
+      timeoutMs: 20_000,
+    });
 
     // Duplicate address detection: the kernel finds that fd00::2 is taken. It waits for an answer as long
     // as its retransmission time (RFC 4862, 5.4): a second is too little for a busy machine to breathe.

@@ -134,10 +134,12 @@ test.serial('two workers receive the same packets: each is accepted once, by one
   const associations = [association(4, 'in'), association(5, 'in')];
   const keys = associations.map((intent) => installed(t, intent));
   for (const { slot } of associations) state.begin(slot);
-  const each = 4000;
+  const each = 16_000;
   const packets = Array.from({ length: each * 2 }, (_, n) => {
-    const content = Buffer.concat([new Uint8Array(8), payload(30), id(n)]);
-    return outerEsp(ESP_V4, makeEsp(keys[n & 1], { sequence: (n >> 1) + 1 }, content));
+    // Runs of 64 packets of one association, then of the other.
+    const sequence = ((n >> 7) << 6) + (n & 63) + 1;
+    const content = Buffer.concat([new Uint8Array(8), id(n)]);
+    return outerEsp(ESP_V4, makeEsp(keys[(n >> 6) & 1], { sequence }, content));
   });
   const task = { state: state.buffer, associations, local: ip(LOCAL_V4), receive: true, packets, rounds: 2 };
   const results = await share(task);

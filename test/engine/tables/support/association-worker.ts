@@ -1,13 +1,13 @@
 /**
  * A worker that receives or sends under associations that others use at the same time: its own memory and tables,
- * the shared state of the associations, and batches of every size so that locks are taken and given back often.
+ * the shared state of the associations. The workers begin each batch at the same time, so that they meet.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { createEspDecrypt } from '../../../../engine/elements/esp-decrypt.js';
 import { createEspEncrypt } from '../../../../engine/elements/esp-encrypt.js';
 import { Batch } from '../../../../engine/graph.js';
 import type { AssociationIntent } from '../../../../engine/intent.js';
-import { FrameMemory, REMOTE } from '../../../../engine/memory/frames.js';
+import { BATCH_SIZE, FrameMemory, REMOTE } from '../../../../engine/memory/frames.js';
 import { AssociationState } from '../../../../engine/tables/association-state.js';
 import { Associations } from '../../../../engine/tables/associations.js';
 import { Vteps } from '../../../../engine/tables/vteps.js';
@@ -21,7 +21,7 @@ export interface SharingTask {
   readonly receive: boolean;
   readonly packets: readonly Uint8Array[];
   readonly rounds: number;
-  /** Counts the workers that are ready; they begin together when it is `workers`. */
+  /** Counts how often any worker was ready to begin a batch. */
   readonly gate: SharedArrayBuffer;
   readonly workers: number;
 }
@@ -57,15 +57,16 @@ function work(task: SharingTask): SharingResult {
     : createEspEncrypt(rig.context, associations, vteps, { ...options, v6: false, checksum: false }, out);
 
   const gate = new Int32Array(task.gate);
-  Atomics.add(gate, 0, 1);
-  while (Atomics.load(gate, 0) < task.workers);
-  let size = 1;
+  const batch = new Batch(element);
+  let begun = 0;
   for (let round = 0; round < rounds; round++)
-    for (let k = 0; k < packets.length; k += size) {
-      size = (size * 7 + 3) % 61 || 1;
-      const batch = packets.slice(k, k + size);
-      const dest = (i: number): number => REMOTE | ((k + i) % intents.length);
-      rig.feed(element, ...batch.map((bytes, i) => rig.put(bytes, { alignment: 6, dest: dest(i) })));
+    for (let k = 0; k < packets.length; k += BATCH_SIZE) {
+      for (const [i, bytes] of packets.slice(k, k + BATCH_SIZE).entries())
+        batch.push(rig.put(bytes, { alignment: 6, dest: REMOTE | ((i >> 6) % intents.length) }));
+      begun += task.workers;
+      Atomics.add(gate, 0, 1);
+      while (Atomics.load(gate, 0) < begun);
+      batch.flush();
       out.flush();
     }
   rig.memory.audit();

@@ -109,6 +109,22 @@ for (const form of [UDP_V4, UDP_V6]) {
     b.finish(t);
   });
 
+  test(`${name}: every byte of one packet flipped in turn: the others alone are delivered`, (t) => {
+    const b = espRig({ form, window: 0 });
+    const list = packets(b, [40, 40, 40]);
+    for (let at = 0; at < list[1].length; at++) {
+      const damaged = edit(list[1], at, list[1][at] ^ (1 << (at & 7)));
+      t.deepEqual(
+        openSuper(b, form, [list[0], damaged, list[2]]),
+        [plain(40, 0), plain(40, 2)],
+        `byte ${at}`,
+      );
+    }
+    const dropped = Object.values(b.decryptDrops()).reduce((sum, count) => sum + count, 0);
+    t.is(dropped, list[1].length);
+    b.finish(t);
+  });
+
   test(`${name}: replays within one super-frame, and of it`, (t) => {
     const b = espRig({ form });
     const [a, c, d] = packets(b, [500, 500, 500]);

@@ -443,13 +443,21 @@ export async function kernelDrops(namespaces: readonly Namespace[]): Promise<num
   return total;
 }
 
-/** Asserts that of a flow nothing was lost, doubled or out of order, but what the kernel says it dropped itself. */
-export function assertWhole(t: ExecutionContext, reports: readonly FlowReport[], explained = 0): void {
+/**
+ * Asserts that of a flow nothing was lost, doubled or out of order, but what the kernel says it dropped itself.
+ * @param ordered false where several workers serve a flow in turn, as the queues of a TAP have it.
+ */
+export function assertWhole(
+  t: ExecutionContext,
+  reports: readonly FlowReport[],
+  explained = 0,
+  ordered = true,
+): void {
   for (const [i, { sent, received, duplicates, reordered, missing }] of reports.entries()) {
     const what = `direction ${i}: ${received} of ${sent}, missing from ${missing.join(' ')}`;
     t.true(sent > 100, what);
     t.is(duplicates, 0, what);
-    t.is(reordered, 0, what);
+    if (ordered) t.is(reordered, 0, what);
     if (explained > 0) t.log(`the kernel dropped ${explained}; ${what}`);
     t.true(sent - received <= explained, what);
   }

@@ -20,12 +20,14 @@ import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BATCH_SIZE, NO_FRAME, OFFLOAD_GSO_MASK } from '../memory/frames.js';
 import { acquire, release } from '../tables/association-lock.js';
 import { REFUSALS, type Refusal } from '../tables/association-state.js';
-import type { Associations } from '../tables/associations.js';
+import { type Associations, createAssociationFinder } from '../tables/associations.js';
 import { createReplayWindows, FRESH, REPLAYED } from '../tables/replay-window.js';
 import type { LocalVtep } from '../tables/vteps.js';
 import { ESP_HEADER, ESP_IV, ESP_TRAILER, NO_NEXT_HEADER, PROTOCOL_ESP } from '../wire/esp.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import {
+  fold16,
+  IPV4_CHECKSUM,
   IPV4_LENGTH,
   IPV4_TTL_PROTOCOL,
   IPV6_HEADER,
@@ -33,7 +35,6 @@ import {
   IPV6_NEXT_HOP,
   PROTOCOL_UDP,
   UDP_HEADER,
-  writeIpv4Checksum,
 } from '../wire/ip.js';
 import { createOuterParser, OUTER_REASONS } from '../wire/outer.js';
 
@@ -106,6 +107,7 @@ export function createEspDecrypt(
   const { frames } = context;
   const { u8, u16, u64, off, len, offload, gsoSize } = frames;
   const { icv, peer, state } = associations;
+  const find = createAssociationFinder(associations);
   const { packets, bytes: openedBytes, refused, lock } = state;
   const { values } = context.counters;
   const { udpPort, shared } = options;
@@ -117,11 +119,10 @@ export function createEspDecrypt(
   const portLe = swap16(udpPort);
   const jobs = new Uint32Array(BATCH_SIZE * GCM_JOB_WORDS);
   const results = new Uint32Array(BATCH_SIZE);
-  /** Per job: the frame it opens into, its low sequence number, bytes of Ethernet and IP header, what became of it. */
+  /** Per job: the frame it opens into, its low sequence number, bytes of Ethernet and IP header. */
   const opening = new Uint32Array(BATCH_SIZE);
   const lows = new Uint32Array(BATCH_SIZE);
   const fronts = new Uint8Array(BATCH_SIZE);
-  const verdicts = new Int16Array(BATCH_SIZE);
   /** Super-frames whose packets are being opened. */
   const emptied = new Uint32Array(BATCH_SIZE * 2);
   let waiting = 0;
@@ -202,7 +203,7 @@ export function createEspDecrypt(
   /** Steps 2 and 3 for the ESP packet of `length` bytes at `at`; its slot, or -1 - reason. */
   function admit(at: number, length: number): number {
     if (length < ESP_HEADER + ESP_IV + ESP_TRAILER) return -1 - UNDERSIZED;
-    const slot = associations.find(u8[at] | (u8[at + 1] << 8) | (u8[at + 2] << 16) | (u8[at + 3] << 24));
+    const slot = find(u8[at] | (u8[at + 1] << 8) | (u8[at + 2] << 16) | (u8[at + 3] << 24));
     if (slot < 0) return -1 - UNKNOWN_SPI;
     const p = slot * 4;
     if (length < ESP_HEADER + ESP_IV + ESP_TRAILER + icv[slot]) return -1 - refuse(slot, UNDERSIZED);
@@ -252,64 +253,25 @@ export function createEspDecrypt(
 
   /** Steps 4 to 6 for all packets laid out. */
   function open(): void {
-    if (waiting > 0) {
-      const count = waiting;
+    const count = waiting;
+    if (count > 0) {
       const failed = native.gcmOpen(jobs, count, results) !== 0;
-      judge(count, failed);
       // Before any packet is handed on: what comes behind may take this long, and must find us empty.
       waiting = 0;
-      deliver(count);
+      deliver(count, failed);
     }
     for (let i = 0; i < empty; i++) frames.free(emptied[i]);
     empty = 0;
   }
 
-  /** Step 5, with the lock of each association held for its run of packets. */
-  function judge(count: number, failed: boolean): void {
-    let held = -1;
-    for (let i = 0; i < count; i++) {
-      const slot = jobs[i * GCM_JOB_WORDS + 4];
-      if (shared && slot !== held) {
-        if (held >= 0) release(lock, held);
-        acquire(lock, slot);
-        held = slot;
-      }
-      const verdict = failed ? NOT_OPENED : judgeOne(i, slot);
-      verdicts[i] = verdict;
-      if (verdict === PASSED || verdict === DUMMY) {
-        packets[slot]++;
-        openedBytes[slot] += jobs[i * GCM_JOB_WORDS + 3];
-      } else if (REFUSAL[verdict] >= 0) refused[slot * REFUSALS.length + REFUSAL[verdict]]++;
-    }
-    if (held >= 0) release(lock, held);
-  }
-
-  function judgeOne(i: number, slot: number): number {
-    if (results[i] !== 1) return ICV;
-    const job = i * GCM_JOB_WORDS;
-    number[0] = lows[i];
-    number[1] = jobs[job + 5];
-    const verdict = windows.accept(slot);
-    if (verdict !== FRESH) return verdict === REPLAYED ? REPLAY : OLD;
-    const text = jobs[job + 2];
-    const end = text + jobs[job + 3];
-    const padding = u8[end - 2];
-    const next = u8[end - 1];
-    // A dummy's content is anything, its padding too.
-    if (next === NO_NEXT_HEADER) return DUMMY;
-    if (next !== PROTOCOL_UDP || padding + ESP_TRAILER + UDP_HEADER > end - text) return BAD_TRAILER;
-    for (let n = 1, at = end - ESP_TRAILER - padding; n <= padding; n++, at++)
-      if (u8[at] !== (n & 0xff)) return BAD_TRAILER;
-    return PASSED;
-  }
-
-  function deliver(count: number): void {
+  function deliver(count: number, failed: boolean): void {
     let bytes = 0;
     let passed = 0;
     for (let i = 0; i < count; i++) {
       const frame = opening[i];
-      if (verdicts[i] !== PASSED) {
-        drops.drop(frame, verdicts[i]);
+      const verdict = failed ? NOT_OPENED : judge(i);
+      if (verdict !== PASSED) {
+        drops.drop(frame, verdict);
         continue;
       }
       const job = i * GCM_JOB_WORDS;
@@ -322,6 +284,38 @@ export function createEspDecrypt(
     }
     values[base + FRAMES] += passed;
     values[base + BYTES] += bytes;
+  }
+
+  /** Step 5: the verdict on a packet, which its association counts. */
+  function judge(i: number): number {
+    const job = i * GCM_JOB_WORDS;
+    const slot = jobs[job + 4];
+    if (results[i] !== 1) return refuse(slot, ICV);
+    if (shared) acquire(lock, slot);
+    number[0] = lows[i];
+    number[1] = jobs[job + 5];
+    const window = windows.accept(slot);
+    if (window === FRESH) {
+      packets[slot]++;
+      openedBytes[slot] += jobs[job + 3];
+    }
+    if (shared) release(lock, slot);
+    if (window !== FRESH) return refuse(slot, window === REPLAYED ? REPLAY : OLD);
+    const verdict = believe(jobs[job + 2], jobs[job + 3]);
+    return verdict === BAD_TRAILER ? refuse(slot, verdict) : verdict;
+  }
+
+  /** What the trailer of an authentic packet says. */
+  function believe(text: number, length: number): number {
+    const end = text + length;
+    const padding = u8[end - 2];
+    const next = u8[end - 1];
+    // A dummy's content is anything, its padding too.
+    if (next === NO_NEXT_HEADER) return DUMMY;
+    if (next !== PROTOCOL_UDP || padding + ESP_TRAILER + UDP_HEADER > length) return BAD_TRAILER;
+    for (let n = 1, at = end - ESP_TRAILER - padding; n <= padding; n++, at++)
+      if (u8[at] !== (n & 0xff)) return BAD_TRAILER;
+    return PASSED;
   }
 
   /** Step 6: the outer header goes in front of what was opened. */
@@ -337,9 +331,13 @@ export function createEspDecrypt(
       u16[ip + IPV6_NEXT_HOP] = (u16[ip + IPV6_NEXT_HOP] & 0xff00) | PROTOCOL_UDP;
       return;
     }
-    u16[ip + IPV4_LENGTH] = swap16(length + front - ETHERNET_HEADER);
-    u16[ip + IPV4_TTL_PROTOCOL] = (u16[ip + IPV4_TTL_PROTOCOL] & 0xff) | (PROTOCOL_UDP << 8);
-    writeIpv4Checksum(u16, ip, (front - ETHERNET_HEADER) / 2);
+    // The checksum was right, so it is mended for the two words that change.
+    const total = swap16(length + front - ETHERNET_HEADER);
+    const protocol = (u16[ip + IPV4_TTL_PROTOCOL] & 0xff) | (PROTOCOL_UDP << 8);
+    const before = (~u16[ip + IPV4_LENGTH] & 0xffff) + (~u16[ip + IPV4_TTL_PROTOCOL] & 0xffff);
+    u16[ip + IPV4_CHECKSUM] = ~fold16((~u16[ip + IPV4_CHECKSUM] & 0xffff) + before + total + protocol);
+    u16[ip + IPV4_LENGTH] = total;
+    u16[ip + IPV4_TTL_PROTOCOL] = protocol;
   }
 
   /** Moves Ethernet and IP header towards higher addresses, by less than their length: so from the end. */

@@ -19,8 +19,9 @@ export class Associations {
   readonly peer: Uint32Array;
   /** Slot that sends to a VTEP, -1 for none. */
   readonly outbound: Int32Array;
-  private readonly index: Int32Array;
-  private readonly mask: number;
+  /** Slots of inbound associations by SPI, open addressing -1 is empty. */
+  readonly index: Int32Array;
+  readonly indexMask: number;
   private current: readonly { readonly intent: AssociationIntent; readonly vtep: number }[] = [];
 
   /** @param vteps number of VTEPs there can be. */
@@ -37,17 +38,8 @@ export class Associations {
     this.outbound = new Int32Array(vteps).fill(-1);
     let size = 16;
     while (size < slots * 2) size *= 2;
-    this.mask = size - 1;
+    this.indexMask = size - 1;
     this.index = new Int32Array(size).fill(-1);
-  }
-
-  /** Slot of an inbound association by its SPI, as `spi` has it; -1 unknown. */
-  find(spi: number): number {
-    const { index, mask } = this;
-    for (let i = hash(spi) & mask; ; i = (i + 1) & mask) {
-      const slot = index[i];
-      if (slot < 0 || this.spi[slot] === spi) return slot;
-    }
   }
 
   /**
@@ -75,8 +67,8 @@ export class Associations {
   }
 
   private insert(slot: number): void {
-    let i = hash(this.spi[slot]) & this.mask;
-    while (this.index[i] >= 0) i = (i + 1) & this.mask;
+    let i = hash(this.spi[slot]) & this.indexMask;
+    while (this.index[i] >= 0) i = (i + 1) & this.indexMask;
     this.index[i] = slot;
   }
 }
@@ -84,6 +76,20 @@ export class Associations {
 /** An SPI as a little-endian 32-bit load of the ESP header gives it. */
 function littleEndian(spi: number): number {
   return (spi >>> 24) | ((spi >>> 8) & 0xff00) | ((spi << 8) & 0xff0000) | (spi << 24);
+}
+
+/** Finds the slot of an inbound association by its SPI, as `spi` has it; -1 when it is unknown. */
+export function createAssociationFinder({
+  index,
+  indexMask,
+  spi: spis,
+}: Associations): (spi: number) => number {
+  return (spi) => {
+    for (let i = hash(spi) & indexMask; ; i = (i + 1) & indexMask) {
+      const slot = index[i];
+      if (slot < 0 || spis[slot] === spi) return slot;
+    }
+  };
 }
 
 function hash(spi: number): number {

@@ -2,7 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import type { AssociationIntent } from '../../../engine/intent.js';
 import { AssociationState, associationStateBytes } from '../../../engine/tables/association-state.js';
-import { Associations } from '../../../engine/tables/associations.js';
+import { Associations, createAssociationFinder } from '../../../engine/tables/associations.js';
 import { addressWords } from '../../../engine/tables/vteps.js';
 import { ip } from '../../support/frames.js';
 
@@ -26,7 +26,8 @@ const load = (spi: number): number => {
   bytes.setUint32(0, spi);
   return bytes.getInt32(0, true);
 };
-const find = (associations: Associations, spi: number): number => associations.find(load(spi));
+const find = (associations: Associations, spi: number): number =>
+  createAssociationFinder(associations)(load(spi));
 
 test('an empty table finds nothing and sends to nobody', (t) => {
   const associations = table();

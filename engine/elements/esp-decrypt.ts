@@ -291,17 +291,18 @@ export function createEspDecrypt(
     const job = i * GCM_JOB_WORDS;
     const slot = jobs[job + 4];
     if (results[i] !== 1) return refuse(slot, ICV);
+    const verdict = believe(jobs[job + 2], jobs[job + 3]);
     if (shared) acquire(lock, slot);
     number[0] = lows[i];
     number[1] = jobs[job + 5];
+    // Whatever the trailer says, the number of an authentic packet is used up.
     const window = windows.accept(slot);
-    if (window === FRESH) {
+    if (window === FRESH && verdict !== BAD_TRAILER) {
       packets[slot]++;
       openedBytes[slot] += jobs[job + 3];
     }
     if (shared) release(lock, slot);
     if (window !== FRESH) return refuse(slot, window === REPLAYED ? REPLAY : OLD);
-    const verdict = believe(jobs[job + 2], jobs[job + 3]);
     return verdict === BAD_TRAILER ? refuse(slot, verdict) : verdict;
   }
 

@@ -6,7 +6,7 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
-import { UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
+import { ESP_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
@@ -110,13 +110,19 @@ async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
 
 const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
+/** Ports that lead to the underlay, and what people call them. */
+const WAYS_OUT: Readonly<Record<number, string>> = {
+  [UNDERLAY_PORT]: 'underlay',
+  [UPLINK_PORT]: 'uplink',
+  [ESP_PORT]: 'underlay:esp',
+};
+
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
   const id = Number(port[1]);
-  const name =
-    id === UPLINK_PORT ? 'uplink' : id === UNDERLAY_PORT ? 'underlay' : `endpoint ${daemon.endpointName(id)}`;
+  const name = WAYS_OUT[id] ?? `endpoint ${daemon.endpointName(id)}`;
   return port[2] === undefined ? name : `${name} ${port[2]}`;
 }
 
@@ -168,7 +174,7 @@ async function status(daemon: Daemon): Promise<Status> {
       interface: daemon.underlayDevice.name,
       mtu: config.underlay.mtu ?? daemon.underlayDevice.mtu,
       ...underlayPath(daemon),
-      counters: sum(counters[`port:${UNDERLAY_PORT}`] ?? {}, counters[`port:${UPLINK_PORT}`] ?? {}),
+      counters: Object.keys(WAYS_OUT).reduce((total, id) => sum(total, counters[`port:${id}`] ?? {}), {}),
     },
     networks: config.networks.map(({ name, vni, peers }) => ({
       name,

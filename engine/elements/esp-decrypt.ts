@@ -21,7 +21,7 @@ import { BATCH_SIZE, NO_FRAME, OFFLOAD_GSO_MASK } from '../memory/frames.js';
 import { acquire, release } from '../tables/association-lock.js';
 import { REFUSALS, type Refusal } from '../tables/association-state.js';
 import { type Associations, createAssociationFinder } from '../tables/associations.js';
-import { createReplayWindows, FRESH, REPLAYED } from '../tables/replay-window.js';
+import { createReplayWindows, FRESH, REPLAYED, TOO_OLD } from '../tables/replay-window.js';
 import type { LocalVtep } from '../tables/vteps.js';
 import { ESP_HEADER, ESP_IV, ESP_TRAILER, NO_NEXT_HEADER, PROTOCOL_ESP } from '../wire/esp.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
@@ -216,8 +216,10 @@ export function createEspDecrypt(
       return -1 - refuse(slot, WRONG_SOURCE);
     // Byte by byte: in a super-frame of odd pieces a packet begins anywhere.
     number[0] = (u8[at + 4] << 24) | (u8[at + 5] << 16) | (u8[at + 6] << 8) | u8[at + 7];
-    if (!windows.complete(slot)) return -1 - refuse(slot, OLD);
-    const verdict = windows.check(slot);
+    // Both halves of the highest number must be of one moment.
+    if (shared) acquire(lock, slot);
+    const verdict = windows.complete(slot) ? windows.check(slot) : TOO_OLD;
+    if (shared) release(lock, slot);
     return verdict === FRESH ? slot : -1 - refuse(slot, verdict === REPLAYED ? REPLAY : OLD);
   }
 

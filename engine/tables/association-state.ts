@@ -84,7 +84,7 @@ export class AssociationState {
     this.lock[slot] = 0;
     this.sequence[slot * 2] = last >>> 0;
     this.sequence[slot * 2 + 1] = Math.floor(last / 2 ** 32);
-    const words = new Uint32Array(mask.slice().buffer);
+    const words = new Uint32Array(Uint8Array.from(mask).buffer);
     this.mask.set(words.subarray(0, 2), slot * 2);
     this.window.fill(0, slot * WINDOW_WORDS, (slot + 1) * WINDOW_WORDS);
     this.packets[slot] = 0;

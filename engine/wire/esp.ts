@@ -7,8 +7,6 @@ export const ESP_HEADER = 8;
 export const ESP_IV = 8;
 /** Pad length and next header, behind the padding. */
 export const ESP_TRAILER = 2;
-/** Longest ICV. */
-export const MAX_ICV = 16;
 /** Next header of a dummy packet, which says nothing (RFC 4303, section 2.6). */
 export const NO_NEXT_HEADER = 59;
 /** UDP port of encapsulated ESP. */

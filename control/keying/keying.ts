@@ -11,6 +11,7 @@ import type { AssociationState } from '../../engine/tables/association-state.js'
 import { native as addon } from '../../native-bindings/index.js';
 import { type Config, type Encryption, hostError, type RingKey, type StaticAssociation } from '../config.js';
 import { remoteVteps } from '../peers.js';
+import { watchClockSteps } from './clock-steps.js';
 import { KeyExchange } from './exchange.js';
 import { ReservedSequences } from './persist.js';
 import type { ExchangeDrop } from './refusals.js';
@@ -73,6 +74,7 @@ export class Keying {
   private prepared: ExchangeSocket | undefined;
   private exchanging: Exchanging | undefined;
   private looking: NodeJS.Timeout | undefined;
+  private endWatch = (): void => undefined;
 
   private constructor(private readonly options: KeyingOptions) {
     const { config, state, stateFile, apply, log, native = addon } = options;
@@ -91,7 +93,15 @@ export class Keying {
 
   /** Once the workers run. Static associations are in force when it resolves, and peers are being asked for keys. */
   start(): Promise<void> {
+    this.endWatch = watchClockSteps((ms) => this.startOver(ms));
     return this.reload(this.config);
+  }
+
+  private startOver(ms: number): void {
+    if (!this.exchanging) return;
+    const seconds = Math.round(ms / 1000);
+    this.options.log(`encryption: the clock was set by ${seconds} s, so all traffic keys are made anew`);
+    this.exchanging.exchange.startOver();
   }
 
   /** Opens what another config asks for, and changes nothing yet. @throws ConfigError when it cannot be had. */
@@ -275,6 +285,7 @@ export class Keying {
 
   /** Wipes every key and lets go of everything. After the workers have stopped: they could not use the keys any more. */
   close(): void {
+    this.endWatch();
     clearInterval(this.looking);
     this.exchanging?.tenant.leave(() => this.exchanging?.exchange.close());
     this.exchanging = undefined;

@@ -46,24 +46,34 @@ export class Answering {
     const { link } = this;
     const { ring, asked, algorithm } = link.common;
     const same = this.#pending.find(({ init }) => equal(init, bytes));
-    if (same) return link.send(same.reply);
+    if (same) {
+      link.send(same.reply);
+      return;
+    }
     const key = ring.byId(message.keyId);
     if (!key) {
       const line = `uses key ${message.keyId}, which is not in encryption.keys here; give all hosts the same keys`;
-      return link.drop('unknown-key', line);
+      link.drop('unknown-key', line);
+      return;
     }
-    if (!asked.spend()) return link.drop('rate');
+    if (!asked.spend()) {
+      link.drop('rate');
+      return;
+    }
     if (!isAuthentic(bytes, key.mac)) {
       const line = `does not know the secret of key ${key.id}; compare encryption.keys of both hosts`;
-      return link.drop('bad-mac', line);
+      link.drop('bad-mac', line);
+      return;
     }
     if (message.algorithm !== algorithm) {
       link.send(link.write(key, { kind: 'refuse', ni: message.ni, algorithm }));
-      return link.dropAlgorithm(message.algorithm);
+      link.dropAlgorithm(message.algorithm);
+      return;
     }
     if (this.first && this.asking.active) {
       link.drop('collision');
-      return this.asking.hurry();
+      this.asking.hurry();
+      return;
     }
     this.#reply(key, message, bytes);
   }
@@ -71,18 +81,31 @@ export class Answering {
   onConfirm(message: Confirm, bytes: Uint8Array): void {
     const { link } = this;
     const done = link.generations.current?.confirmed;
-    if (done && equal(done.confirm, bytes)) return link.send(done.ack);
+    if (done && equal(done.confirm, bytes)) {
+      link.send(done.ack);
+      return;
+    }
     const at = this.#pending.findIndex(({ ask, nr }) => equal(ask.ni, message.ni) && equal(nr, message.nr));
-    if (at < 0) return link.drop('stale');
+    if (at < 0) {
+      link.drop('stale');
+      return;
+    }
     const { key, ask, init, reply, nr, spi, ephemeral } = this.#pending[at];
-    if (!link.common.echoed.spend()) return link.drop('rate');
+    if (!link.common.echoed.spend()) {
+      link.drop('rate');
+      return;
+    }
     const shared = ephemeral.shared(ask.share);
-    if (!shared) return link.drop('bad-share', FORGED);
+    if (!shared) {
+      link.drop('bad-share', FORGED);
+      return;
+    }
     const secret = new SessionSecret(key.secret, shared, ask.ni, nr);
     const confirmation = secret.confirmation(init, reply);
     if (!isAuthentic(bytes, confirmation)) {
       secret.wipe();
-      return link.drop('bad-mac', FORGED);
+      link.drop('bad-mac', FORGED);
+      return;
     }
     const nonces = { ni: ask.ni, nr };
     const keys = link.associations(secret, key, nonces, ask.node, spi, message.spi);

@@ -113,9 +113,15 @@ export class Asking {
     const attempt = this.#attempt;
     const key = this.#keyOf(message, bytes);
     if (!attempt || !key) return;
-    if (message.algorithm !== common.algorithm) return link.dropAlgorithm(message.algorithm);
+    if (message.algorithm !== common.algorithm) {
+      link.dropAlgorithm(message.algorithm);
+      return;
+    }
     const shared = attempt.ephemeral.shared(message.share);
-    if (!shared) return link.drop('bad-share', FORGED);
+    if (!shared) {
+      link.drop('bad-share', FORGED);
+      return;
+    }
     const { ni, nr, node } = message;
     const secret = new SessionSecret(key.secret, shared, ni, nr);
     const confirmation = secret.confirmation(attempt.inits.get(key)!, bytes);
@@ -139,9 +145,18 @@ export class Asking {
     const { link } = this;
     const attempt = this.#attempt;
     const answer = attempt?.answer;
-    if (!answer || !equal(message.ni, attempt.ni) || !equal(message.nr, answer.nr)) return link.drop('stale');
-    if (!link.common.echoed.spend()) return link.drop('rate');
-    if (!isAuthentic(bytes, answer.confirmation)) return link.drop('bad-mac', FORGED);
+    if (!answer || !equal(message.ni, attempt.ni) || !equal(message.nr, answer.nr)) {
+      link.drop('stale');
+      return;
+    }
+    if (!link.common.echoed.spend()) {
+      link.drop('rate');
+      return;
+    }
+    if (!isAuthentic(bytes, answer.confirmation)) {
+      link.drop('bad-mac', FORGED);
+      return;
+    }
     attempt.cancel();
     void link.change(async () => {
       const outbound = await link.install('out', answer.outbound).catch((error) => {
@@ -207,7 +222,8 @@ export class Asking {
     if (attempt.answer && attempt.tries >= TRIES_OF_CONFIRM) {
       this.#firstDelay = Math.min(this.#firstDelay * 2, LONGEST_FIRST_DELAY);
       this.giveUp();
-      return this.begin();
+      this.begin();
+      return;
     }
     if (attempt.tries === TRIES_UNTIL_SAID) {
       const then = link.generations.current

@@ -143,7 +143,10 @@ export class KeyExchange {
   receive(from: string, datagram: Uint8Array): void {
     const { refusals } = this.#common;
     const exchange = this.#peers.get(from);
-    if (!exchange) return refusals.stranger(from);
+    if (!exchange) {
+      refusals.stranger(from);
+      return;
+    }
     const bytes = Uint8Array.prototype.slice.call(datagram);
     const message = readMessage(bytes);
     if (message === 'malformed') refusals.count('malformed', from, 'sends what is no exchange of keys');

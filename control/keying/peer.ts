@@ -81,9 +81,13 @@ export class PeerExchange {
   receive(message: Message, bytes: Uint8Array): void {
     const link = this.#link;
     if (!equal(message.from, link.peer.bytes) || !equal(message.to, link.common.local.bytes)) {
-      return link.drop('wrong-address', 'its messages name other addresses than they travel between');
+      link.drop('wrong-address', 'its messages name other addresses than they travel between');
+      return;
     }
-    if (link.busy) return link.drop('busy');
+    if (link.busy) {
+      link.drop('busy');
+      return;
+    }
     if (message.kind === 'init') this.#answering.onInit(message, bytes);
     else if (message.kind === 'confirm') this.#answering.onConfirm(message, bytes);
     else if (message.kind === 'reply') this.#asking.onReply(message, bytes);
@@ -112,7 +116,10 @@ export class PeerExchange {
   }
 
   #settled(): void {
-    if (this.#link.closed) return this.#asking.giveUp();
+    if (this.#link.closed) {
+      this.#asking.giveUp();
+      return;
+    }
     this.reconsider();
     if (!this.#wanted) return;
     this.#wanted = false;

@@ -1,5 +1,6 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
+import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
 import {
   closeEsp,
@@ -35,6 +36,13 @@ export function checkHost(file: string, config: Config): LocalInterface {
       path: ['underlay', 'address'],
       message: `no interface of this host has the address ${config.underlay.address}`,
       remedy: `write an address that "ip address" shows here, or add this one to an interface`,
+    });
+  }
+  if (config.encryption && native.gcmLibraries().length === 0) {
+    problems.push({
+      path: ['encryption'],
+      message: 'this host has no library for AES-GCM, so it cannot encrypt',
+      remedy: 'see "weft doctor"',
     });
   }
   config.endpoints.forEach((endpoint, index) => {

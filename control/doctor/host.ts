@@ -25,6 +25,7 @@ export async function checkHost(): Promise<Check[]> {
       checkTap(addon.native, scratch),
       checkUplink(addon.native, scratch),
       checkUdp(addon.native),
+      checkEncryption(addon.native),
       ...checkTools(),
       checkForward(scratch),
       ...(await checkPackages()),
@@ -162,6 +163,19 @@ function checkUplink(addon: Native | undefined, scratch: ScratchNamespace | unde
   } catch (error) {
     return skip(name, `not tried: ${oneLine(error)}`);
   }
+}
+
+/** What encrypted networks are sealed by. */
+function checkEncryption(addon: Native | undefined): Check {
+  const name = 'AES-GCM';
+  if (!addon) return skip(name, 'not tried: the addon does not load');
+  const [library] = addon.gcmLibraries();
+  if (library === 'ipsec-mb') return ok(name, 'libipsec-mb');
+  const remedy =
+    'install libipsec-mb-dev on an x64 machine with AES instructions, then run "node setup.mjs" again';
+  return library === 'openssl'
+    ? warn(name, 'OpenSSL: encrypted networks take three to five times the processor time', remedy)
+    : warn(name, 'no library: encrypted networks do not run', remedy);
 }
 
 function checkUdp(addon: Native | undefined): Check {

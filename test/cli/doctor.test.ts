@@ -105,6 +105,7 @@ live(
       'TAP offloads',
       'UDP-tunnel GSO',
       'UDP_SEGMENT, UDP_GRO',
+      'AES-GCM',
       'nft',
       'nft netdev fwd',
       'cap',

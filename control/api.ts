@@ -76,6 +76,7 @@ export interface Status {
     readonly name: string;
     readonly vni: number;
     readonly mtu: number;
+    readonly encrypted: boolean;
     readonly peers: readonly string[];
     readonly stations: number;
   }[];
@@ -117,12 +118,19 @@ const WAYS_OUT: Readonly<Record<number, string>> = {
   [ESP_PORT]: 'underlay:esp',
 };
 
+/** Ports that are no endpoint's. */
+const OWN_PORTS: ReadonlyMap<number, string> = new Map([
+  [UNDERLAY_PORT, 'underlay'],
+  [UPLINK_PORT, 'uplink'],
+  [ESP_PORT, 'esp'],
+]);
+
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
   const id = Number(port[1]);
-  const name = WAYS_OUT[id] ?? `endpoint ${daemon.endpointName(id)}`;
+  const name = OWN_PORTS.get(id) ?? `endpoint ${daemon.endpointName(id)}`;
   return port[2] === undefined ? name : `${name} ${port[2]}`;
 }
 
@@ -176,9 +184,10 @@ async function status(daemon: Daemon): Promise<Status> {
       ...underlayPath(daemon),
       counters: Object.keys(WAYS_OUT).reduce((total, id) => sum(total, counters[`port:${id}`] ?? {}), {}),
     },
-    networks: config.networks.map(({ name, vni, peers }) => ({
+    networks: config.networks.map(({ name, vni, encrypted, peers }) => ({
       name,
       vni,
+      encrypted,
       mtu: daemon.mtuOf(name),
       peers,
       stations: perNetwork.get(name) ?? 0,

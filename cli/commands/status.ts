@@ -31,13 +31,15 @@ async function status(options: ClientOptions & { json?: boolean }): Promise<void
       { title: 'NETWORK' },
       { title: 'VNI', align: 'right' },
       { title: 'MTU', align: 'right' },
+      { title: 'ENCRYPTED' },
       { title: 'STATIONS', align: 'right' },
       { title: 'PEERS' },
     ],
-    networks.map(({ name, vni, mtu, stations, peers }) => [
+    networks.map(({ name, vni, mtu, encrypted, stations, peers }) => [
       name,
       String(vni),
       String(mtu),
+      encrypted ? 'yes' : 'no',
       String(stations),
       peers.join(' ') || '-',
     ]),

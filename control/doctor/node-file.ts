@@ -30,8 +30,8 @@ export async function checkNodeFile(path: string, holder: Holder): Promise<Check
   const { link, check } = checkUnderlay(config);
   checks.push(check);
   if (!link) return [...checks, skip('port and peers', 'not tried without the underlay address')];
-  checks.push(await checkPort(config, holder), ...(await checkPeers(config, link)));
-  return checks;
+  for (const port of portsOf(config)) checks.push(await checkPort(config.underlay, port, holder));
+  return [...checks, ...(await checkPeers(config, link))];
 }
 
 function checkNamespaces(config: Config): Check[] {
@@ -72,8 +72,18 @@ function checkUnderlay({ underlay }: Config): { link: LocalInterface | undefined
   return { link, check: ok(name, found) };
 }
 
-async function checkPort({ underlay }: Config, holder: Holder): Promise<Check> {
-  const { address, port } = underlay;
+/** The ports that Weft binds: of VXLAN, and with encryption those of ESP and of the exchange of keys. */
+function portsOf({ underlay, encryption }: Config): number[] {
+  if (encryption === undefined) return [underlay.port];
+  return [
+    underlay.port,
+    ...(encryption.encapsulation === 'udp' ? [encryption.port] : []),
+    ...(encryption.keys.length > 0 ? [encryption.exchangePort] : []),
+  ];
+}
+
+async function checkPort(underlay: Config['underlay'], port: number, holder: Holder): Promise<Check> {
+  const { address } = underlay;
   const name = `UDP port ${port}`;
   const code = await tryBind(address, port);
   if (code === undefined) return ok(name, `is free on ${address}`);

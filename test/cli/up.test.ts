@@ -276,6 +276,7 @@ live(
     const { engine0, host, directory } = rig;
     engine0.write(rig.text);
     chmodSync(directory, 0o777);
+    chmodSync(engine0.file, 0o644);
     const weft = [process.execPath, MAIN, 'up', '-c', engine0.file, '--socket', engine0.socket];
     const { code, stderr } = await host.exec('setpriv', [...asNobody, ...weft]);
     chmodSync(directory, 0o700);
@@ -315,7 +316,7 @@ live('status, fdb and drops: text for people, JSON with schemaVersion, and exit 
     status.stdout,
     /^node hostA, up \d+ s, pid \d+.*\nunderlay 192\.168\.50\.1 port 4789 on under0, MTU 1500/,
   );
-  t.regex(status.stdout, /^blue +42 +1450 +2 +192\.168\.50\.2$/m);
+  t.regex(status.stdout, /^blue +42 +1450 +no +2 +192\.168\.50\.2$/m);
   t.regex(
     status.stdout,
     new RegExp(`^c1 +blue +${escaped(containers[0].name)}/eth0 +10\\.0\\.9\\.1/24 +forwarding`, 'm'),

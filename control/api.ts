@@ -118,19 +118,12 @@ const WAYS_OUT: Readonly<Record<number, string>> = {
   [ESP_PORT]: 'underlay:esp',
 };
 
-/** Ports that are no endpoint's. */
-const OWN_PORTS: ReadonlyMap<number, string> = new Map([
-  [UNDERLAY_PORT, 'underlay'],
-  [UPLINK_PORT, 'uplink'],
-  [ESP_PORT, 'esp'],
-]);
-
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
   const id = Number(port[1]);
-  const name = OWN_PORTS.get(id) ?? `endpoint ${daemon.endpointName(id)}`;
+  const name = WAYS_OUT[id] ?? `endpoint ${daemon.endpointName(id)}`;
   return port[2] === undefined ? name : `${name} ${port[2]}`;
 }
 

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
-import { type Namespace, ping, type RunningCommand, waitFor } from '../../cli/lab.js';
+import { type Namespace, type PingOptions, ping, type RunningCommand, waitFor } from '../../cli/lab.js';
 import { openCapture } from '../../control/capture-files.js';
 import type { SaRow } from '../../control/keying/store.js';
 import { be16, concat, ethernet, slowSum, udpSum } from './frames.js';
@@ -72,11 +72,17 @@ export async function outbound(engine: Engine): Promise<SaRow[]> {
 }
 
 /** Asserts that pings come back, each once, in a few seconds at most. */
-export async function reached(t: ExecutionContext, from: Namespace, to: string): Promise<void> {
-  // Until then ping ends whenever a neighbour is not found.
+export async function reached(
+  t: ExecutionContext,
+  from: Namespace,
+  to: string,
+  options: Pick<PingOptions, 'size' | 'df' | 'pattern'> = {},
+): Promise<void> {
+  // With a deadline, for without one ping does not wait for answers that take longer than those before. But it ends
+  // when a neighbour is not found.
   const { duplicates } = await waitFor(
     async () => {
-      const result = await ping(from, to, { count: 3, deadlineS: 10 });
+      const result = await ping(from, to, { ...options, count: 3, deadlineS: 10 });
       return result.received >= 3 ? result : undefined;
     },
     { what: `answers from ${to}`, timeoutMs: 15_000 },

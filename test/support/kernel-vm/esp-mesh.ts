@@ -55,6 +55,8 @@ function written(direction: 'in' | 'out', sa: KernelSa, v6: boolean): Record<str
 
 export class EspMesh extends Mesh {
   vm!: KernelVm;
+  /** What the VM gives to whoever connects to its TCP port 7002. To port 7001 it answers with a digest. */
+  data!: string;
   /** What `connect` made last. */
   weft!: Engine;
   peer!: EspPeer;
@@ -66,8 +68,12 @@ export class EspMesh extends Mesh {
       mesh.vm = await KernelVm.asHost(mesh, 2);
       for (const v6 of [false, true])
         await ping(mesh.hosts[0], underlayAddress(2, v6), { count: 1, deadlineS: 10 });
-      // Sends back what it gets.
-      await mesh.vm.sh('nc -ll -p 7 -e cat >/dev/null 2>&1 &');
+      // Takes data and answers with its digest; gives data.
+      mesh.data = randomBytes(384_000).toString('base64');
+      await mesh.vm.run('tee', ['/run/data'], { input: mesh.data });
+      await mesh.vm.sh(
+        'nc -ll -p 7001 -e sha256sum >/dev/null 2>&1 &\nnc -ll -p 7002 -e cat /run/data >/dev/null 2>&1 &',
+      );
       return mesh;
     } catch (error) {
       mesh.close();

@@ -407,6 +407,7 @@ live(
     t.true(espOf(t, sniffer, { v6: false, encapsulation: 'esp', mode: 'auto' }).length >= 4);
     t.deepEqual(await dropped(), {});
     t.deepEqual(await refused(), {});
+    await vm.sh('ip link del vx42 && ip xfrm policy flush && ip xfrm state flush');
   },
   requirements,
 );

@@ -265,11 +265,11 @@ export class Keying {
         'this node encrypts nothing: set "encrypted: true" in a network of its file, and encryption.keys',
       );
     }
-    if (peer === undefined ? this.fixed.length > 0 && !exchanging : this.isFixed(peer)) {
+    const peers = exchanging ? peersOf(exchanging) : [];
+    if (peer === undefined ? this.fixed.length > 0 && peers.length === 0 : this.isFixed(peer)) {
       const whose = peer === undefined ? 'all associations are' : `the associations with ${peer} are`;
       throw new Error(`${whose} static: write other keys into the files of both hosts, then reload them`);
     }
-    const peers = exchanging ? peersOf(exchanging) : [];
     if (peer !== undefined && !peers.includes(peer)) {
       throw new UnknownPeer(
         `${peer} is no peer of an encrypted network; they are ${peers.join(', ') || 'none'}`,

@@ -2,35 +2,8 @@
 import { randomBytes } from 'node:crypto';
 import type { ExecutionContext } from 'ava';
 import { iperf3, ping, waitFor } from '../../cli/lab.js';
-import { live, Mesh, type MeshOptions, overlayAddress, shared, sightings, sniff } from '../support/live.js';
-
-const secret = (): string => randomBytes(32).toString('hex');
-
-/** A mesh whose network is encrypted, with a ring of two keys of its own. */
-async function encrypted(
-  encapsulation: 'esp' | 'udp',
-  options: Omit<MeshOptions, 'file' | 'network'>,
-): Promise<Mesh> {
-  const keys = [1, 2].map((id) => ({ id, secret: secret() }));
-  const mesh = await Mesh.up({
-    ...options,
-    network: { encrypted: true },
-    file: { encryption: { keys, encapsulation } },
-  });
-  for (const engine of mesh.engines) await sending(engine, options.hosts - 1);
-  return mesh;
-}
-
-/** Waits until an engine sends to so many peers. */
-async function sending(engine: Mesh['engines'][number], peers: number): Promise<void> {
-  await waitFor(
-    async () => {
-      const rows = await engine.associations();
-      return rows.filter(({ state }) => state === 'sending').length === peers;
-    },
-    { what: `${engine.host.label} to have agreed on keys with ${peers} peers`, timeoutMs: 20_000 },
-  );
-}
+import { encrypted } from '../support/encrypted.js';
+import { live, type Mesh, overlayAddress, shared, sightings, sniff } from '../support/live.js';
 
 async function withoutDrops(t: ExecutionContext, mesh: Mesh, body: () => Promise<void>): Promise<void> {
   const watches = await Promise.all(mesh.engines.map((engine) => engine.watchDrops()));
@@ -51,7 +24,7 @@ const variants = [4, 6].flatMap((outside) =>
 for (const { outside, mode, encapsulation } of variants) {
   const way = encapsulation === 'esp' ? 'IP protocol 50' : `UDP, underlay ${mode}`;
   const title = `encrypted over IPv${outside}, ESP in ${way}`;
-  const mesh = shared(() => encrypted(encapsulation, { hosts: 2, v6: outside === 6, underlay: { mode } }));
+  const mesh = shared(() => encrypted({ hosts: 2, encapsulation, v6: outside === 6, underlay: { mode } }));
 
   live(
     `${title}: pings arrive, and only ESP is on the wire`,
@@ -64,9 +37,10 @@ for (const { outside, mode, encapsulation } of variants) {
           const result = await ping(a, overlayAddress(2, v6), {
             count: 10,
             interval: 0.02,
+            deadlineS: 10,
             pattern: marker.toString('hex'),
           });
-          t.is(result.received, 10);
+          t.true(result.received >= 10);
           t.is(result.duplicates, 0);
         }
       });

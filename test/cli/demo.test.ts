@@ -30,6 +30,7 @@ function live(title: string, body: (t: ExecutionContext) => Promise<void>): void
 interface Run {
   readonly child: ChildProcess;
   readonly directory: string;
+  readonly closed: Promise<number | null>;
   stdout: string;
   stderr: string;
 }
@@ -48,7 +49,9 @@ function start(t: ExecutionContext, args: readonly string[], { env, wrapper = []
     env: { ...toolEnvironment(), TMPDIR: directory, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  const run: Run = { child, directory, stdout: '', stderr: '' };
+  // From the start: one that ends before it is asked is not to be waited for in vain.
+  const closed = new Promise<number | null>((resolve) => child.on('close', resolve));
+  const run: Run = { child, directory, closed, stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
     child[name]!.setEncoding('utf8').on('data', (chunk: string) => {
       run[name] += chunk;
@@ -62,8 +65,8 @@ function start(t: ExecutionContext, args: readonly string[], { env, wrapper = []
 }
 
 /** Exit code, once its output is complete. */
-function ended({ child }: Run): Promise<number | null> {
-  return new Promise((resolve) => child.on('close', resolve));
+function ended({ closed }: Run): Promise<number | null> {
+  return closed;
 }
 
 /** Namespaces, processes and files of a run that is over. */

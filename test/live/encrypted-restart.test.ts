@@ -1,9 +1,4 @@
-/**
- * Engines that die and start again under encryption: peers agree anew, and what was recorded before is refused.
- *
- * Clocks are not moved here: the exchange of keys reads none that can be. Its times are those of a monotonic clock,
- * and what makes a session new is random on both sides.
- */
+/** Engines that die and start again under encryption: peers agree anew, and what was recorded before is refused. */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ExecutionContext } from 'ava';
 import { pythonMissing } from '../../bench/wire-traffic.js';

@@ -230,8 +230,8 @@ function hex(key: string, digits: readonly number[], form: string, meaning: stri
 
 const ALGORITHM_FORM = 'aes-128-gcm-16, or with 192 or 256 bits of key, or 8 or 12 bytes of ICV';
 const algorithm = z.enum(ALGORITHMS);
-const replayWindow = (meaning: string) =>
-  leaf(integer(32, 4096).default(1024), between(32, 4096), `Anti-replay window in packets${meaning}.`);
+const replayWindow = (usual: number, meaning: string) =>
+  leaf(integer(32, 4096).default(usual), between(32, 4096), `Anti-replay window in packets${meaning}.`);
 
 export const ringKeySchema = z.strictObject({
   id: leaf(
@@ -287,7 +287,8 @@ export const encryptionSchema = z.strictObject({
     'UDP port on which hosts agree on traffic keys.',
   ),
   algorithm: leaf(algorithm.default('aes-128-gcm-16'), ALGORITHM_FORM, 'Of what the key ring encrypts.'),
-  replay_window: replayWindow(' of the key ring'),
+  // A breath of super-frames holds some thousand packets, by which workers may overtake each other.
+  replay_window: replayWindow(4096, ' of the key ring'),
   rotate: rotateSchema.optional().meta({ description: 'When traffic keys are made anew.' }),
 });
 
@@ -303,7 +304,7 @@ export const associationSchema = z.strictObject({
     'Key and salt, of this association alone.',
   ),
   esn: leaf(z.boolean().default(false), TRUTH, 'Whether sequence numbers are extended.'),
-  replay_window: replayWindow(''),
+  replay_window: replayWindow(1024, ''),
 });
 
 export const configSchema = z.strictObject({

@@ -95,6 +95,8 @@ export class InstalledAssociations implements AssociationStore {
   /** What must not be in the next list, and holds its slot until the workers have taken one. */
   private readonly retiring = new Set<Entry>();
   private running = false;
+  /** Whether a round was asked for while one was under way. */
+  private again = false;
   private closed = false;
   private cancelRetry = (): void => undefined;
 
@@ -235,17 +237,21 @@ export class InstalledAssociations implements AssociationStore {
 
   /** Tells the workers, in rounds, until nothing has changed since. */
   private run(): void {
-    if (this.running) return;
+    if (this.running) {
+      this.again = true;
+      return;
+    }
     this.running = true;
     setImmediate(() => void this.rounds());
   }
 
   private async rounds(): Promise<void> {
     while (this.fresh.length > 0 || this.retiring.size > 0) {
+      this.again = false;
       const settled = await this.round();
       // What the answers made others ask for belongs into one list.
       await new Promise(setImmediate);
-      if (!settled && this.fresh.length === 0) break;
+      if (!settled && this.fresh.length === 0 && !this.again) break;
     }
     this.running = false;
   }

@@ -93,7 +93,11 @@ for (const { title, mode, encapsulation } of variants) {
       const recorded = await recording.stop();
       assertSealed(t, recorded);
       const senders = assertNonces(t, recorded.esp);
-      for (const n of [1, 2]) t.is(senders.get(underlayAddress(n, false))?.size, 5);
+      // A session that is replaced at once may have had nothing to carry one way.
+      for (const n of [1, 2]) {
+        const spis = senders.get(underlayAddress(n, false))?.size ?? 0;
+        t.true(spis > 2 && spis <= 5, `${spis} SPIs of host ${n}`);
+      }
     },
     requirements,
   );

@@ -54,7 +54,7 @@ test('a key ring alone: defaults fill the rest', (t) => {
     port: 4500,
     exchangePort: 7949,
     algorithm: 'aes-128-gcm-16',
-    replayWindow: 1024,
+    replayWindow: 4096,
     rotate: { after: 43200, packets: 4294967296, bytes: 1099511627776 },
   });
   t.true(config.encryption!.keys[0].secret instanceof Secret);

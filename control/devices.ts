@@ -7,6 +7,7 @@
  * a later start knows its own.
  */
 import { existsSync } from 'node:fs';
+import { PROTOCOL_ESP } from '../engine/wire/esp.js';
 import { native, type Tap, type TapOptions } from '../native-bindings/index.js';
 import { runSync } from './command.js';
 import { type LocalEndpoint, netnsPath, type Underlay } from './config.js';
@@ -185,9 +186,6 @@ function openSockets({ address, port, ttl }: Underlay, share: boolean): Underlay
   return { fd, senders };
 }
 
-/** IP protocol of ESP. */
-const ESP = 50;
-
 /** What carries ESP for a worker: a UDP socket, or a raw one, which all workers share and one of them reads. */
 export interface EspSocket {
   readonly fd: number;
@@ -216,7 +214,7 @@ export function openEsp({ address, ttl }: Underlay, port: number, workers: numbe
               ttl,
               gro: !raw,
               share: !raw && workers > 1,
-              ...(raw ? { protocol: ESP } : {}),
+              ...(raw ? { protocol: PROTOCOL_ESP } : {}),
             });
       all.push({ fd, port, receive: !raw || first === undefined });
     }

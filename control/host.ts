@@ -79,44 +79,45 @@ export function closeSockets({ sockets, esp }: Sockets): void {
   closeEsp(esp);
 }
 
-function openVxlan(file: string, config: Config): UnderlaySockets[] {
+function openVxlan(file: string, { underlay, workers }: Config): UnderlaySockets[] {
   try {
-    return openUnderlay(config.underlay, config.workers);
+    return openUnderlay(underlay, workers);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const { address, port } = config.underlay;
-    const taken = code === 'EADDRINUSE';
-    throw hostError(file, [
-      {
-        path: ['underlay', taken ? 'port' : 'address'],
-        message: taken ? `UDP port ${port} of ${address} is in use` : message,
-        remedy: taken
-          ? `stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer`
-          : 'see the message',
-      },
-    ]);
+    const remedy =
+      'stop what listens there ("ss -ulpn" shows it; a kernel vxlan device is not shown), or choose another port here and at every peer';
+    const paths = { taken: ['underlay', 'port'], otherwise: ['underlay', 'address'] };
+    throw hostError(file, [socketProblem(error as Error, underlay.address, underlay.port, paths, remedy)]);
   }
 }
 
-function openEspSockets(file: string, config: Config): EspSocket[] {
-  const { encryption, underlay, workers } = config;
+function openEspSockets(file: string, { encryption, underlay, workers }: Config): EspSocket[] {
   if (encryption === undefined) return [];
   const { encapsulation, port } = encryption;
   try {
     return openEsp(underlay, encapsulation === 'udp' ? port : 0, workers);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const taken = code === 'EADDRINUSE';
-    throw hostError(file, [
-      {
-        path: ['encryption', ...(taken ? ['port'] : [])],
-        message: taken ? `UDP port ${port} of ${underlay.address} is in use` : message,
-        remedy: taken
-          ? 'stop what listens there (an IKE daemon does; "ss -ulpn" shows it), or choose another port here and at every peer'
-          : 'see the message',
-      },
-    ]);
+    const remedy =
+      'stop what listens there (an IKE daemon does; "ss -ulpn" shows it), or choose another port here and at every peer';
+    const paths = { taken: ['encryption', 'port'], otherwise: ['encryption'] };
+    throw hostError(file, [socketProblem(error as Error, underlay.address, port, paths, remedy)]);
   }
+}
+
+/**
+ * What a socket could not be opened for, as a problem of the file.
+ * @param paths of the key that is at fault when the port is taken, and for any other reason.
+ * @param remedy for a port that is taken.
+ */
+export function socketProblem(
+  { code, message }: NodeJS.ErrnoException,
+  address: string,
+  port: number,
+  paths: { readonly taken: readonly string[]; readonly otherwise: readonly string[] },
+  remedy: string,
+): HostProblem {
+  return code === 'EADDRINUSE'
+    ? { path: paths.taken, message: `UDP port ${port} of ${address} is in use`, remedy }
+    : { path: paths.otherwise, message, remedy: 'see the message' };
 }
 
 /** What an endpoint's interface could not be opened for, as a problem of the file. */

@@ -151,6 +151,7 @@ export class DataPlane {
     // The kernel completes the outer UDP checksum of what goes through a socket.
     const toSegment = new Batch(createSegment(context, toUnderlay, { outerChecksum: false }));
     const encap = { v6: underlay.address.length === 16, checksum: false };
+    const secure = this.secureOptions(first, team);
     const espInput = new Batch(NOWHERE);
     this.uplink =
       underlay.uplink === undefined
@@ -160,13 +161,10 @@ export class DataPlane {
             fd: underlay.uplink,
             v6: encap.v6,
             mtu: underlay.mtu,
-            ...(underlay.esp && underlay.esp.port !== 0
-              ? { esp: { port: underlay.esp.port, to: espInput } }
-              : {}),
+            ...(secure && secure.esp.port !== 0 ? { esp: { port: secure.esp.port, to: espInput } } : {}),
           });
     const toUplink = this.uplink && new Batch(this.uplink);
     const toBundle = toUplink && new Batch(createBundle(context, encap.v6, toUplink));
-    const secure = this.secureOptions(first, team);
     this.associations = secure?.associations ?? null;
     const secureOut = secure && createSecureOut(context, secure, toUplink);
     this.espPort = secureOut?.port ?? null;

@@ -2,7 +2,8 @@
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
 import { parseIp, ValueError } from '../addresses.js';
-import { type HostProblem, hostError } from '../config.js';
+import { hostError } from '../config.js';
+import { socketProblem } from '../host.js';
 
 /** Bytes that wait to be read: when a host starts, all its peers may speak at once. */
 const RECEIVE_BUFFER = 1 << 20;
@@ -34,7 +35,11 @@ export class ExchangeSocket {
       return new ExchangeSocket(port, socket);
     } catch (error) {
       socket.close();
-      throw hostError(file, [problem(address, port, error as NodeJS.ErrnoException)]);
+      const path = ['encryption', 'exchange_port'];
+      const remedy =
+        'stop what listens there ("ss -ulpn" shows it), or choose another exchange_port here and at every peer';
+      const paths = { taken: path, otherwise: path };
+      throw hostError(file, [socketProblem(error as Error, address, port, paths, remedy)]);
     }
   }
 
@@ -51,17 +56,6 @@ export class ExchangeSocket {
     this.receive = () => undefined;
     this.socket.close();
   }
-}
-
-function problem(address: string, port: number, { code, message }: NodeJS.ErrnoException): HostProblem {
-  const taken = code === 'EADDRINUSE';
-  return {
-    path: ['encryption', 'exchange_port'],
-    message: taken ? `UDP port ${port} of ${address} is in use` : message,
-    remedy: taken
-      ? `stop what listens there ("ss -ulpn" shows it), or choose another exchange_port here and at every peer`
-      : 'see the message',
-  };
 }
 
 function canonical(address: string): string | undefined {

@@ -32,7 +32,6 @@ import {
   OFFLOAD_OUTER_MASK,
   OFFLOAD_OUTER_SHIFT,
 } from '../memory/frames.js';
-import { createCopy } from '../memory/unaligned.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import {
   fold16,
@@ -103,7 +102,6 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
   const drops = new Drops(context, name, REASONS);
   const block = context.counters.claim(name, COUNTERS);
   const { base } = block;
-  const copy = createCopy(frames);
   const spans = new Uint32Array(Math.max(MAX_TCP_SEGMENTS, BATCH_SIZE) * 3);
   const sums = new Uint32Array(Math.max(MAX_TCP_SEGMENTS, BATCH_SIZE));
   /** Segments whose payload is still to be copied, and the copies: from, to, length. */
@@ -318,7 +316,7 @@ export function createSegment(context: Context, out: Batch, options: SegmentOpti
   function place(frame: number, segment: number, i: number, bytes: number): number {
     // So that headers are congruent, and copied by words.
     const at = off[segment] + (off[frame] & 7);
-    copy(off[frame], at, headers);
+    frames.copy(off[frame], at, headers);
     moves[waiting * 3] = off[frame] + headers + i * size;
     moves[waiting * 3 + 1] = at + headers;
     moves[waiting * 3 + 2] = bytes;

@@ -8,9 +8,11 @@ export const IPV4_HEADER = 20;
 export const IPV6_HEADER = 40;
 export const UDP_HEADER = 8;
 
+export const PROTOCOL_ICMP = 1;
 export const PROTOCOL_TCP = 6;
 export const PROTOCOL_UDP = 17;
 export const PROTOCOL_ICMPV6 = 58;
+export const PROTOCOL_SCTP = 132;
 /** Next-header value of the fragment extension header (RFC 8200, 4.5). */
 export const IPV6_FRAGMENT_HEADER = 44;
 
@@ -20,6 +22,7 @@ export const IPV4_FRAGMENT = 3;
 export const IPV4_TTL_PROTOCOL = 4;
 export const IPV4_CHECKSUM = 5;
 export const IPV4_SOURCE = 6;
+export const IPV4_DESTINATION = 8;
 /** Word indices within an IPv6 header. */
 export const IPV6_LENGTH = 2;
 export const IPV6_NEXT_HOP = 3;

@@ -1,0 +1,321 @@
+/**
+ * `nat`: masquerades and publishes IPv4, with connection tracking (RFC 4787, 5382, 5508 and 7857).
+ *
+ * Per batch of one direction, from inside or from outside:
+ *   1. the key of each packet is read: own side's address and port, the remote ones, protocol and domain;
+ *   2. the index and the entries of all are touched, so that their cache misses overlap;
+ *   3. the flow of each is found; what has none is admitted or refused (see `nat/flow-maker.ts`); errors and fragments
+ *      go their own way (`nat/errors.ts`, `nat/fragments.ts`);
+ *   4. address and port are replaced and the checksums updated (RFC 1624); where the checksum is a partial one, the
+ *      sum of the pseudo-header is;
+ *   5. the state of the connection moves on, and with it the second in which it expires.
+ * Packets leave in the order in which they came, but for fragments that had to wait for their first one.
+ *
+ * Not handled here: TTL, path MTU and routes, which are the gateway's.
+ */
+import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
+import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
+import { nextTcpState, ONE_SIDED, STATE_MASK, TWO_SIDED } from '../tables/connection.js';
+import {
+  EXPIRY,
+  EXTERNAL,
+  FLOW_SHIFT,
+  flowKeyHash,
+  IN,
+  IN_PORTS,
+  INSIDE,
+  OUT,
+  OUT_KEY,
+  OUT_PORTS,
+  PACKETS_IN,
+  PACKETS_OUT,
+  STATE,
+} from '../tables/flows.js';
+import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
+import { ICMP_IDENTIFIER, isError, isQuery, isReply } from '../wire/icmp.js';
+import {
+  IPV4_DESTINATION,
+  IPV4_FRAGMENT,
+  IPV4_HEADER,
+  IPV4_LENGTH,
+  IPV4_SOURCE,
+  IPV4_TTL_PROTOCOL,
+  PROTOCOL_ICMP,
+  PROTOCOL_SCTP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+} from '../wire/ip.js';
+import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
+import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
+import { createFragments, HELD, PASSED } from './nat/fragments.js';
+import { replaceAddress, replacePort } from './nat/packet.js';
+import type { NatTables } from './nat/tables.js';
+
+const REASONS = [
+  ...FLOW_REASONS,
+  ...ERROR_REASONS,
+  'not-ipv4',
+  'malformed',
+  'icmp-type',
+  'fragment',
+] as const;
+const FIRST_ERROR = FLOW_REASONS.length;
+const NOT_IPV4 = REASONS.indexOf('not-ipv4');
+const MALFORMED = REASONS.indexOf('malformed');
+const ICMP_TYPE = REASONS.indexOf('icmp-type');
+const FRAGMENT = REASONS.indexOf('fragment');
+
+const COUNTERS = ['out', 'in', 'hairpinned', 'flows-made', 'flows-expired', 'flows-evicted'] as const;
+const [PACKETS_OUTWARD, PACKETS_INWARD, HAIRPINNED, MADE, EXPIRED, EVICTED] = COUNTERS.keys();
+
+/** Classes of a packet: with a key; the three that go their own way; or a reason from REFUSED on. */
+const KEYED = 0;
+const LATER_FRAGMENT = 1;
+const ICMP_ERROR = 2;
+const REFUSED = 16;
+/** Bit of a class: a first fragment, with a key. */
+const FIRST_FRAGMENT = 8;
+
+/** Flows that are looked at for expiry in one call: some tens of microseconds. */
+const EXPIRY_BUDGET = 512;
+
+export interface NatOutputs {
+  /** Translated packets from inside. */
+  readonly outside: Batch;
+  /** Translated packets from outside, the domain they belong to set. */
+  readonly inside: Batch;
+  /** Packets from inside to the external address itself, translated as those to outside: to come in again. */
+  readonly hairpin: Batch;
+}
+
+export interface Nat {
+  readonly drops: Drops;
+  readonly fromInside: Consumer;
+  readonly fromOutside: Consumer;
+  /** Lets flows and waiting fragments go whose time has come, some at a time. Called between breaths. */
+  age(): void;
+  /** Ends a flow. */
+  end(flow: number): void;
+}
+
+export function createNat(context: Context, tables: NatTables, to: NatOutputs): Nat {
+  const { u16, off, len, domain, offload } = context.frames;
+  const { flows, external, timeouts, tcpTimeouts } = tables;
+  const { words, doubles, index, indexMask, refMask, seed } = flows;
+  const { values } = context.counters;
+  const drops = new Drops(context, 'nat', REASONS);
+  const { base } = context.counters.claim('nat', COUNTERS);
+  const maker = createFlowMaker(context, tables, () => values[base + EVICTED]++);
+  const errors = createErrorTranslator(context, tables);
+  const fragments = createFragments(context, (frame) => drops.drop(frame, FRAGMENT));
+  /** Per packet of the batch: class, word of its transport header, own and remote address, ports, key and hash. */
+  const classes = new Uint8Array(BATCH_SIZE);
+  const transports = new Uint32Array(BATCH_SIZE);
+  const owns = new Int32Array(BATCH_SIZE);
+  const remotes = new Int32Array(BATCH_SIZE);
+  const pairs = new Int32Array(BATCH_SIZE);
+  const keys = new Int32Array(BATCH_SIZE);
+  const hashes = new Int32Array(BATCH_SIZE);
+  const places = new Int32Array(BATCH_SIZE);
+  /** What touching read: kept, so that the loads are not optimised away. */
+  const touched = new Int32Array(1);
+
+  function translate(batch: Batch, direction: number): void {
+    const { frames: ids, count } = batch;
+    for (let k = 0; k < count; k++) classes[k] = read(ids[k], k, direction);
+    touch(count);
+    for (let k = 0; k < count; k++) {
+      const frame = ids[k];
+      const kind = classes[k];
+      if (kind === KEYED) keyed(frame, k, direction);
+      else if (kind >= REFUSED) drops.drop(frame, kind - REFUSED);
+      else own(frame, k, direction, kind);
+    }
+    values[base + (direction === OUT ? PACKETS_OUTWARD : PACKETS_INWARD)] += count;
+  }
+
+  /** Step 1: the class of a packet, its key noted under `k`. */
+  function read(frame: number, k: number, direction: number): number {
+    const length = len[frame];
+    const w = off[frame] >>> 1;
+    const ip = w + ETHERNET_HEADER / 2;
+    if (length < ETHERNET_HEADER + IPV4_HEADER || u16[w + 6] !== ETHERTYPE_IPV4_LE) return REFUSED + NOT_IPV4;
+    const header = (u16[ip] & 15) << 2;
+    const total = swap16(u16[ip + IPV4_LENGTH]);
+    if ((u16[ip] & 0xf0) !== 0x40 || header < IPV4_HEADER) return REFUSED + MALFORMED;
+    if (total < header || total > length - ETHERNET_HEADER) return REFUSED + MALFORMED;
+    const fragment = u16[ip + IPV4_FRAGMENT] & 0xff3f;
+    // An offset: anything but the bit "more fragments".
+    if ((fragment & ~0x20) !== 0) return LATER_FRAGMENT;
+    const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
+    const t = ip + (header >>> 1);
+    const left = total - header;
+    if (left < (protocol === PROTOCOL_TCP ? TCP_HEADER : 8)) return REFUSED + MALFORMED;
+    const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
+    const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+    let pair = 0;
+    if (protocol === PROTOCOL_ICMP) {
+      const type = u16[t] & 0xff;
+      if (isError(type)) return ICMP_ERROR;
+      if (!(direction === OUT ? isQuery(type) : isReply(type))) return REFUSED + ICMP_TYPE;
+      pair = u16[t + ICMP_IDENTIFIER];
+    } else if (hasPorts(protocol))
+      pair = direction === OUT ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
+    const mine = direction === OUT ? source : destination;
+    const remote = direction === OUT ? destination : source;
+    const key = direction === OUT ? protocol | ((domain[frame] + 1) << 16) : protocol;
+    transports[k] = t;
+    owns[k] = mine;
+    remotes[k] = remote;
+    pairs[k] = pair;
+    keys[k] = key;
+    hashes[k] = flowKeyHash(seed, mine, remote, pair, key);
+    return fragment === 0 ? KEYED : FIRST_FRAGMENT;
+  }
+
+  /** Step 2. What is read of packets without a key is of an earlier batch, and does no harm. */
+  function touch(count: number): void {
+    for (let k = 0; k < count; k++) places[k] = index[hashes[k] & indexMask];
+    let sum = 0;
+    for (let k = 0; k < count; k++) sum ^= words[((places[k] & refMask) >>> 1) << FLOW_SHIFT];
+    touched[0] = sum;
+  }
+
+  /** Step 3 for a packet with a key. */
+  function keyed(frame: number, k: number, direction: number): void {
+    let ref = flows.find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    if (ref < 0) {
+      const flow = make(k, direction);
+      if (flow < 0) {
+        drops.drop(frame, -1 - flow);
+        return;
+      }
+      ref = flow * 2 + direction;
+    }
+    rewrite(frame, ref >>> 1, transports[k], keys[k] & 0xff, direction);
+    send(frame, remotes[k], direction);
+  }
+
+  function make(k: number, direction: number): number {
+    const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : 0;
+    const flow =
+      direction === OUT
+        ? maker.outward(owns[k], remotes[k], pairs[k], keys[k], flags)
+        : maker.inward(owns[k], remotes[k], pairs[k], keys[k], flags);
+    if (flow >= 0) values[base + MADE]++;
+    return flow;
+  }
+
+  function send(frame: number, remote: number, direction: number): void {
+    if (direction === IN) to.inside.push(frame);
+    else if (remote !== external) to.outside.push(frame);
+    else {
+      values[base + HAIRPINNED]++;
+      to.hairpin.push(frame);
+    }
+  }
+
+  /** Steps 4 and 5. */
+  function rewrite(frame: number, flow: number, t: number, protocol: number, direction: number): void {
+    const at = flow << FLOW_SHIFT;
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    advance(at, protocol, direction, t);
+    doubles[(at >>> 1) + 7] += len[frame] - ETHERNET_HEADER;
+    const partial = (offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0;
+    if (direction === OUT) {
+      words[at + PACKETS_OUT]++;
+      const delta = replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]);
+      replacePort(u16, t, protocol, 0, words[at + IN_PORTS] & 0xffff, delta, partial);
+      return;
+    }
+    words[at + PACKETS_IN]++;
+    domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
+    const delta = replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
+    replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, partial);
+  }
+
+  function advance(at: number, protocol: number, direction: number, t: number): void {
+    const state = words[at + STATE];
+    if (protocol === PROTOCOL_TCP) {
+      const next = nextTcpState(state & STATE_MASK, direction === IN, u16[t + TCP_FLAGS]);
+      if (next !== (state & STATE_MASK)) words[at + STATE] = (state & ~STATE_MASK) | next;
+      words[at + EXPIRY] = context.seconds + tcpTimeouts[next];
+      return;
+    }
+    // Who answered is no longer one-sided; a flow that came from outside is answered from inside.
+    if (state === ONE_SIDED && words[at + (direction === IN ? PACKETS_OUT : PACKETS_IN)] !== 0)
+      words[at + STATE] = TWO_SIDED;
+    const silence =
+      protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
+    words[at + EXPIRY] = context.seconds + silence;
+  }
+
+  /** Errors and fragments. */
+  function own(frame: number, k: number, direction: number, kind: number): void {
+    if (kind === ICMP_ERROR) error(frame, direction);
+    else if (kind === LATER_FRAGMENT) {
+      const verdict = fragments.later(frame, direction);
+      if (verdict === PASSED) sendTranslated(frame, direction);
+      else if (verdict !== HELD) drops.drop(frame, FRAGMENT);
+    } else firstFragment(frame, k, direction);
+  }
+
+  function error(frame: number, direction: number): void {
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    const header = (u16[ip] & 15) << 2;
+    // Padding behind the packet is none of the error's.
+    len[frame] = ETHERNET_HEADER + swap16(u16[ip + IPV4_LENGTH]);
+    const verdict = errors.translate(frame, direction, ETHERNET_HEADER + header);
+    if (verdict === TRANSLATED) sendTranslated(frame, direction);
+    else drops.drop(frame, FIRST_ERROR + verdict);
+  }
+
+  function firstFragment(frame: number, k: number, direction: number): void {
+    let ref = flows.find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    if (ref < 0) {
+      const flow = make(k, direction);
+      if (flow < 0) {
+        drops.drop(frame, -1 - flow);
+        return;
+      }
+      ref = flow * 2 + direction;
+    }
+    const at = (ref >>> 1) << FLOW_SHIFT;
+    const address = words[at + (direction === OUT ? EXTERNAL : INSIDE)];
+    const remote = remotes[k];
+    const t = transports[k];
+    const protocol = keys[k] & 0xff;
+    waiting.length = 0;
+    fragments.first(frame, direction, address, (words[at + OUT_KEY] >>> 16) - 1, (other) =>
+      waiting.push(other),
+    );
+    rewrite(frame, ref >>> 1, t, protocol, direction);
+    send(frame, remote, direction);
+    for (const other of waiting) send(other, remote, direction);
+  }
+  const waiting: number[] = [];
+
+  function sendTranslated(frame: number, direction: number): void {
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    send(frame, u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16), direction);
+  }
+
+  function age(): void {
+    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET, maker.end);
+    fragments.expire();
+  }
+
+  return {
+    drops,
+    fromInside: { process: (batch) => translate(batch, OUT) },
+    fromOutside: { process: (batch) => translate(batch, IN) },
+    age,
+    end: maker.end,
+  };
+}
+
+/** UDP-Lite and DCCP have ports where UDP has them, but checksums of their own: they pass as all else does. */
+function hasPorts(protocol: number): boolean {
+  return protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP || protocol === PROTOCOL_SCTP;
+}

@@ -1,0 +1,193 @@
+/**
+ * Which packets without a flow get one: the first of each is admitted or refused here.
+ *
+ * From inside: the endpoint gets a port of the external address, the one it has already if it has one; a packet to the
+ * external address itself finds its way back in by that (hairpinning, RFC 4787, REQ-9).
+ * From outside: to a published port, always; to a port that stands for an endpoint, when that endpoint has a flow to
+ * the sender's address (address-dependent filtering, REQ-8); else refused.
+ *
+ * TCP without SYN makes a flow too where it would be let in, as one that must prove itself: so connections live on
+ * when the table was lost. An RST never makes one.
+ */
+import type { Context } from '../../graph.js';
+import { ONE_SIDED, STATE_MASK, SYN_IN, SYN_OUT, TRANSITORY, worthOf } from '../../tables/connection.js';
+import {
+  FLOW_SHIFT,
+  flowKeyHash,
+  IN_PORTS,
+  NEXT_OF_PORT,
+  NO_FLOW,
+  OUT_KEY,
+  PREVIOUS_OF_PORT,
+  REMOTE_END,
+  STATE,
+} from '../../tables/flows.js';
+import { NO_PORT } from '../../tables/port-mappings.js';
+import { swap16 } from '../../wire/ethernet.js';
+import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
+import { RST_LE, SYN_LE } from '../../wire/tcp.js';
+import { type NatTables, spaceOf } from './tables.js';
+
+/** Flows of one port that are looked at for one to the sender's address. */
+const MOST_LOOKED_AT = 64;
+/** Ports that are tried for one flow, where ports may be shared by flows to other remote ends. */
+const MOST_TRIED = 64;
+
+export interface FlowMaker {
+  /**
+   * Makes the flow of a packet from inside.
+   * @param flags TCP's, 0 for others.
+   * @returns its number, or -1 - reason.
+   */
+  outward(own: number, remote: number, ports: number, key: number, flags: number): number;
+  /** The same for a packet from outside. */
+  inward(own: number, remote: number, ports: number, protocol: number, flags: number): number;
+  /** Ends a flow and what it uses. */
+  end(flow: number): void;
+  /** Seconds that a flow may be silent. */
+  timeout(flow: number): number;
+}
+
+/** Reasons of `nat`, in the order that `FlowMaker` counts on. */
+export const FLOW_REASONS = ['no-flow', 'not-published', 'filtered', 'no-port', 'table-full'] as const;
+const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL] = FLOW_REASONS.keys();
+
+/** @param evicted called for each flow that has to make room. */
+export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
+  const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;
+  const { words } = flows;
+  const { endpoint: endpoints, inside: insides } = ports;
+  function timeout(flow: number): number {
+    const at = flow << FLOW_SHIFT;
+    const protocol = words[at + OUT_KEY] & 0xff;
+    if (protocol === PROTOCOL_TCP) return tcpTimeouts[words[at + STATE] & STATE_MASK];
+    if (protocol === PROTOCOL_UDP) return timeouts.udp;
+    return protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
+  }
+
+  function outward(own: number, remote: number, pair: number, key: number, flags: number): number {
+    const protocol = key & 0xff;
+    if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return -1 - NO_SUCH_FLOW;
+    const space = spaceOf(protocol);
+    const endpoint = (pair & 0xffff) | (key & ~0xffff);
+    let port = 0;
+    if (space >= 0) {
+      port = independent ? independentPort(space, own, endpoint) : sharedPort(space, protocol, remote, pair);
+      if (port === NO_PORT) return -1 - NO_FREE_PORT;
+    } else if (taken(protocol, remote, pair)) return -1 - NO_FREE_PORT;
+    const inPorts = (pair & ~0xffff) | (space >= 0 ? swap16(port) : pair & 0xffff);
+    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_OUT : TRANSITORY) : ONE_SIDED;
+    const flow = make(own, remote, pair, key, inPorts, state);
+    if (flow === NO_FLOW && space >= 0 && independent) ports.unused(space, port);
+    return flow === NO_FLOW ? -1 - TABLE_FULL : flow;
+  }
+
+  /** The port that stands for an endpoint whatever it talks to. */
+  function independentPort(space: number, own: number, endpoint: number): number {
+    const known = ports.find(space, own, endpoint);
+    return known === NO_PORT ? ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff)) : known;
+  }
+
+  /** A port that no other flow to the same remote end has: its own, or another of the range. */
+  function sharedPort(space: number, protocol: number, remote: number, pair: number): number {
+    const own = swap16(pair & 0xffff);
+    for (let i = 0; i < MOST_TRIED; i++) {
+      const port = i === 0 && own >= ports.first && own <= ports.last ? own : ports.anyOf(own & 1);
+      if (published[(space << 16) | port] === 1) continue;
+      if (!taken(protocol, remote, (pair & ~0xffff) | swap16(port))) return port;
+    }
+    return NO_PORT;
+  }
+
+  /** Whether some flow has these ends outside. */
+  function taken(protocol: number, remote: number, pair: number): boolean {
+    const hash = flowKeyHash(flows.seed, external, remote, pair, protocol);
+    return flows.find(hash, external, remote, pair, protocol) !== NO_FLOW;
+  }
+
+  function inward(own: number, remote: number, pair: number, protocol: number, flags: number): number {
+    const space = spaceOf(protocol);
+    const port = swap16(pair & 0xffff);
+    const at = (space << 16) | port;
+    if (own !== external || space < 0 || endpoints[at] === 0) return -1 - NOT_PUBLISHED;
+    if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return -1 - NO_SUCH_FLOW;
+    if (published[at] === 0 && !knows(at, remote)) return -1 - FILTERED;
+    const endpoint = endpoints[at];
+    const outPorts = (pair & ~0xffff) | (endpoint & 0xffff);
+    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_IN : TRANSITORY) : ONE_SIDED;
+    const flow = make(insides[at], remote, outPorts, (endpoint & ~0xffff) | protocol, pair, state);
+    return flow === NO_FLOW ? -1 - TABLE_FULL : flow;
+  }
+
+  /** Whether a port's endpoint has a flow to this address. */
+  function knows(at: number, remote: number): boolean {
+    let flow = firstOfPort[at] - 1;
+    for (let i = 0; flow >= 0 && i < MOST_LOOKED_AT; i++) {
+      if (words[(flow << FLOW_SHIFT) + REMOTE_END] === remote) return true;
+      flow = words[(flow << FLOW_SHIFT) + NEXT_OF_PORT] - 1;
+    }
+    return false;
+  }
+
+  function make(
+    inside: number,
+    remote: number,
+    outPorts: number,
+    key: number,
+    inPorts: number,
+    state: number,
+  ): number {
+    let flow = flows.create(inside, remote, outPorts, key, external, inPorts);
+    if (flow === NO_FLOW) {
+      const victim = flows.leastWorthy(worth);
+      if (victim === NO_FLOW) return NO_FLOW;
+      end(victim);
+      evicted();
+      flow = flows.create(inside, remote, outPorts, key, external, inPorts);
+    }
+    words[(flow << FLOW_SHIFT) + STATE] = state;
+    flows.setExpiry(flow, context.seconds + timeout(flow));
+    link(flow);
+    return flow;
+  }
+
+  function worth(flow: number): number {
+    return worthOf(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK);
+  }
+
+  /** Index of a flow's external port in `firstOfPort`; -1 when its protocol has no ports of its own. */
+  function portOf(flow: number): number {
+    const at = flow << FLOW_SHIFT;
+    const space = spaceOf(words[at + OUT_KEY] & 0xff);
+    return space < 0 || !independent ? -1 : (space << 16) | swap16(words[at + IN_PORTS] & 0xffff);
+  }
+
+  function link(flow: number): void {
+    const port = portOf(flow);
+    if (port < 0) return;
+    const next = firstOfPort[port];
+    words[(flow << FLOW_SHIFT) + NEXT_OF_PORT] = next;
+    if (next !== 0) words[((next - 1) << FLOW_SHIFT) + PREVIOUS_OF_PORT] = flow + 1;
+    firstOfPort[port] = flow + 1;
+    ports.use(port >>> 16, port & 0xffff);
+  }
+
+  function unlink(flow: number): void {
+    const port = portOf(flow);
+    if (port < 0) return;
+    const at = flow << FLOW_SHIFT;
+    const next = words[at + NEXT_OF_PORT];
+    const previous = words[at + PREVIOUS_OF_PORT];
+    if (previous === 0) firstOfPort[port] = next;
+    else words[((previous - 1) << FLOW_SHIFT) + NEXT_OF_PORT] = next;
+    if (next !== 0) words[((next - 1) << FLOW_SHIFT) + PREVIOUS_OF_PORT] = previous;
+    ports.release(port >>> 16, port & 0xffff);
+  }
+
+  function end(flow: number): void {
+    unlink(flow);
+    flows.remove(flow);
+  }
+
+  return { outward, inward, end, timeout };
+}

@@ -1,0 +1,352 @@
+/**
+ * Connection tracking: the flows that pass between inside and outside, each found by a packet of either direction in
+ * one probe.
+ *
+ * A flow is a small number. Its entry is one cache line of sixteen words (see the word names below); what is needed
+ * only when a flow comes or goes lies apart. Both directions are in one index, open addressing with linear probing:
+ * a word holds the number of flow and direction and, above it, bits of the hash, so that a probe seldom looks at an
+ * entry in vain. Removal shifts the run back; there are no tombstones. 92 bytes a flow at full load, 8 fewer than
+ * two cache lines less the index.
+ *
+ * Flows expire by a wheel of one bucket a second. A packet only writes when its flow expires; a flow that is met in
+ * its bucket before its time moves on. What `expire` does in a call is bounded.
+ *
+ * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
+ * those are small integers to V8 and cross calls without being boxed.
+ */
+
+/** Words of an entry. */
+export const FLOW_SHIFT = 4;
+/** Address inside, and of the remote end outside. */
+export const INSIDE = 0;
+export const REMOTE_END = 1;
+/** Port inside in the low half, remote port in the high half. ICMP queries have their identifier and zero. */
+export const OUT_PORTS = 2;
+/**
+ * Protocol in bits 0–7, domain + 1 in bits 16–31; 0 when the entry is free. The key of packets from inside; that of
+ * packets from outside is the protocol alone.
+ */
+export const OUT_KEY = 3;
+/** Address outside that stands for the one inside. */
+export const EXTERNAL = 4;
+/** Port outside in the low half, remote port in the high half. */
+export const IN_PORTS = 5;
+/** Next and previous flow of the same external port, plus one; for whoever made the flow. */
+export const NEXT_OF_PORT = 6;
+/** State in bits 0–7 (see connection.ts). */
+export const STATE = 7;
+/** Second in which the flow expires. */
+export const EXPIRY = 8;
+const HASH_OUT = 9;
+const HASH_IN = 10;
+export const PREVIOUS_OF_PORT = 11;
+/** Packets from inside and from outside, modulo 2^32. */
+export const PACKETS_OUT = 12;
+export const PACKETS_IN = 13;
+/** Two words, one double: bytes of IP packets of both directions. */
+const BYTES_WORD = 14;
+
+/** Directions: a packet from inside, and one from outside. */
+export const OUT = 0;
+export const IN = 1;
+
+/** No flow. */
+export const NO_FLOW = -1;
+
+/** Buckets of the wheel, in seconds; no timeout is longer. */
+export const WHEEL_SECONDS = 8192;
+/** Entries that are looked at for one that may go when the table is full. */
+const SAMPLE = 32;
+
+/** Key of a packet: what identifies its flow, own side first. */
+export type FlowKey = readonly [own: number, remote: number, ports: number, key: number];
+
+/** Hash of a key; both directions use it, and the protocol word tells them apart. */
+export function flowKeyHash(seed: number, own: number, remote: number, ports: number, key: number): number {
+  // High bits come down between any two words, for addresses often differ in their last byte, which is the high one.
+  let h = Math.imul(own ^ seed, 0x9e3779b1);
+  h = Math.imul(h ^ (h >>> 16) ^ remote, 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 13) ^ ports, 0xc2b2ae35);
+  h = Math.imul(h ^ (h >>> 16) ^ key, 0x27d4eb2f);
+  h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d);
+  return h ^ (h >>> 16);
+}
+
+export class Flows {
+  readonly capacity: number;
+  readonly words: Int32Array;
+  /** The same memory as doubles: bytes of flow f are at f * 8 + 7. */
+  readonly doubles: Float64Array;
+  readonly index: Int32Array;
+  readonly indexMask: number;
+  /** Bits of an index word that number flow and direction; the others are of the hash. */
+  readonly refMask: number;
+  readonly seed: number;
+  /** Flows in use. */
+  size = 0;
+  private readonly nextInBucket: Int32Array;
+  private readonly previousInBucket: Int32Array;
+  /** First flow of each bucket, or -1. */
+  private readonly buckets = new Int32Array(WHEEL_SECONDS).fill(-1);
+  private freeHead = -1;
+  /** The second whose bucket is being emptied. */
+  private emptying: number;
+  private cursor = 0;
+
+  /**
+   * @param capacity most flows, at most 2^22.
+   * @param seed makes the hash unpredictable to who chooses addresses and ports.
+   * @param memory of `flowBytes(capacity)`, for flows that outlive the process; its entries are adopted by `adopt`.
+   */
+  constructor(capacity: number, seed: number, now: number, memory?: ArrayBufferLike) {
+    if (!(capacity >= 1 && capacity <= 1 << 22))
+      throw new RangeError(`capacity ${capacity} is not in 1–${1 << 22}`);
+    this.capacity = capacity;
+    this.seed = seed | 0;
+    this.emptying = now;
+    const buffer = memory ?? new ArrayBuffer(flowBytes(capacity));
+    this.words = new Int32Array(buffer, 0, capacity << FLOW_SHIFT);
+    this.doubles = new Float64Array(buffer, 0, capacity << (FLOW_SHIFT - 1));
+    let slots = 16;
+    while (slots < capacity * 3) slots *= 2;
+    this.index = new Int32Array(slots);
+    this.indexMask = slots - 1;
+    let refs = 16;
+    while (refs <= capacity * 2) refs *= 2;
+    this.refMask = refs - 1;
+    this.nextInBucket = new Int32Array(capacity);
+    this.previousInBucket = new Int32Array(capacity);
+    this.freeAll();
+  }
+
+  private freeAll(): void {
+    for (let flow = this.capacity - 1; flow >= 0; flow--) {
+      this.nextInBucket[flow] = this.freeHead;
+      this.freeHead = flow;
+    }
+  }
+
+  /** Bytes of everything but a memory that was given. */
+  get bytes(): number {
+    return this.words.byteLength + this.index.byteLength + this.nextInBucket.byteLength * 2;
+  }
+
+  /** Flow and direction (flow * 2 + direction) of a key, or NO_FLOW. @param hash of `flowKeyHash`. */
+  find(hash: number, own: number, remote: number, ports: number, key: number): number {
+    const { index, indexMask, refMask, words } = this;
+    const tag = hash & ~refMask;
+    for (let i = hash & indexMask; ; i = (i + 1) & indexMask) {
+      const word = index[i];
+      if (word === 0) return NO_FLOW;
+      if ((word & ~refMask) !== tag) continue;
+      const ref = (word & refMask) - 1;
+      const at = (ref >>> 1) << FLOW_SHIFT;
+      if (words[at + REMOTE_END] !== remote || words[at + (ref & 1) * EXTERNAL] !== own) continue;
+      if ((ref & 1) === OUT) {
+        if (words[at + OUT_PORTS] === ports && words[at + OUT_KEY] === key) return ref;
+      } else if (words[at + IN_PORTS] === ports && (words[at + OUT_KEY] & 0xff) === key) return ref;
+    }
+  }
+
+  /**
+   * Makes a flow, with state and expiry zero and in no bucket: `setExpiry` must follow.
+   * @returns its number, or NO_FLOW when all are taken.
+   */
+  create(
+    inside: number,
+    remote: number,
+    outPorts: number,
+    outKey: number,
+    external: number,
+    inPorts: number,
+  ): number {
+    const flow = this.freeHead;
+    if (flow < 0) return NO_FLOW;
+    this.freeHead = this.nextInBucket[flow];
+    this.size++;
+    const { words } = this;
+    const at = flow << FLOW_SHIFT;
+    words.fill(0, at, at + (1 << FLOW_SHIFT));
+    words[at + INSIDE] = inside;
+    words[at + REMOTE_END] = remote;
+    words[at + OUT_PORTS] = outPorts;
+    words[at + OUT_KEY] = outKey;
+    words[at + EXTERNAL] = external;
+    words[at + IN_PORTS] = inPorts;
+    this.enter(flow);
+    return flow;
+  }
+
+  /** Puts both directions of an entry into the index. */
+  private enter(flow: number): void {
+    const { words, seed } = this;
+    const at = flow << FLOW_SHIFT;
+    const remote = words[at + REMOTE_END];
+    words[at + HASH_OUT] = flowKeyHash(
+      seed,
+      words[at + INSIDE],
+      remote,
+      words[at + OUT_PORTS],
+      words[at + OUT_KEY],
+    );
+    words[at + HASH_IN] = flowKeyHash(
+      seed,
+      words[at + EXTERNAL],
+      remote,
+      words[at + IN_PORTS],
+      words[at + OUT_KEY] & 0xff,
+    );
+    this.insert(words[at + HASH_OUT], flow * 2 + OUT);
+    this.insert(words[at + HASH_IN], flow * 2 + IN);
+  }
+
+  private insert(hash: number, ref: number): void {
+    const { index, indexMask, refMask } = this;
+    let i = hash & indexMask;
+    while (index[i] !== 0) i = (i + 1) & indexMask;
+    index[i] = (hash & ~refMask) | (ref + 1);
+  }
+
+  private erase(hash: number, ref: number): void {
+    const { index, indexMask, refMask, words } = this;
+    let hole = hash & indexMask;
+    while ((index[hole] & refMask) !== ref + 1) hole = (hole + 1) & indexMask;
+    for (let i = (hole + 1) & indexMask; index[i] !== 0; i = (i + 1) & indexMask) {
+      const other = (index[i] & refMask) - 1;
+      const home = words[((other >>> 1) << FLOW_SHIFT) + HASH_OUT + (other & 1)] & indexMask;
+      // One may move back to the hole unless its home lies behind it.
+      if (((i - home) & indexMask) < ((i - hole) & indexMask)) continue;
+      index[hole] = index[i];
+      hole = i;
+    }
+    index[hole] = 0;
+  }
+
+  remove(flow: number): void {
+    const { words } = this;
+    const at = flow << FLOW_SHIFT;
+    this.erase(words[at + HASH_OUT], flow * 2 + OUT);
+    this.erase(words[at + HASH_IN], flow * 2 + IN);
+    this.leaveBucket(flow);
+    words[at + OUT_KEY] = 0;
+    this.nextInBucket[flow] = this.freeHead;
+    this.freeHead = flow;
+    this.size--;
+  }
+
+  /** Sets when a new flow expires, and puts it into its bucket. Later packets only write EXPIRY. */
+  setExpiry(flow: number, second: number): void {
+    this.words[(flow << FLOW_SHIFT) + EXPIRY] = second;
+    this.enterBucket(flow, second);
+  }
+
+  private enterBucket(flow: number, second: number): void {
+    const { buckets, nextInBucket, previousInBucket } = this;
+    const bucket = Math.max(second, this.emptying) & (WHEEL_SECONDS - 1);
+    const head = buckets[bucket];
+    nextInBucket[flow] = head;
+    // A flow at the head has its bucket for its predecessor, as a number below zero.
+    previousInBucket[flow] = -1 - bucket;
+    if (head >= 0) previousInBucket[head] = flow;
+    buckets[bucket] = flow;
+  }
+
+  private leaveBucket(flow: number): void {
+    const { buckets, nextInBucket, previousInBucket } = this;
+    const next = nextInBucket[flow];
+    const previous = previousInBucket[flow];
+    if (previous < 0) buckets[-1 - previous] = next;
+    else nextInBucket[previous] = next;
+    if (next >= 0) previousInBucket[next] = previous;
+  }
+
+  /**
+   * Lets flows go whose time has come.
+   * @param budget flows that may be looked at in this call.
+   * @param gone called with each, still whole, before it is removed.
+   * @returns how many went.
+   */
+  expire(now: number, budget: number, gone: (flow: number) => void): number {
+    const { buckets, words } = this;
+    let looked = 0;
+    let removed = 0;
+    // A pause longer than the wheel has every bucket emptied once.
+    if (now - this.emptying > WHEEL_SECONDS) this.emptying = now - WHEEL_SECONDS;
+    while (this.emptying <= now) {
+      const bucket = this.emptying & (WHEEL_SECONDS - 1);
+      for (let flow = buckets[bucket]; flow >= 0; flow = buckets[bucket]) {
+        if (looked++ >= budget) return removed;
+        const expiry = words[(flow << FLOW_SHIFT) + EXPIRY];
+        if (expiry <= now) {
+          gone(flow);
+          this.remove(flow);
+          removed++;
+          continue;
+        }
+        this.leaveBucket(flow);
+        // After a long pause a whole turn may lead back into this very bucket: one second early is met again.
+        this.enterBucket(flow, (expiry & (WHEEL_SECONDS - 1)) === bucket ? expiry - 1 : expiry);
+      }
+      if (this.emptying === now) break;
+      this.emptying++;
+    }
+    return removed;
+  }
+
+  /**
+   * Finds the flow that is least worth keeping among some that are looked at in turn, so that no flood can choose.
+   * @param worth 0 to be dropped first, rising; 255 never.
+   * @returns NO_FLOW when all that were looked at are to stay.
+   */
+  leastWorthy(worth: (flow: number) => number): number {
+    let best = NO_FLOW;
+    let least = 255;
+    for (let i = 0; i < SAMPLE && least > 0; i++) {
+      this.cursor = this.cursor + 1 < this.capacity ? this.cursor + 1 : 0;
+      if (this.words[(this.cursor << FLOW_SHIFT) + OUT_KEY] === 0) continue;
+      const value = worth(this.cursor);
+      if (value < least) {
+        least = value;
+        best = this.cursor;
+      }
+    }
+    return best;
+  }
+
+  /** Bytes that passed. */
+  bytesOf(flow: number): number {
+    return this.doubles[(flow << (FLOW_SHIFT - 1)) + BYTES_WORD / 2];
+  }
+
+  /** Calls for every flow; the one at hand may be removed meanwhile. */
+  forEach(call: (flow: number) => void): void {
+    for (let flow = 0; flow < this.capacity; flow++)
+      if (this.words[(flow << FLOW_SHIFT) + OUT_KEY] !== 0) call(flow);
+  }
+
+  /**
+   * Takes over the entries that another process left in the memory: those that `keep` says, with their expiry moved
+   * to this process's clock. To be called before anything else.
+   */
+  adopt(keep: (flow: number) => boolean, clockShift: number): number {
+    this.freeHead = -1;
+    for (let flow = this.capacity - 1; flow >= 0; flow--) {
+      const at = flow << FLOW_SHIFT;
+      if (this.words[at + OUT_KEY] !== 0 && keep(flow)) {
+        this.enter(flow);
+        this.size++;
+        this.setExpiry(flow, this.words[at + EXPIRY] + clockShift);
+        continue;
+      }
+      this.words[at + OUT_KEY] = 0;
+      this.nextInBucket[flow] = this.freeHead;
+      this.freeHead = flow;
+    }
+    return this.size;
+  }
+}
+
+/** Bytes of memory for the entries of so many flows. */
+export function flowBytes(capacity: number): number {
+  return capacity << (FLOW_SHIFT + 2);
+}

@@ -8,6 +8,8 @@
 import { native } from '../native-bindings/index.js';
 import { Counters } from './counters.js';
 import { CHAIN_PORT, type ChainElement, type ChainTools, ELEMENTS } from './elements/index.js';
+import type { InsidePrefix } from './elements/nat/one-stream.js';
+import { type NatOptions, NatTables } from './elements/nat/tables.js';
 import { Batch, Context, Stages } from './graph.js';
 import type { AssociationIntent } from './intent.js';
 import { type FrameMemory, REMOTE } from './memory/frames.js';
@@ -50,7 +52,28 @@ export interface ChainSetup {
   readonly espPort?: number;
   /** Seal as IP protocol 50 although there is a port. */
   readonly rawEsp?: boolean;
+  /** Absent: CHAIN_NAT. */
+  readonly nat?: ChainNatSetup;
 }
+
+export interface ChainNatSetup
+  extends Pick<NatOptions, 'external' | 'firstPort' | 'lastPort' | 'maxFlows' | 'mapping'> {
+  readonly inside: readonly InsidePrefix[];
+}
+
+/** Private addresses (RFC 1918) are inside; outside they are one of a documentation prefix (RFC 5737). */
+export const CHAIN_NAT: ChainNatSetup = {
+  external: Uint8Array.of(203, 0, 113, 1),
+  firstPort: 32768,
+  lastPort: 60999,
+  maxFlows: 65536,
+  mapping: 'endpoint-independent',
+  inside: [
+    { address: Uint8Array.of(10, 0, 0, 0), length: 8 },
+    { address: Uint8Array.of(172, 16, 0, 0), length: 12 },
+    { address: Uint8Array.of(192, 168, 0, 0), length: 16 },
+  ],
+};
 
 interface ChainTotals {
   /** Frames and bytes handed to the first element. */
@@ -59,6 +82,8 @@ interface ChainTotals {
   readonly delivered: number;
   /** `element: reason` → frames, in the order of the chain, without zeros. */
   readonly drops: Record<string, number>;
+  /** Flows that `nat` knows. */
+  readonly flows: number;
 }
 
 /** Sees every frame of a pass; the frame's bytes are at `off` and `len` during the call. */
@@ -119,6 +144,14 @@ export function createChain(setup: ChainSetup): Chain {
   function pass(): void {
     rewind();
     while (source.receive(input) > 0) stages.run();
+    finish();
+  }
+
+  function finish(): void {
+    for (const element of elements) {
+      element.finish?.();
+      stages.run();
+    }
   }
 
   function observe(observer: ChainObserver): void {
@@ -139,6 +172,8 @@ export function createChain(setup: ChainSetup): Chain {
       stages.run();
       observer.breath();
     }
+    finish();
+    observer.breath();
     context.dropObserver = null;
     out.next = sink;
   }
@@ -165,7 +200,7 @@ export function createChain(setup: ChainSetup): Chain {
     if (frames.inUse !== 0)
       throw new Error(`internal error: ${frames.inUse} slots are in use after the replay`);
     frames.audit();
-    return { frames: handed, bytes, delivered, drops };
+    return { frames: handed, bytes, delivered, drops, flows: tools.nat.tables.flows.size };
   }
 
   return { tools, pass, observe, totals };
@@ -201,7 +236,20 @@ function chainTools(setup: ChainSetup, context: Context): ChainTools {
     associations: chainAssociations(setup, vteps),
     espPort: setup.espPort ?? 0,
     rawEsp: setup.rawEsp ?? false,
+    nat: chainNat(setup),
   };
+}
+
+function chainNat({ names, nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {
+  let state = SEED;
+  const random = (below: number): number => {
+    state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
+    return (state >>> 8) % below;
+  };
+  // A chain without the element has no use for the memory.
+  const maxFlows = names.includes('nat') ? nat.maxFlows : 1;
+  const tables = new NatTables({ ...nat, maxFlows, seed: SEED, now: NOW / 1000, random });
+  return { tables, inside: nat.inside };
 }
 
 function chainAssociations(setup: ChainSetup, vteps: Vteps): Associations {

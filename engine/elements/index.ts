@@ -13,6 +13,8 @@ import type { LocalVtep, Vteps } from '../tables/vteps.js';
 import { createBridge } from './bridge.js';
 import { createEspDecrypt } from './esp-decrypt.js';
 import { createEspEncrypt } from './esp-encrypt.js';
+import { createTwoSidedNat, type InsidePrefix } from './nat/one-stream.js';
+import type { NatTables } from './nat/tables.js';
 import { createVxlanDecap } from './vxlan-decap.js';
 import { createVxlanEncap } from './vxlan-encap.js';
 
@@ -31,10 +33,19 @@ export interface ChainTools {
   readonly espPort: number;
   /** Seal as IP protocol 50 although there is a port. */
   readonly rawEsp: boolean;
+  readonly nat: ChainNat;
+}
+
+/** What the `nat` of a chain takes for inside, and what it knows. */
+interface ChainNat {
+  readonly tables: NatTables;
+  readonly inside: readonly InsidePrefix[];
 }
 
 export interface ChainElement extends Consumer {
   readonly drops: Drops;
+  /** Lets go of frames that wait for others to come; called when none will. */
+  finish?(): void;
 }
 
 export interface ElementDefinition {
@@ -53,6 +64,7 @@ export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, 
   ['esp-encrypt', { summary: 'puts outer packets into ESP', outer: 'needs', build: buildEncrypt }],
   ['esp-decrypt', { summary: 'opens ESP packets', outer: 'needs', build: buildDecrypt }],
   ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
+  ['nat', { summary: 'masquerades IPv4 behind one address', outer: 'keeps', build: buildNat }],
 ]);
 
 function buildBridge({ context, stations, domains }: ChainTools, out: Batch): ChainElement {
@@ -95,4 +107,8 @@ function buildDecrypt({ context, associations, local, espPort }: ChainTools, out
     { local, addressed: false, udpPort: espPort, shared: false },
     out,
   );
+}
+
+function buildNat({ context, nat }: ChainTools, out: Batch): ChainElement {
+  return createTwoSidedNat(context, nat.tables, nat.inside, out);
 }

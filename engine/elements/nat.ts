@@ -11,11 +11,20 @@
  *   5. the state of the connection moves on, and with it the second in which it expires.
  * Packets leave in the order in which they came, but for fragments that had to wait for their first one.
  *
- * Not handled here: TTL, path MTU and routes, which are the gateway's.
+ * Not handled here: TTL, path MTU, routes, and ICMP in answer to what is dropped, which are the gateway's; application
+ * layer gateways, of which there is none (RFC 4787, REQ-10).
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
-import { nextTcpState, ONE_SIDED, STATE_MASK, TWO_SIDED } from '../tables/connection.js';
+import {
+  ESTABLISHED,
+  FIN_BOTH,
+  NEW_IN,
+  NEW_OUT,
+  nextTcpState,
+  TRANSITORY,
+  TWO_SIDED,
+} from '../tables/connection.js';
 import {
   EXPIRY,
   EXTERNAL,
@@ -24,6 +33,7 @@ import {
   IN,
   IN_PORTS,
   INSIDE,
+  NO_FLOW,
   OUT,
   OUT_KEY,
   OUT_PORTS,
@@ -41,16 +51,15 @@ import {
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   PROTOCOL_ICMP,
-  PROTOCOL_SCTP,
   PROTOCOL_TCP,
   PROTOCOL_UDP,
 } from '../wire/ip.js';
-import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
 import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
 import { createFragments, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
-import type { NatTables } from './nat/tables.js';
+import { hasPorts, type NatTables, type Published } from './nat/tables.js';
 
 const REASONS = [
   ...FLOW_REASONS,
@@ -59,12 +68,15 @@ const REASONS = [
   'malformed',
   'icmp-type',
   'fragment',
+  'no-side',
 ] as const;
 const FIRST_ERROR = FLOW_REASONS.length;
 const NOT_IPV4 = REASONS.indexOf('not-ipv4');
 const MALFORMED = REASONS.indexOf('malformed');
 const ICMP_TYPE = REASONS.indexOf('icmp-type');
 const FRAGMENT = REASONS.indexOf('fragment');
+/** For who puts packets of both sides into one stream: this one is of neither. */
+export const NO_SIDE = REASONS.indexOf('no-side');
 
 const COUNTERS = ['out', 'in', 'hairpinned', 'flows-made', 'flows-expired', 'flows-evicted'] as const;
 const [PACKETS_OUTWARD, PACKETS_INWARD, HAIRPINNED, MADE, EXPIRED, EVICTED] = COUNTERS.keys();
@@ -73,11 +85,13 @@ const [PACKETS_OUTWARD, PACKETS_INWARD, HAIRPINNED, MADE, EXPIRED, EVICTED] = CO
 const KEYED = 0;
 const LATER_FRAGMENT = 1;
 const ICMP_ERROR = 2;
+const FIRST_FRAGMENT = 3;
 const REFUSED = 16;
-/** Bit of a class: a first fragment, with a key. */
-const FIRST_FRAGMENT = 8;
 
-/** Flows that are looked at for expiry in one call: some tens of microseconds. */
+/** Flags of a TCP packet that may do more than prolong an established connection. */
+const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
+
+/** Flows that are looked at for expiry in one call: some tenths of a millisecond at most. */
 const EXPIRY_BUDGET = 512;
 
 export interface NatOutputs {
@@ -97,40 +111,49 @@ export interface Nat {
   age(): void;
   /** Ends a flow. */
   end(flow: number): void;
+  /** Takes back what was published, and ends its flows. */
+  unpublish(published: Published): void;
+  /** Gives up the fragments that wait. */
+  flush(): void;
 }
 
 export function createNat(context: Context, tables: NatTables, to: NatOutputs): Nat {
-  const { u16, off, len, domain, offload } = context.frames;
+  const { u16, off, len, domain, offload, csumStart } = context.frames;
   const { flows, external, timeouts, tcpTimeouts } = tables;
-  const { words, doubles, index, indexMask, refMask, seed } = flows;
+  const { words, doubles, index, indexMask, refMask, seed, find } = flows;
   const { values } = context.counters;
   const drops = new Drops(context, 'nat', REASONS);
   const { base } = context.counters.claim('nat', COUNTERS);
   const maker = createFlowMaker(context, tables, () => values[base + EVICTED]++);
   const errors = createErrorTranslator(context, tables);
-  const fragments = createFragments(context, (frame) => drops.drop(frame, FRAGMENT));
-  /** Per packet of the batch: class, word of its transport header, own and remote address, ports, key and hash. */
-  const classes = new Uint8Array(BATCH_SIZE);
-  const transports = new Uint32Array(BATCH_SIZE);
-  const owns = new Int32Array(BATCH_SIZE);
-  const remotes = new Int32Array(BATCH_SIZE);
-  const pairs = new Int32Array(BATCH_SIZE);
-  const keys = new Int32Array(BATCH_SIZE);
-  const hashes = new Int32Array(BATCH_SIZE);
-  const places = new Int32Array(BATCH_SIZE);
+  const fragments = [OUT, IN].map((direction) =>
+    createFragments(context, direction, (frame) => drops.drop(frame, FRAGMENT)),
+  );
+  /**
+   * Per packet: class, word of its transport header, own and remote address, ports, key and hash. Each direction has a
+   * batch of places, since what turns back comes in from outside while the batch from inside is at work.
+   */
+  const classes = new Uint8Array(2 * BATCH_SIZE);
+  const transports = new Uint32Array(2 * BATCH_SIZE);
+  const owns = new Int32Array(2 * BATCH_SIZE);
+  const remotes = new Int32Array(2 * BATCH_SIZE);
+  const pairs = new Int32Array(2 * BATCH_SIZE);
+  const keys = new Int32Array(2 * BATCH_SIZE);
+  const hashes = new Int32Array(2 * BATCH_SIZE);
+  const places = new Int32Array(2 * BATCH_SIZE);
   /** What touching read: kept, so that the loads are not optimised away. */
   const touched = new Int32Array(1);
 
   function translate(batch: Batch, direction: number): void {
     const { frames: ids, count } = batch;
-    for (let k = 0; k < count; k++) classes[k] = read(ids[k], k, direction);
-    touch(count);
+    const first = direction * BATCH_SIZE;
+    for (let k = 0; k < count; k++) classes[first + k] = read(ids[k], first + k, direction);
+    touch(first, first + count);
     for (let k = 0; k < count; k++) {
-      const frame = ids[k];
-      const kind = classes[k];
-      if (kind === KEYED) keyed(frame, k, direction);
-      else if (kind >= REFUSED) drops.drop(frame, kind - REFUSED);
-      else own(frame, k, direction, kind);
+      const kind = classes[first + k];
+      if (kind === KEYED) keyed(ids[k], first + k, direction);
+      else if (kind >= REFUSED) drops.drop(ids[k], kind - REFUSED);
+      else own(ids[k], first + k, direction, kind);
     }
     values[base + (direction === OUT ? PACKETS_OUTWARD : PACKETS_INWARD)] += count;
   }
@@ -145,23 +168,24 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     const total = swap16(u16[ip + IPV4_LENGTH]);
     if ((u16[ip] & 0xf0) !== 0x40 || header < IPV4_HEADER) return REFUSED + MALFORMED;
     if (total < header || total > length - ETHERNET_HEADER) return REFUSED + MALFORMED;
+    // More fragments, and an offset.
     const fragment = u16[ip + IPV4_FRAGMENT] & 0xff3f;
-    // An offset: anything but the bit "more fragments".
     if ((fragment & ~0x20) !== 0) return LATER_FRAGMENT;
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     const t = ip + (header >>> 1);
-    const left = total - header;
-    if (left < (protocol === PROTOCOL_TCP ? TCP_HEADER : 8)) return REFUSED + MALFORMED;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     let pair = 0;
-    if (protocol === PROTOCOL_ICMP) {
+    if (hasPorts(protocol)) {
+      if (total - header < (protocol === PROTOCOL_TCP ? TCP_HEADER : 8)) return REFUSED + MALFORMED;
+      pair = direction === OUT ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
+    } else if (protocol === PROTOCOL_ICMP) {
+      if (total - header < 8) return REFUSED + MALFORMED;
       const type = u16[t] & 0xff;
       if (isError(type)) return ICMP_ERROR;
       if (!(direction === OUT ? isQuery(type) : isReply(type))) return REFUSED + ICMP_TYPE;
       pair = u16[t + ICMP_IDENTIFIER];
-    } else if (hasPorts(protocol))
-      pair = direction === OUT ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
+    }
     const mine = direction === OUT ? source : destination;
     const remote = direction === OUT ? destination : source;
     const key = direction === OUT ? protocol | ((domain[frame] + 1) << 16) : protocol;
@@ -175,26 +199,28 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   }
 
   /** Step 2. What is read of packets without a key is of an earlier batch, and does no harm. */
-  function touch(count: number): void {
-    for (let k = 0; k < count; k++) places[k] = index[hashes[k] & indexMask];
+  function touch(first: number, end: number): void {
+    for (let k = first; k < end; k++) places[k] = index[hashes[k] & indexMask];
     let sum = 0;
-    for (let k = 0; k < count; k++) sum ^= words[((places[k] & refMask) >>> 1) << FLOW_SHIFT];
+    for (let k = first; k < end; k++) sum ^= words[((places[k] & refMask) >>> 1) << FLOW_SHIFT];
     touched[0] = sum;
   }
 
   /** Step 3 for a packet with a key. */
   function keyed(frame: number, k: number, direction: number): void {
-    let ref = flows.find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    if (ref < 0) {
-      const flow = make(k, direction);
-      if (flow < 0) {
-        drops.drop(frame, -1 - flow);
-        return;
-      }
-      ref = flow * 2 + direction;
+    const flow = flowOf(k, direction);
+    if (flow < 0) {
+      drops.drop(frame, -1 - flow);
+      return;
     }
-    rewrite(frame, ref >>> 1, transports[k], keys[k] & 0xff, direction);
+    rewrite(frame, flow, transports[k], keys[k] & 0xff, direction);
     send(frame, remotes[k], direction);
+  }
+
+  /** The flow of a packet, a new one if need be; or -1 - reason. */
+  function flowOf(k: number, direction: number): number {
+    const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    return ref === NO_FLOW ? make(k, direction) : ref >>> 1;
   }
 
   function make(k: number, direction: number): number {
@@ -220,9 +246,10 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   function rewrite(frame: number, flow: number, t: number, protocol: number, direction: number): void {
     const at = flow << FLOW_SHIFT;
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    advance(at, protocol, direction, t);
-    doubles[(at >>> 1) + 7] += len[frame] - ETHERNET_HEADER;
-    const partial = (offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0;
+    advance(flow, at, protocol, direction, t);
+    doubles[(at >>> 1) + 7] += swap16(u16[ip + IPV4_LENGTH]);
+    // A partial checksum may also be one within a tunnel that the packet is.
+    const partial = (offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0 && off[frame] + csumStart[frame] === t << 1;
     if (direction === OUT) {
       words[at + PACKETS_OUT]++;
       const delta = replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]);
@@ -235,30 +262,40 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, partial);
   }
 
-  function advance(at: number, protocol: number, direction: number, t: number): void {
-    const state = words[at + STATE];
+  function advance(flow: number, at: number, protocol: number, direction: number, t: number): void {
     if (protocol === PROTOCOL_TCP) {
-      const next = nextTcpState(state & STATE_MASK, direction === IN, u16[t + TCP_FLAGS]);
-      if (next !== (state & STATE_MASK)) words[at + STATE] = (state & ~STATE_MASK) | next;
-      words[at + EXPIRY] = context.seconds + tcpTimeouts[next];
+      const flags = u16[t + TCP_FLAGS];
+      if (words[at + STATE] === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
+        words[at + EXPIRY] = context.seconds + timeouts.established;
+      else turn(flow, at, direction === IN, flags);
       return;
     }
-    // Who answered is no longer one-sided; a flow that came from outside is answered from inside.
-    if (state === ONE_SIDED && words[at + (direction === IN ? PACKETS_OUT : PACKETS_IN)] !== 0)
-      words[at + STATE] = TWO_SIDED;
+    if (words[at + STATE] === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] = TWO_SIDED;
     const silence =
       protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
     words[at + EXPIRY] = context.seconds + silence;
   }
 
+  /** A TCP packet that opens, closes or resets. */
+  function turn(flow: number, at: number, inward: boolean, flags: number): void {
+    const state = words[at + STATE];
+    const next = nextTcpState(state, inward, flags);
+    words[at + STATE] = next;
+    const expiry = context.seconds + tcpTimeouts[next];
+    if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
+    // An RST does not prolong what is ending (RFC 7857, section 2).
+    else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
+  }
+
   /** Errors and fragments. */
   function own(frame: number, k: number, direction: number, kind: number): void {
     if (kind === ICMP_ERROR) error(frame, direction);
-    else if (kind === LATER_FRAGMENT) {
-      const verdict = fragments.later(frame, direction);
+    else if (kind === FIRST_FRAGMENT) firstFragment(frame, k, direction);
+    else {
+      const verdict = fragments[direction].later(frame);
       if (verdict === PASSED) sendTranslated(frame, direction);
       else if (verdict !== HELD) drops.drop(frame, FRAGMENT);
-    } else firstFragment(frame, k, direction);
+    }
   }
 
   function error(frame: number, direction: number): void {
@@ -272,29 +309,22 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   }
 
   function firstFragment(frame: number, k: number, direction: number): void {
-    let ref = flows.find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    if (ref < 0) {
-      const flow = make(k, direction);
-      if (flow < 0) {
-        drops.drop(frame, -1 - flow);
-        return;
-      }
-      ref = flow * 2 + direction;
+    const flow = flowOf(k, direction);
+    if (flow < 0) {
+      fragments[direction].refuse(frame);
+      drops.drop(frame, -1 - flow);
+      return;
     }
-    const at = (ref >>> 1) << FLOW_SHIFT;
-    const address = words[at + (direction === OUT ? EXTERNAL : INSIDE)];
+    const at = flow << FLOW_SHIFT;
     const remote = remotes[k];
-    const t = transports[k];
-    const protocol = keys[k] & 0xff;
-    waiting.length = 0;
-    fragments.first(frame, direction, address, (words[at + OUT_KEY] >>> 16) - 1, (other) =>
-      waiting.push(other),
-    );
-    rewrite(frame, ref >>> 1, t, protocol, direction);
+    const waited = fragments[direction].first(frame, {
+      address: words[at + (direction === OUT ? EXTERNAL : INSIDE)],
+      domain: (words[at + OUT_KEY] >>> 16) - 1,
+    });
+    rewrite(frame, flow, transports[k], keys[k] & 0xff, direction);
     send(frame, remote, direction);
-    for (const other of waiting) send(other, remote, direction);
+    for (const other of waited) send(other, remote, direction);
   }
-  const waiting: number[] = [];
 
   function sendTranslated(frame: number, direction: number): void {
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
@@ -302,8 +332,8 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   }
 
   function age(): void {
-    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET, maker.end);
-    fragments.expire();
+    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET, maker.leave);
+    for (const side of fragments) side.expire();
   }
 
   return {
@@ -312,10 +342,9 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     fromOutside: { process: (batch) => translate(batch, IN) },
     age,
     end: maker.end,
+    unpublish: (published) => tables.unpublish(published, maker.end),
+    flush: () => {
+      for (const side of fragments) side.expire(true);
+    },
   };
-}
-
-/** UDP-Lite and DCCP have ports where UDP has them, but checksums of their own: they pass as all else does. */
-function hasPorts(protocol: number): boolean {
-  return protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP || protocol === PROTOCOL_SCTP;
 }

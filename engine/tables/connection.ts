@@ -1,46 +1,62 @@
 /**
- * The life of a flow: its state, what a packet does to it, and how long it may be silent then. TCP by the state
- * machine of RFC 6146, section 3.5.2, which RFC 7857, section 2.1, asks of every NAT: an RST does not end a
- * connection at once, and a packet of data brings back one that was taken for ended.
+ * The life of a flow: its state, what a packet does to it, and how long it may be silent then.
  *
- * States lie in bits 0–7 of a flow's STATE word; those below ESTABLISHED have not seen both sides.
+ * TCP by the state machine of RFC 6146, section 3.5.2, which RFC 7857, section 2, asks of every NAT: an RST does not
+ * end a connection at once, and data brings back one that was taken for ended. Two things are stricter. A connection
+ * from outside is established only when its opener acknowledges, for the SYN and our answer to it cost a forger
+ * nothing; and one that is met in the middle, after the table was lost, only when the other side answers.
+ *
+ * States rise with what a flow is worth when the table is full.
  */
-import { FIN_LE, RST_LE, SYN_LE } from '../wire/tcp.js';
+import { ACK_LE, FIN_LE, RST_LE, SYN_LE } from '../wire/tcp.js';
 
-export const STATE_MASK = 0xff;
-/** UDP, ICMP and others: packets of one side only, or of both. */
-export const ONE_SIDED = 1;
-/** TCP: SYN of one side only. */
-export const SYN_OUT = 2;
-export const SYN_IN = 3;
-/** TCP after an RST, or the FINs of both sides, or after a restart met without SYN: waits to be gone or to come back. */
-export const TRANSITORY = 4;
-export const FIN_BOTH = 5;
+/** Begun from outside and not answered: UDP, ICMP and others; TCP by a SYN; TCP without one. */
+export const NEW_IN = 1;
+export const SYN_IN = 2;
+export const MET_IN = 3;
+/** A SYN from outside that was answered by one from inside, and is not acknowledged yet. */
+export const SYN_BOTH = 4;
+/** Begun from inside and not answered: UDP, ICMP and others; TCP by a SYN; TCP without one. */
+export const NEW_OUT = 5;
+export const SYN_OUT = 6;
+export const MET_OUT = 7;
+/** TCP after the FINs of both sides. */
+export const FIN_BOTH = 8;
+/** TCP after an RST, or after a SYN over the ports of a connection that ended: waits to be gone or to come back. */
+export const TRANSITORY = 9;
+/** UDP, ICMP and others: packets of both sides. */
+export const TWO_SIDED = 10;
 /** TCP: a FIN of one side. */
-export const FIN_OUT = 6;
-export const FIN_IN = 7;
-export const ESTABLISHED = 8;
-export const TWO_SIDED = 9;
+export const FIN_OUT = 11;
+export const FIN_IN = 12;
+export const ESTABLISHED = 13;
+const STATES = 14;
 
 /** Names of states, for people. */
 export const STATE_NAMES: Readonly<Record<number, string>> = {
-  [ONE_SIDED]: 'unreplied',
-  [SYN_OUT]: 'syn-sent',
+  [NEW_IN]: 'unreplied-in',
   [SYN_IN]: 'syn-received',
-  [TRANSITORY]: 'transitory',
+  [MET_IN]: 'met-in',
+  [SYN_BOTH]: 'syn-answered',
+  [NEW_OUT]: 'unreplied',
+  [SYN_OUT]: 'syn-sent',
+  [MET_OUT]: 'met',
   [FIN_BOTH]: 'closing',
+  [TRANSITORY]: 'transitory',
+  [TWO_SIDED]: 'active',
   [FIN_OUT]: 'fin-sent',
   [FIN_IN]: 'fin-received',
   [ESTABLISHED]: 'established',
-  [TWO_SIDED]: 'active',
 };
 
 /** Seconds of silence after which a flow goes. */
 export interface Timeouts {
-  /** RFC 5382, REQ-5: at least 2 h 4 min. */
+  /** TCP with at most one FIN; RFC 5382, REQ-5: at least 2 h 4 min. */
   readonly established: number;
-  /** RFC 5382, REQ-5: at least 4 min; also for connections that end. */
-  readonly transitory: number;
+  /** TCP that is not established yet (RFC 7857, section 2.2: 4 min unless configured). */
+  readonly opening: number;
+  /** TCP after both FINs or an RST; the same. */
+  readonly closing: number;
   /** RFC 4787, REQ-5: at least 2 min, 5 recommended. */
   readonly udp: number;
   /** RFC 5508, REQ-2: at least 60 s. */
@@ -51,37 +67,55 @@ export interface Timeouts {
 
 export const DEFAULT_TIMEOUTS: Timeouts = {
   established: 7440,
-  transitory: 240,
+  opening: 240,
+  closing: 240,
   udp: 300,
   icmp: 60,
   other: 300,
 };
 
-/** TCP state after a packet. @param inward whether it comes from outside. @param flags as TCP_FLAGS gives them. */
+/** Seconds of silence by state of a TCP connection. */
+export function tcpTimeouts({ established, opening, closing }: Timeouts): Int32Array {
+  return Int32Array.from({ length: STATES }, (_, state) => {
+    if (state >= FIN_OUT) return established;
+    return state < FIN_BOTH ? opening : closing;
+  });
+}
+
+/**
+ * TCP state after a packet. A packet that leaves the state as it is keeps the flow alive all the same, but for an RST.
+ * @param inward whether it comes from outside. @param flags as TCP_FLAGS gives them.
+ */
 export function nextTcpState(state: number, inward: boolean, flags: number): number {
   if ((flags & RST_LE) !== 0) return state >= FIN_OUT ? TRANSITORY : state;
-  if ((flags & FIN_LE) !== 0) return afterFin(state, inward);
-  if ((flags & SYN_LE) !== 0) {
-    if (state === SYN_OUT) return inward ? ESTABLISHED : SYN_OUT;
-    if (state === SYN_IN) return inward ? SYN_IN : ESTABLISHED;
-    // A new connection over the ports of one that ended.
-    if (state === TRANSITORY || state === FIN_BOTH) return inward ? SYN_IN : SYN_OUT;
-    return state;
-  }
-  return state === TRANSITORY ? ESTABLISHED : state;
+  const before = state === SYN_BOTH && inward && (flags & ACK_LE) !== 0 ? ESTABLISHED : state;
+  if ((flags & FIN_LE) !== 0) return afterFin(before, inward);
+  if ((flags & SYN_LE) !== 0) return afterSyn(before, inward);
+  if (before === TRANSITORY || before === (inward ? MET_OUT : MET_IN)) return ESTABLISHED;
+  return before;
+}
+
+function afterSyn(state: number, inward: boolean): number {
+  if (state === SYN_OUT || state === MET_OUT) return inward ? ESTABLISHED : SYN_OUT;
+  if (state === SYN_IN || state === MET_IN) return inward ? SYN_IN : SYN_BOTH;
+  // Whether the new connection comes to be is seen by its third packet.
+  return state === FIN_BOTH ? TRANSITORY : state;
 }
 
 function afterFin(state: number, inward: boolean): number {
   if (state === ESTABLISHED) return inward ? FIN_IN : FIN_OUT;
-  if (state === FIN_OUT) return inward ? FIN_BOTH : FIN_OUT;
-  if (state === FIN_IN) return inward ? FIN_IN : FIN_BOTH;
+  if (state === (inward ? FIN_OUT : FIN_IN)) return FIN_BOTH;
   return state;
 }
 
-/** Worth of a flow when the table is full: 0 goes first, 255 stays. Nobody is put out by somebody who only began. */
-export function worthOf(state: number): number {
-  if (state === SYN_IN || state === ONE_SIDED) return 0;
-  if (state === SYN_OUT) return 1;
-  if (state === TRANSITORY || state === FIN_BOTH) return 2;
-  return state === TWO_SIDED ? 100 : 255;
-}
+/** What stays even when the table is full. */
+export const KEPT = 255;
+
+/**
+ * Worth of a flow by its state when the table is full: 0 goes first. So nobody is put out by somebody who only began,
+ * and nothing from inside by what outside begins.
+ */
+export const WORTHS: Uint8Array = Uint8Array.from({ length: STATES }, (_, state) => {
+  if (state >= FIN_OUT) return KEPT;
+  return state <= MET_IN ? 0 : state;
+});

@@ -2,18 +2,20 @@
  * Connection tracking: the flows that pass between inside and outside, each found by a packet of either direction in
  * one probe.
  *
- * A flow is a small number. Its entry is one cache line of sixteen words (see the word names below); what is needed
- * only when a flow comes or goes lies apart. Both directions are in one index, open addressing with linear probing:
- * a word holds the number of flow and direction and, above it, bits of the hash, so that a probe seldom looks at an
- * entry in vain. Removal shifts the run back; there are no tombstones. 92 bytes a flow at full load, 8 fewer than
- * two cache lines less the index.
+ * A flow is a small number from 1 on. Its entry is one cache line of sixteen words (see the word names below); what is
+ * needed only when a flow comes or goes lies apart. Both directions are in one index, open addressing with linear
+ * probing at a load of at most two thirds: a word holds the number of flow and direction and, above it, bits of the
+ * hash, so that a probe seldom looks at an entry in vain. Removal shifts the run back; there are no tombstones. A flow
+ * takes 64 bytes of entry, 8 of wheel and, as the index is a power of two, 12 to 24 of index: 89 in a table of a million.
  *
  * Flows expire by a wheel of one bucket a second. A packet only writes when its flow expires; a flow that is met in
- * its bucket before its time moves on. What `expire` does in a call is bounded.
+ * its bucket before its time moves on, and only one that is to expire sooner than it was has to change its bucket at
+ * once. What `expire` does in a call is bounded.
  *
  * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
  * those are small integers to V8 and cross calls without being boxed.
  */
+import { KEPT } from './connection.js';
 
 /** Words of an entry. */
 export const FLOW_SHIFT = 4;
@@ -31,9 +33,9 @@ export const OUT_KEY = 3;
 export const EXTERNAL = 4;
 /** Port outside in the low half, remote port in the high half. */
 export const IN_PORTS = 5;
-/** Next and previous flow of the same external port, plus one; for whoever made the flow. */
+/** Next and previous flow of the same external port, for whoever made the flow. */
 export const NEXT_OF_PORT = 6;
-/** State in bits 0–7 (see connection.ts). */
+/** See connection.ts. */
 export const STATE = 7;
 /** Second in which the flow expires. */
 export const EXPIRY = 8;
@@ -50,16 +52,13 @@ const BYTES_WORD = 14;
 export const OUT = 0;
 export const IN = 1;
 
-/** No flow. */
-export const NO_FLOW = -1;
+/** No flow: entry 0 is nobody's, and a word of the index that is 0 leads to it. */
+export const NO_FLOW = 0;
 
 /** Buckets of the wheel, in seconds; no timeout is longer. */
 export const WHEEL_SECONDS = 8192;
 /** Entries that are looked at for one that may go when the table is full. */
 const SAMPLE = 32;
-
-/** Key of a packet: what identifies its flow, own side first. */
-export type FlowKey = readonly [own: number, remote: number, ports: number, key: number];
 
 /** Hash of a key; both directions use it, and the protocol word tells them apart. */
 export function flowKeyHash(seed: number, own: number, remote: number, ports: number, key: number): number {
@@ -84,11 +83,13 @@ export class Flows {
   readonly seed: number;
   /** Flows in use. */
   size = 0;
+  /** Finds the flow of a packet; a function over captured arrays, so to be captured itself where it is hot. */
+  readonly find: FlowFinder;
   private readonly nextInBucket: Int32Array;
   private readonly previousInBucket: Int32Array;
-  /** First flow of each bucket, or -1. */
-  private readonly buckets = new Int32Array(WHEEL_SECONDS).fill(-1);
-  private freeHead = -1;
+  /** First flow of each bucket. */
+  private readonly buckets = new Int32Array(WHEEL_SECONDS);
+  private freeHead = NO_FLOW;
   /** The second whose bucket is being emptied. */
   private emptying: number;
   private cursor = 0;
@@ -105,47 +106,29 @@ export class Flows {
     this.seed = seed | 0;
     this.emptying = now;
     const buffer = memory ?? new ArrayBuffer(flowBytes(capacity));
-    this.words = new Int32Array(buffer, 0, capacity << FLOW_SHIFT);
-    this.doubles = new Float64Array(buffer, 0, capacity << (FLOW_SHIFT - 1));
+    this.words = new Int32Array(buffer, 0, (capacity + 1) << FLOW_SHIFT);
+    this.doubles = new Float64Array(buffer, 0, (capacity + 1) << (FLOW_SHIFT - 1));
     let slots = 16;
     while (slots < capacity * 3) slots *= 2;
     this.index = new Int32Array(slots);
     this.indexMask = slots - 1;
     let refs = 16;
-    while (refs <= capacity * 2) refs *= 2;
+    while (refs < (capacity + 1) * 2) refs *= 2;
     this.refMask = refs - 1;
-    this.nextInBucket = new Int32Array(capacity);
-    this.previousInBucket = new Int32Array(capacity);
-    this.freeAll();
+    this.nextInBucket = new Int32Array(capacity + 1);
+    this.previousInBucket = new Int32Array(capacity + 1);
+    for (let flow = capacity; flow > 0; flow--) this.giveBack(flow);
+    this.find = createFinder(this.words, this.index, this.refMask);
   }
 
-  private freeAll(): void {
-    for (let flow = this.capacity - 1; flow >= 0; flow--) {
-      this.nextInBucket[flow] = this.freeHead;
-      this.freeHead = flow;
-    }
+  private giveBack(flow: number): void {
+    this.nextInBucket[flow] = this.freeHead;
+    this.freeHead = flow;
   }
 
   /** Bytes of everything but a memory that was given. */
   get bytes(): number {
     return this.words.byteLength + this.index.byteLength + this.nextInBucket.byteLength * 2;
-  }
-
-  /** Flow and direction (flow * 2 + direction) of a key, or NO_FLOW. @param hash of `flowKeyHash`. */
-  find(hash: number, own: number, remote: number, ports: number, key: number): number {
-    const { index, indexMask, refMask, words } = this;
-    const tag = hash & ~refMask;
-    for (let i = hash & indexMask; ; i = (i + 1) & indexMask) {
-      const word = index[i];
-      if (word === 0) return NO_FLOW;
-      if ((word & ~refMask) !== tag) continue;
-      const ref = (word & refMask) - 1;
-      const at = (ref >>> 1) << FLOW_SHIFT;
-      if (words[at + REMOTE_END] !== remote || words[at + (ref & 1) * EXTERNAL] !== own) continue;
-      if ((ref & 1) === OUT) {
-        if (words[at + OUT_PORTS] === ports && words[at + OUT_KEY] === key) return ref;
-      } else if (words[at + IN_PORTS] === ports && (words[at + OUT_KEY] & 0xff) === key) return ref;
-    }
   }
 
   /**
@@ -161,7 +144,7 @@ export class Flows {
     inPorts: number,
   ): number {
     const flow = this.freeHead;
-    if (flow < 0) return NO_FLOW;
+    if (flow === NO_FLOW) return NO_FLOW;
     this.freeHead = this.nextInBucket[flow];
     this.size++;
     const { words } = this;
@@ -204,15 +187,15 @@ export class Flows {
     const { index, indexMask, refMask } = this;
     let i = hash & indexMask;
     while (index[i] !== 0) i = (i + 1) & indexMask;
-    index[i] = (hash & ~refMask) | (ref + 1);
+    index[i] = (hash & ~refMask) | ref;
   }
 
   private erase(hash: number, ref: number): void {
     const { index, indexMask, refMask, words } = this;
     let hole = hash & indexMask;
-    while ((index[hole] & refMask) !== ref + 1) hole = (hole + 1) & indexMask;
+    while ((index[hole] & refMask) !== ref) hole = (hole + 1) & indexMask;
     for (let i = (hole + 1) & indexMask; index[i] !== 0; i = (i + 1) & indexMask) {
-      const other = (index[i] & refMask) - 1;
+      const other = index[i] & refMask;
       const home = words[((other >>> 1) << FLOW_SHIFT) + HASH_OUT + (other & 1)] & indexMask;
       // One may move back to the hole unless its home lies behind it.
       if (((i - home) & indexMask) < ((i - hole) & indexMask)) continue;
@@ -229,15 +212,20 @@ export class Flows {
     this.erase(words[at + HASH_IN], flow * 2 + IN);
     this.leaveBucket(flow);
     words[at + OUT_KEY] = 0;
-    this.nextInBucket[flow] = this.freeHead;
-    this.freeHead = flow;
+    this.giveBack(flow);
     this.size--;
   }
 
-  /** Sets when a new flow expires, and puts it into its bucket. Later packets only write EXPIRY. */
+  /** Sets when a new flow expires, and puts it into its bucket. Packets that prolong it only write EXPIRY. */
   setExpiry(flow: number, second: number): void {
     this.words[(flow << FLOW_SHIFT) + EXPIRY] = second;
     this.enterBucket(flow, second);
+  }
+
+  /** Sets that a flow expires sooner than it did: it must not wait in the bucket that it has. */
+  hasten(flow: number, second: number): void {
+    this.leaveBucket(flow);
+    this.setExpiry(flow, second);
   }
 
   private enterBucket(flow: number, second: number): void {
@@ -247,7 +235,7 @@ export class Flows {
     nextInBucket[flow] = head;
     // A flow at the head has its bucket for its predecessor, as a number below zero.
     previousInBucket[flow] = -1 - bucket;
-    if (head >= 0) previousInBucket[head] = flow;
+    if (head !== NO_FLOW) previousInBucket[head] = flow;
     buckets[bucket] = flow;
   }
 
@@ -257,7 +245,7 @@ export class Flows {
     const previous = previousInBucket[flow];
     if (previous < 0) buckets[-1 - previous] = next;
     else nextInBucket[previous] = next;
-    if (next >= 0) previousInBucket[next] = previous;
+    if (next !== NO_FLOW) previousInBucket[next] = previous;
   }
 
   /**
@@ -274,7 +262,7 @@ export class Flows {
     if (now - this.emptying > WHEEL_SECONDS) this.emptying = now - WHEEL_SECONDS;
     while (this.emptying <= now) {
       const bucket = this.emptying & (WHEEL_SECONDS - 1);
-      for (let flow = buckets[bucket]; flow >= 0; flow = buckets[bucket]) {
+      for (let flow = buckets[bucket]; flow !== NO_FLOW; flow = buckets[bucket]) {
         if (looked++ >= budget) return removed;
         const expiry = words[(flow << FLOW_SHIFT) + EXPIRY];
         if (expiry <= now) {
@@ -294,21 +282,24 @@ export class Flows {
   }
 
   /**
-   * Finds the flow that is least worth keeping among some that are looked at in turn, so that no flood can choose.
-   * @param worth 0 to be dropped first, rising; 255 never.
+   * Finds the flow that is least worth keeping among some that are looked at in turn, so that no flood can choose; of
+   * those of equal worth the one that would expire first.
+   * @param worths by state; 0 goes at once, KEPT never.
    * @returns NO_FLOW when all that were looked at are to stay.
    */
-  leastWorthy(worth: (flow: number) => number): number {
+  leastWorthy(worths: Uint8Array): number {
+    const { words, capacity } = this;
     let best = NO_FLOW;
-    let least = 255;
+    let least = KEPT;
     for (let i = 0; i < SAMPLE && least > 0; i++) {
-      this.cursor = this.cursor + 1 < this.capacity ? this.cursor + 1 : 0;
-      if (this.words[(this.cursor << FLOW_SHIFT) + OUT_KEY] === 0) continue;
-      const value = worth(this.cursor);
-      if (value < least) {
-        least = value;
-        best = this.cursor;
-      }
+      this.cursor = this.cursor < capacity ? this.cursor + 1 : 1;
+      const at = this.cursor << FLOW_SHIFT;
+      if (words[at + OUT_KEY] === 0) continue;
+      const worth = worths[words[at + STATE]];
+      const older = best !== NO_FLOW && words[at + EXPIRY] < words[(best << FLOW_SHIFT) + EXPIRY];
+      if (worth > least || (worth === least && !older)) continue;
+      least = worth;
+      best = this.cursor;
     }
     return best;
   }
@@ -320,7 +311,7 @@ export class Flows {
 
   /** Calls for every flow; the one at hand may be removed meanwhile. */
   forEach(call: (flow: number) => void): void {
-    for (let flow = 0; flow < this.capacity; flow++)
+    for (let flow = 1; flow <= this.capacity; flow++)
       if (this.words[(flow << FLOW_SHIFT) + OUT_KEY] !== 0) call(flow);
   }
 
@@ -329,8 +320,8 @@ export class Flows {
    * to this process's clock. To be called before anything else.
    */
   adopt(keep: (flow: number) => boolean, clockShift: number): number {
-    this.freeHead = -1;
-    for (let flow = this.capacity - 1; flow >= 0; flow--) {
+    this.freeHead = NO_FLOW;
+    for (let flow = this.capacity; flow > 0; flow--) {
       const at = flow << FLOW_SHIFT;
       if (this.words[at + OUT_KEY] !== 0 && keep(flow)) {
         this.enter(flow);
@@ -339,8 +330,7 @@ export class Flows {
         continue;
       }
       this.words[at + OUT_KEY] = 0;
-      this.nextInBucket[flow] = this.freeHead;
-      this.freeHead = flow;
+      this.giveBack(flow);
     }
     return this.size;
   }
@@ -348,5 +338,26 @@ export class Flows {
 
 /** Bytes of memory for the entries of so many flows. */
 export function flowBytes(capacity: number): number {
-  return capacity << (FLOW_SHIFT + 2);
+  return (capacity + 1) << (FLOW_SHIFT + 2);
+}
+
+/** @returns flow and direction (flow * 2 + direction) of a key, or NO_FLOW. @param hash of `flowKeyHash`. */
+export type FlowFinder = (hash: number, own: number, remote: number, ports: number, key: number) => number;
+
+function createFinder(words: Int32Array, index: Int32Array, refMask: number): FlowFinder {
+  const indexMask = index.length - 1;
+  return function find(hash, own, remote, ports, key) {
+    const tag = hash & ~refMask;
+    for (let i = hash & indexMask; ; i = (i + 1) & indexMask) {
+      const word = index[i];
+      if (word === 0) return NO_FLOW;
+      if ((word & ~refMask) !== tag) continue;
+      const ref = word & refMask;
+      const at = (ref >>> 1) << FLOW_SHIFT;
+      if (words[at + REMOTE_END] !== remote || words[at + (ref & 1) * EXTERNAL] !== own) continue;
+      if ((ref & 1) === OUT) {
+        if (words[at + OUT_PORTS] === ports && words[at + OUT_KEY] === key) return ref;
+      } else if (words[at + IN_PORTS] === ports && (words[at + OUT_KEY] & 0xff) === key) return ref;
+    }
+  };
 }

@@ -13,6 +13,10 @@ export const SPACE_ICMP = 2;
 export const SPACES = 3;
 
 const PORTS = 65536;
+/** Ports below are for privileged programs, and stay among themselves. */
+const FIRST_UNPRIVILEGED = 1024;
+/** Lists of free ports in a space. */
+const LISTS = 4;
 /** Slots of the index by endpoint, at a load of at most 0.4. */
 const SLOTS = 1 << 19;
 /** An index word holds space and port in its low bits, plus one, and bits of the hash above. */
@@ -28,9 +32,10 @@ export class PortMappings {
   /** Flows that use it. */
   private readonly uses = new Int32Array(PORTS * SPACES);
   private readonly index = new Int32Array(SLOTS);
-  /** Free ports by space and parity, and where in its list each is; -1 when taken or out of range. */
+  /** Free ports by space, whether they are below 1024, and parity. */
   private readonly freePorts: Uint16Array[] = [];
   private readonly freeCount: number[] = [];
+  /** Where in its list each free port is; -1 when it is taken or out of range. */
   private readonly place = new Int32Array(PORTS * SPACES).fill(-1);
 
   /**
@@ -43,13 +48,18 @@ export class PortMappings {
     readonly last: number,
     private readonly random: (below: number) => number,
   ) {
-    for (let space = 0; space < SPACES; space++) {
-      for (const parity of [0, 1]) {
-        this.freePorts.push(new Uint16Array(PORTS));
-        this.freeCount.push(0);
-        for (let port = first; port <= last; port++) if ((port & 1) === parity) this.giveBack(space, port);
-      }
+    for (let list = 0; list < SPACES * LISTS; list++) {
+      this.freePorts.push(new Uint16Array(PORTS / 2));
+      this.freeCount.push(0);
     }
+    for (let space = 0; space < SPACES; space++)
+      for (let port = first; port <= last; port++) this.giveBack(space, port);
+  }
+
+  /** Bytes of everything, whatever is in it. */
+  get bytes(): number {
+    const arrays = [this.inside, this.endpoint, this.uses, this.index, this.place, ...this.freePorts];
+    return arrays.reduce((sum, { byteLength }) => sum + byteLength, 0);
   }
 
   private hash(space: number, inside: number, endpoint: number): number {
@@ -74,15 +84,17 @@ export class PortMappings {
   }
 
   /**
-   * Gives an endpoint a port: its own when that is free, else one of the same parity (RFC 4787, REQ-4), else any.
+   * Gives an endpoint a port: its own when that is free, else one of the same range and parity (RFC 4787, REQ-3a and
+   * REQ-4), else of the same range, else any.
    * @returns NO_PORT when there is none left.
    */
   allocate(space: number, inside: number, endpoint: number, wanted: number): number {
-    const parity = wanted & 1;
     let port = wanted;
     if (this.place[space * PORTS + wanted] < 0) {
-      port = this.pick(space, parity);
-      if (port === NO_PORT) port = this.pick(space, 1 - parity);
+      const alike = listOf(wanted);
+      port = NO_PORT;
+      for (let other = 0; other < LISTS && port === NO_PORT; other++)
+        port = this.pick(space * LISTS + (alike ^ other));
       if (port === NO_PORT) return NO_PORT;
     }
     this.assign(space, inside, endpoint, port);
@@ -96,20 +108,14 @@ export class PortMappings {
     return true;
   }
 
-  /** Some port of the range, of this parity where the range has one. */
+  /** Some port of those that are given out, of this parity where there is one. */
   anyOf(parity: number): number {
     const port = this.first + this.random(this.last - this.first + 1);
     if ((port & 1) === parity) return port;
     return port < this.last ? port + 1 : Math.max(port - 1, this.first);
   }
 
-  /** Gives a port back that was allocated and that no flow came to use. */
-  unused(space: number, port: number): void {
-    if (this.uses[space * PORTS + port] === 0) this.free(space * PORTS + port);
-  }
-
-  private pick(space: number, parity: number): number {
-    const list = space * 2 + parity;
+  private pick(list: number): number {
     const count = this.freeCount[list];
     return count === 0 ? NO_PORT : this.freePorts[list][this.random(count)];
   }
@@ -128,7 +134,7 @@ export class PortMappings {
   private take(space: number, port: number): void {
     const place = this.place[space * PORTS + port];
     if (place < 0) return;
-    const list = space * 2 + (port & 1);
+    const list = space * LISTS + listOf(port);
     const last = this.freePorts[list][--this.freeCount[list]];
     this.freePorts[list][place] = last;
     this.place[space * PORTS + last] = place;
@@ -137,12 +143,12 @@ export class PortMappings {
 
   private giveBack(space: number, port: number): void {
     if (port < this.first || port > this.last) return;
-    const list = space * 2 + (port & 1);
+    const list = space * LISTS + listOf(port);
     this.place[space * PORTS + port] = this.freeCount[list];
     this.freePorts[list][this.freeCount[list]++] = port;
   }
 
-  /** Counts a flow that uses the port. */
+  /** Counts a flow, or whoever claimed it, that uses the port. */
   use(space: number, port: number): void {
     this.uses[space * PORTS + port]++;
   }
@@ -177,6 +183,13 @@ export class PortMappings {
 
   /** Ports that may still be given out by themselves. */
   available(space: number): number {
-    return this.freeCount[space * 2] + this.freeCount[space * 2 + 1];
+    let free = 0;
+    for (let list = 0; list < LISTS; list++) free += this.freeCount[space * LISTS + list];
+    return free;
   }
+}
+
+/** The list of a port within its space: parity in bit 0, whether it is below 1024 in bit 1. */
+function listOf(port: number): number {
+  return (port & 1) | (port < FIRST_UNPRIVILEGED ? 2 : 0);
 }

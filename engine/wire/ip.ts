@@ -11,13 +11,16 @@ export const UDP_HEADER = 8;
 export const PROTOCOL_ICMP = 1;
 export const PROTOCOL_TCP = 6;
 export const PROTOCOL_UDP = 17;
+export const PROTOCOL_DCCP = 33;
 export const PROTOCOL_ICMPV6 = 58;
 export const PROTOCOL_SCTP = 132;
+export const PROTOCOL_UDP_LITE = 136;
 /** Next-header value of the fragment extension header (RFC 8200, 4.5). */
 export const IPV6_FRAGMENT_HEADER = 44;
 
 /** Word indices within an IPv4 header. */
 export const IPV4_LENGTH = 1;
+export const IPV4_ID = 2;
 export const IPV4_FRAGMENT = 3;
 export const IPV4_TTL_PROTOCOL = 4;
 export const IPV4_CHECKSUM = 5;

@@ -17,6 +17,7 @@ export const FIN_LE = 0x0100;
 export const SYN_LE = 0x0200;
 export const RST_LE = 0x0400;
 export const PSH_LE = 0x0800;
+export const ACK_LE = 0x1000;
 export const URG_LE = 0x2000;
 export const CWR_LE = 0x8000;
 

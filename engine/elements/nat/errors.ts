@@ -3,7 +3,8 @@
  * side, and is made to look as on this side; the error itself gets the address that goes with it.
  *
  * An error never makes, refreshes or ends a flow (REQ-6). Its own checksum must be right (REQ-3), and the carried IP
- * header's (REQ-3a); the carried transport checksum is not looked at (REQ-3c), only mended where it is there.
+ * header's (REQ-3a); the carried transport checksum is not looked at (REQ-3c), only mended where it is there. Whoever
+ * sends it, it passes (RFC 4787, REQ-12a).
  */
 import { native } from '../../../native-bindings/index.js';
 import type { Context } from '../../graph.js';
@@ -20,10 +21,11 @@ import {
   OUT_PORTS,
 } from '../../tables/flows.js';
 import { ETHERNET_HEADER } from '../../wire/ethernet.js';
-import { ICMP_CHECKSUM, ICMP_HEADER, ICMP_IDENTIFIER } from '../../wire/icmp.js';
+import { ICMP_CHECKSUM, ICMP_HEADER, ICMP_IDENTIFIER, isQuery, isReply } from '../../wire/icmp.js';
 import {
   fold16,
   IPV4_DESTINATION,
+  IPV4_FRAGMENT,
   IPV4_HEADER,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
@@ -31,12 +33,14 @@ import {
   PROTOCOL_TCP,
   sumWords,
 } from '../../wire/ip.js';
-import { TCP_HEADER } from '../../wire/tcp.js';
+import { TCP_CHECKSUM } from '../../wire/tcp.js';
 import { replaceAddress, replacePort } from './packet.js';
-import type { NatTables } from './tables.js';
+import { hasPorts, type NatTables } from './tables.js';
 
 /** Bytes of the carried transport header that are always there (RFC 792), and that a flow is told by. */
 const CARRIED = 8;
+/** Bytes of it that hold the checksum of TCP. */
+const CARRIED_TCP = 2 * (TCP_CHECKSUM + 1);
 
 export const ERROR_REASONS = ['icmp-checksum', 'icmp-malformed', 'icmp-no-flow'] as const;
 /** Verdicts: translated, or which of ERROR_REASONS. */
@@ -53,7 +57,7 @@ export interface ErrorTranslator {
 
 export function createErrorTranslator(context: Context, { flows }: NatTables): ErrorTranslator {
   const { u16, off, len, domain } = context.frames;
-  const { words, seed } = flows;
+  const { words, seed, find } = flows;
 
   function translate(frame: number, direction: number, icmp: number): number {
     const start = off[frame] + icmp;
@@ -66,10 +70,10 @@ export function createErrorTranslator(context: Context, { flows }: NatTables): E
     if (length < ICMP_HEADER + header + CARRIED) return MALFORMED;
     if (fold16(sumWords(u16, inner, header >>> 1)) !== 0xffff) return BAD_CHECKSUM;
     // Only a first fragment has ports.
-    if ((u16[inner + 3] & 0xff1f) !== 0) return MALFORMED;
+    if ((u16[inner + IPV4_FRAGMENT] & 0xff1f) !== 0) return NO_FLOW_FOR_IT;
     const protocol = u16[inner + IPV4_TTL_PROTOCOL] >>> 8;
     const t = inner + (header >>> 1);
-    const flow = find(frame, direction, inner, t, protocol);
+    const flow = flowOf(frame, direction, inner, t, protocol);
     if (flow === NO_FLOW) return NO_FLOW_FOR_IT;
     rewrite(frame, direction, inner, t, protocol, flow << FLOW_SHIFT, length - ICMP_HEADER - header);
     // The whole was summed already; what has changed in it are several fields, so it is summed again.
@@ -80,7 +84,7 @@ export function createErrorTranslator(context: Context, { flows }: NatTables): E
   }
 
   /** The flow of the carried packet, which went the other way. */
-  function find(frame: number, direction: number, inner: number, t: number, protocol: number): number {
+  function flowOf(frame: number, direction: number, inner: number, t: number, protocol: number): number {
     const source = u16[inner + IPV4_SOURCE] | (u16[inner + IPV4_SOURCE + 1] << 16);
     const destination = u16[inner + IPV4_DESTINATION] | (u16[inner + IPV4_DESTINATION + 1] << 16);
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
@@ -88,10 +92,13 @@ export function createErrorTranslator(context: Context, { flows }: NatTables): E
     const remote = direction === IN ? destination : source;
     const key = direction === OUT ? protocol | ((domain[frame] + 1) << 16) : protocol;
     let ports = 0;
-    if (protocol === PROTOCOL_ICMP) ports = u16[t + ICMP_IDENTIFIER];
-    else ports = direction === IN ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
-    const ref = flows.find(flowKeyHash(seed, own, remote, ports, key), own, remote, ports, key);
-    return ref < 0 || (ref & 1) !== direction ? NO_FLOW : ref >>> 1;
+    if (protocol === PROTOCOL_ICMP) {
+      const type = u16[t] & 0xff;
+      if (!isQuery(type) && !isReply(type)) return NO_FLOW;
+      ports = u16[t + ICMP_IDENTIFIER];
+    } else if (hasPorts(protocol))
+      ports = direction === IN ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
+    return find(flowKeyHash(seed, own, remote, ports, key), own, remote, ports, key) >>> 1;
   }
 
   function rewrite(
@@ -106,8 +113,8 @@ export function createErrorTranslator(context: Context, { flows }: NatTables): E
     const address = words[at + (direction === IN ? INSIDE : EXTERNAL)];
     const port = words[at + (direction === IN ? OUT_PORTS : IN_PORTS)] & 0xffff;
     const delta = replaceAddress(u16, inner, direction === IN ? IPV4_SOURCE : IPV4_DESTINATION, address);
-    // A TCP header cut short has its checksum elsewhere, if anywhere.
-    if (protocol === PROTOCOL_TCP && carried < TCP_HEADER) u16[t + (direction === IN ? 0 : 1)] = port;
+    // What is behind a TCP header cut short is no checksum.
+    if (protocol === PROTOCOL_TCP && carried < CARRIED_TCP) u16[t + (direction === IN ? 0 : 1)] = port;
     else replacePort(u16, t, protocol, direction === IN ? 0 : 1, port, delta, false);
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
     replaceAddress(u16, ip, direction === IN ? IPV4_DESTINATION : IPV4_SOURCE, address);

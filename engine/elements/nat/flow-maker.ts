@@ -6,11 +6,11 @@
  * From outside: to a published port, always; to a port that stands for an endpoint, when that endpoint has a flow to
  * the sender's address (address-dependent filtering, REQ-8); else refused.
  *
- * TCP without SYN makes a flow too where it would be let in, as one that must prove itself: so connections live on
- * when the table was lost. An RST never makes one.
+ * TCP without SYN makes a flow too where a SYN would, which the other side must answer: so connections live on when
+ * the table was lost. An RST never makes one, nor does an ICMP reply.
  */
 import type { Context } from '../../graph.js';
-import { ONE_SIDED, STATE_MASK, SYN_IN, SYN_OUT, TRANSITORY, worthOf } from '../../tables/connection.js';
+import { MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT, WORTHS } from '../../tables/connection.js';
 import {
   FLOW_SHIFT,
   flowKeyHash,
@@ -28,8 +28,8 @@ import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
 import { RST_LE, SYN_LE } from '../../wire/tcp.js';
 import { type NatTables, spaceOf } from './tables.js';
 
-/** Flows of one port that are looked at for one to the sender's address. */
-const MOST_LOOKED_AT = 64;
+/** Flows of one port, newest first, that are looked at for one to the sender's address: some microseconds. */
+const MOST_LOOKED_AT = 128;
 /** Ports that are tried for one flow, where ports may be shared by flows to other remote ends. */
 const MOST_TRIED = 64;
 
@@ -44,8 +44,8 @@ export interface FlowMaker {
   inward(own: number, remote: number, ports: number, protocol: number, flags: number): number;
   /** Ends a flow and what it uses. */
   end(flow: number): void;
-  /** Seconds that a flow may be silent. */
-  timeout(flow: number): number;
+  /** Gives up what a flow uses, for it is about to be removed. */
+  leave(flow: number): void;
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
@@ -57,10 +57,11 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;
   const { words } = flows;
   const { endpoint: endpoints, inside: insides } = ports;
+
   function timeout(flow: number): number {
     const at = flow << FLOW_SHIFT;
     const protocol = words[at + OUT_KEY] & 0xff;
-    if (protocol === PROTOCOL_TCP) return tcpTimeouts[words[at + STATE] & STATE_MASK];
+    if (protocol === PROTOCOL_TCP) return tcpTimeouts[words[at + STATE]];
     if (protocol === PROTOCOL_UDP) return timeouts.udp;
     return protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
   }
@@ -76,10 +77,8 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
       if (port === NO_PORT) return -1 - NO_FREE_PORT;
     } else if (taken(protocol, remote, pair)) return -1 - NO_FREE_PORT;
     const inPorts = (pair & ~0xffff) | (space >= 0 ? swap16(port) : pair & 0xffff);
-    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_OUT : TRANSITORY) : ONE_SIDED;
-    const flow = make(own, remote, pair, key, inPorts, state);
-    if (flow === NO_FLOW && space >= 0 && independent) ports.unused(space, port);
-    return flow === NO_FLOW ? -1 - TABLE_FULL : flow;
+    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_OUT : MET_OUT) : NEW_OUT;
+    return make(own, remote, pair, key, inPorts, state);
   }
 
   /** The port that stands for an endpoint whatever it talks to. */
@@ -88,7 +87,7 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return known === NO_PORT ? ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff)) : known;
   }
 
-  /** A port that no other flow to the same remote end has: its own, or another of the range. */
+  /** A port that no other flow to the same remote end has: the one inside, or another that is given out. */
   function sharedPort(space: number, protocol: number, remote: number, pair: number): number {
     const own = swap16(pair & 0xffff);
     for (let i = 0; i < MOST_TRIED; i++) {
@@ -107,24 +106,27 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
 
   function inward(own: number, remote: number, pair: number, protocol: number, flags: number): number {
     const space = spaceOf(protocol);
-    const port = swap16(pair & 0xffff);
-    const at = (space << 16) | port;
+    const at = (space << 16) | swap16(pair & 0xffff);
+    if (protocol === PROTOCOL_ICMP || (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0))
+      return -1 - NO_SUCH_FLOW;
     if (own !== external || space < 0 || endpoints[at] === 0) return -1 - NOT_PUBLISHED;
-    if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return -1 - NO_SUCH_FLOW;
     if (published[at] === 0 && !knows(at, remote)) return -1 - FILTERED;
     const endpoint = endpoints[at];
     const outPorts = (pair & ~0xffff) | (endpoint & 0xffff);
-    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_IN : TRANSITORY) : ONE_SIDED;
-    const flow = make(insides[at], remote, outPorts, (endpoint & ~0xffff) | protocol, pair, state);
-    return flow === NO_FLOW ? -1 - TABLE_FULL : flow;
+    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_IN : MET_IN) : NEW_IN;
+    const key = (endpoint & ~0xffff) | protocol;
+    // An endpoint that is published twice, or that had a port before, may have a flow to this very end already.
+    const hash = flowKeyHash(flows.seed, insides[at], remote, outPorts, key);
+    if (flows.find(hash, insides[at], remote, outPorts, key) !== NO_FLOW) return -1 - NO_FREE_PORT;
+    return make(insides[at], remote, outPorts, key, pair, state);
   }
 
   /** Whether a port's endpoint has a flow to this address. */
   function knows(at: number, remote: number): boolean {
-    let flow = firstOfPort[at] - 1;
-    for (let i = 0; flow >= 0 && i < MOST_LOOKED_AT; i++) {
+    let flow = firstOfPort[at];
+    for (let i = 0; flow !== NO_FLOW && i < MOST_LOOKED_AT; i++) {
       if (words[(flow << FLOW_SHIFT) + REMOTE_END] === remote) return true;
-      flow = words[(flow << FLOW_SHIFT) + NEXT_OF_PORT] - 1;
+      flow = words[(flow << FLOW_SHIFT) + NEXT_OF_PORT];
     }
     return false;
   }
@@ -137,57 +139,59 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     inPorts: number,
     state: number,
   ): number {
-    let flow = flows.create(inside, remote, outPorts, key, external, inPorts);
+    const port = portOf(key & 0xff, inPorts);
+    // Before anything else: the flow that makes room may be the last one of this very port.
+    if (port >= 0 && independent) ports.use(port >>> 16, port & 0xffff);
+    const flow = take(inside, remote, outPorts, key, inPorts);
     if (flow === NO_FLOW) {
-      const victim = flows.leastWorthy(worth);
-      if (victim === NO_FLOW) return NO_FLOW;
-      end(victim);
-      evicted();
-      flow = flows.create(inside, remote, outPorts, key, external, inPorts);
+      if (port >= 0 && independent) ports.release(port >>> 16, port & 0xffff);
+      return -1 - TABLE_FULL;
     }
     words[(flow << FLOW_SHIFT) + STATE] = state;
     flows.setExpiry(flow, context.seconds + timeout(flow));
-    link(flow);
+    if (port >= 0) link(flow, port);
     return flow;
   }
 
-  function worth(flow: number): number {
-    return worthOf(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK);
+  function take(inside: number, remote: number, outPorts: number, key: number, inPorts: number): number {
+    const flow = flows.create(inside, remote, outPorts, key, external, inPorts);
+    if (flow !== NO_FLOW) return flow;
+    const victim = flows.leastWorthy(WORTHS);
+    if (victim === NO_FLOW) return NO_FLOW;
+    end(victim);
+    evicted();
+    return flows.create(inside, remote, outPorts, key, external, inPorts);
   }
 
-  /** Index of a flow's external port in `firstOfPort`; -1 when its protocol has no ports of its own. */
-  function portOf(flow: number): number {
-    const at = flow << FLOW_SHIFT;
-    const space = spaceOf(words[at + OUT_KEY] & 0xff);
-    return space < 0 || !independent ? -1 : (space << 16) | swap16(words[at + IN_PORTS] & 0xffff);
+  /** Index of an external port in `firstOfPort`; -1 when its protocol has no ports that are translated. */
+  function portOf(protocol: number, inPorts: number): number {
+    const space = spaceOf(protocol);
+    return space < 0 ? -1 : (space << 16) | swap16(inPorts & 0xffff);
   }
 
-  function link(flow: number): void {
-    const port = portOf(flow);
-    if (port < 0) return;
+  function link(flow: number, port: number): void {
     const next = firstOfPort[port];
     words[(flow << FLOW_SHIFT) + NEXT_OF_PORT] = next;
-    if (next !== 0) words[((next - 1) << FLOW_SHIFT) + PREVIOUS_OF_PORT] = flow + 1;
-    firstOfPort[port] = flow + 1;
-    ports.use(port >>> 16, port & 0xffff);
+    if (next !== NO_FLOW) words[(next << FLOW_SHIFT) + PREVIOUS_OF_PORT] = flow;
+    firstOfPort[port] = flow;
   }
 
-  function unlink(flow: number): void {
-    const port = portOf(flow);
-    if (port < 0) return;
+  function leave(flow: number): void {
     const at = flow << FLOW_SHIFT;
+    const port = portOf(words[at + OUT_KEY] & 0xff, words[at + IN_PORTS]);
+    if (port < 0) return;
     const next = words[at + NEXT_OF_PORT];
     const previous = words[at + PREVIOUS_OF_PORT];
-    if (previous === 0) firstOfPort[port] = next;
-    else words[((previous - 1) << FLOW_SHIFT) + NEXT_OF_PORT] = next;
-    if (next !== 0) words[((next - 1) << FLOW_SHIFT) + PREVIOUS_OF_PORT] = previous;
-    ports.release(port >>> 16, port & 0xffff);
+    if (previous === NO_FLOW) firstOfPort[port] = next;
+    else words[(previous << FLOW_SHIFT) + NEXT_OF_PORT] = next;
+    if (next !== NO_FLOW) words[(next << FLOW_SHIFT) + PREVIOUS_OF_PORT] = previous;
+    if (independent) ports.release(port >>> 16, port & 0xffff);
   }
 
   function end(flow: number): void {
-    unlink(flow);
+    leave(flow);
     flows.remove(flow);
   }
 
-  return { outward, inward, end, timeout };
+  return { outward, inward, end, leave };
 }

@@ -1,17 +1,24 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
+import { DEFAULT_TIMEOUTS, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
+import { FLOW_SHIFT, Flows, INSIDE, NEXT_OF_PORT, NO_FLOW, OUT_KEY, OUT_PORTS } from '../../tables/flows.js';
+import { PortMappings, SPACE_ICMP, SPACE_TCP, SPACE_UDP, SPACES } from '../../tables/port-mappings.js';
+import { swap16 } from '../../wire/ethernet.js';
+import {
+  PROTOCOL_DCCP,
+  PROTOCOL_ICMP,
+  PROTOCOL_SCTP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+  PROTOCOL_UDP_LITE,
+} from '../../wire/ip.js';
 
-import { DEFAULT_TIMEOUTS, ESTABLISHED, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
-import { Flows } from '../../tables/flows.js';
-import { PortMappings, SPACE_ICMP, SPACE_TCP, SPACE_UDP } from '../../tables/port-mappings.js';
-import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
-
-/** Which remote ends may answer to a mapped port. */
+/** Whether an endpoint has one external port for all it talks to, or ports are shared by who talks to different ends. */
 export type Mapping = 'endpoint-independent' | 'endpoint-dependent';
 
 export interface NatOptions {
   /** External address, four bytes. */
   readonly external: Uint8Array;
-  /** Lowest and highest port that is given out. */
+  /** Lowest and highest port that is given out, 1–65535. */
   readonly firstPort: number;
   readonly lastPort: number;
   readonly maxFlows: number;
@@ -21,11 +28,13 @@ export interface NatOptions {
   /** Second by the clock of the context. */
   readonly now: number;
   readonly random: (below: number) => number;
+  /** See Flows. */
+  readonly memory?: ArrayBufferLike;
 }
 
 /** A port of the external address that stands for an endpoint inside, for whoever asks. */
 export interface Published {
-  /** TCP, UDP or SCTP. */
+  /** TCP or UDP. */
   readonly protocol: number;
   readonly port: number;
   readonly domain: number;
@@ -34,11 +43,22 @@ export interface Published {
   readonly target: number;
 }
 
-/** Port space of a protocol, -1 when it has none. */
+/** Port space of a protocol, -1 when its ports, if it has any, are not translated. */
 export function spaceOf(protocol: number): number {
   if (protocol === PROTOCOL_TCP) return SPACE_TCP;
   if (protocol === PROTOCOL_UDP) return SPACE_UDP;
   return protocol === PROTOCOL_ICMP ? SPACE_ICMP : -1;
+}
+
+/** Whether the first four bytes of a packet of the protocol are ports, which tell its flow. */
+export function hasPorts(protocol: number): boolean {
+  return (
+    protocol === PROTOCOL_TCP ||
+    protocol === PROTOCOL_UDP ||
+    protocol === PROTOCOL_SCTP ||
+    protocol === PROTOCOL_DCCP ||
+    protocol === PROTOCOL_UDP_LITE
+  );
 }
 
 export class NatTables {
@@ -51,24 +71,61 @@ export class NatTables {
   /** Seconds of silence by state of a TCP connection. */
   readonly tcpTimeouts: Int32Array;
   /** 1 for ports that are published, by space and port. */
-  readonly published = new Uint8Array(3 << 16);
-  /** First flow of each external port, plus one. */
-  readonly firstOfPort = new Int32Array(3 << 16);
+  readonly published = new Uint8Array(SPACES << 16);
+  /** First flow of each external port. */
+  readonly firstOfPort = new Int32Array(SPACES << 16);
 
   constructor(options: NatOptions) {
-    const { external, seed, now, maxFlows, firstPort, lastPort, random } = options;
+    const { external, seed, now, maxFlows, firstPort, lastPort, random, memory } = options;
     this.external = word(external);
     this.independent = options.mapping === 'endpoint-independent';
     this.timeouts = options.timeouts ?? DEFAULT_TIMEOUTS;
-    const { established, transitory } = this.timeouts;
-    this.tcpTimeouts = Int32Array.from({ length: TWO_SIDED + 1 }, (_, state) =>
-      state === ESTABLISHED ? established : transitory,
-    );
-    this.flows = new Flows(maxFlows, seed, now);
+    this.tcpTimeouts = tcpTimeouts(this.timeouts);
+    this.flows = new Flows(maxFlows, seed, now, memory);
     this.ports = new PortMappings(seed, firstPort, lastPort, random);
+  }
+
+  /** Bytes of everything, whatever is in it. */
+  get bytes(): number {
+    const { flows, ports, published, firstOfPort } = this;
+    return flows.bytes + ports.bytes + published.byteLength + firstOfPort.byteLength;
+  }
+
+  /** @returns false when the port stands for another endpoint already, until that one's flows are over. */
+  publish({ protocol, port, domain, address, target }: Published): boolean {
+    const space = spaceOf(protocol);
+    const endpoint = swap16(target) | ((domain + 1) << 16);
+    const at = (space << 16) | port;
+    if (this.published[at] === 1) return false;
+    const same = this.ports.endpoint[at] === endpoint && this.ports.inside[at] === word(address);
+    if (!same && !this.ports.claim(space, word(address), endpoint, port)) return false;
+    this.ports.use(space, port);
+    this.published[at] = 1;
+    return true;
+  }
+
+  /** Takes back what was published, and ends its flows by `end`. */
+  unpublish({ protocol, port }: Published, end: (flow: number) => void): void {
+    const { words } = this.flows;
+    const space = spaceOf(protocol);
+    const at = (space << 16) | port;
+    if (this.published[at] === 0) return;
+    const inside = this.ports.inside[at];
+    const endpoint = this.ports.endpoint[at];
+    let next = NO_FLOW;
+    for (let flow = this.firstOfPort[at]; flow !== NO_FLOW; flow = next) {
+      const entry = flow << FLOW_SHIFT;
+      next = words[entry + NEXT_OF_PORT];
+      // Where ports are shared, others may have flows at it.
+      const its = (words[entry + OUT_PORTS] & 0xffff) | (words[entry + OUT_KEY] & ~0xffff);
+      if (words[entry + INSIDE] === inside && its === endpoint) end(flow);
+    }
+    this.published[at] = 0;
+    this.ports.release(space, port);
   }
 }
 
+/** Four bytes of an address as a little-endian load gives them. */
 export function word(address: Uint8Array): number {
   return address[0] | (address[1] << 8) | (address[2] << 16) | (address[3] << 24);
 }

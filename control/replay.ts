@@ -6,7 +6,13 @@
  */
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, statSync, writeSync } from 'node:fs';
-import { type Chain, type ChainObserver, createChain, opensItsOwn } from '../engine/chain.js';
+import {
+  type Chain,
+  type ChainNatSetup,
+  type ChainObserver,
+  createChain,
+  opensItsOwn,
+} from '../engine/chain.js';
 import { ELEMENTS } from '../engine/elements/index.js';
 import { BATCH_SIZE, FrameMemory } from '../engine/memory/frames.js';
 import { type Capture, CaptureError, type CaptureProblem } from '../engine/ports/capture/capture.js';
@@ -48,6 +54,8 @@ export interface ReplayOptions {
   readonly strict: boolean;
   /** Absent: DEFAULT_ESP. */
   readonly esp?: EspOptions;
+  /** Absent: CHAIN_NAT. */
+  readonly nat?: ChainNatSetup;
   /** pcapng file for what came out of the first loop. */
   readonly write?: string | undefined;
 }
@@ -75,6 +83,8 @@ export interface ReplayReport {
   readonly nsPerFrame: number;
   readonly delivered: number;
   readonly drops: Record<string, number>;
+  /** That `nat` knows in the end. */
+  readonly flows: number;
   readonly keys: KeyOrigin;
   /** VNIs met in the captures for which there was no room. */
   readonly vnisLeftOut: number;
@@ -226,6 +236,7 @@ export function chainOver(
     associations,
     espPort: esp.port,
     rawEsp: esp.encapsulation === 'esp',
+    ...(options.nat && { nat: options.nat }),
   });
   // A key of a file is used in other runs too, and no two packets under it may have one IV.
   for (const { slot, direction } of associations)
@@ -302,6 +313,7 @@ function reportOn(
     nsPerFrame: some ? elapsed / frames : 0,
     delivered: totals.delivered,
     drops: totals.drops,
+    flows: totals.flows,
     keys,
     vnisLeftOut,
     files,

@@ -2,9 +2,11 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { StaticAssociation } from '../../control/config.js';
 import type { ReplayOptions, ReplayReport } from '../../control/replay.js';
+import type { ChainNatSetup } from '../../engine/chain.js';
 import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
 const VNI_LIMIT = 0xffffff;
+const MOST_FLOWS = 1 << 22;
 /** Shorter runs measure code that is not optimised yet. */
 const SHORT_SECONDS = 0.25;
 
@@ -23,6 +25,11 @@ interface Flags {
   readonly keys?: string;
   readonly encapsulation: 'esp' | 'udp';
   readonly espPort: number;
+  readonly inside: readonly string[];
+  readonly external?: string;
+  readonly natMapping?: ChainNatSetup['mapping'];
+  readonly natPorts?: string;
+  readonly maxFlows?: number;
 }
 
 export function register(program: Command): void {
@@ -62,6 +69,20 @@ export function register(program: Command): void {
         .default('udp'),
     )
     .option('--esp-port <n>', 'UDP port of encapsulated ESP', integer('port', 1, 65535), 4500)
+    .option(
+      '--inside <prefix>',
+      'addresses that are inside for nat; may be given again (default: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16)',
+      (text: string, before: readonly string[]) => [...before, text],
+      [] as readonly string[],
+    )
+    .option('--external <address>', "nat's address outside (default: 203.0.113.1)")
+    .addOption(
+      new Option('--nat-mapping <how>', 'one external port for an endpoint, or ports that are shared')
+        .choices(['endpoint-independent', 'endpoint-dependent'])
+        .default('endpoint-independent'),
+    )
+    .option('--nat-ports <first-last>', 'ports that nat gives out (default: 32768-60999)')
+    .option('--max-flows <n>', 'flows that nat can hold (default: 65536)', integer('number', 1, MOST_FLOWS))
     .action(run);
 }
 
@@ -112,6 +133,7 @@ async function replayOptions(flags: Flags): Promise<ReplayOptions> {
     carryVlan: flags.innerVlan === 'carry',
     strict: flags.strict === true,
     esp: { encapsulation: flags.encapsulation, port: flags.espPort, associations },
+    nat: await parseNat(flags),
     write: flags.write,
   };
 }
@@ -123,6 +145,18 @@ async function readKeys(path: string): Promise<readonly StaticAssociation[]> {
   } catch (error) {
     if (error instanceof ConfigError) throw new CommandError(error.message, EXIT.usage);
     throw error;
+  }
+}
+
+async function parseNat(flags: Flags): Promise<ChainNatSetup> {
+  const { inside, external, natMapping: mapping, natPorts: ports, maxFlows } = flags;
+  const { readNat } = await import('../../control/replay-nat.js');
+  const { ValueError } = await import('../../control/addresses.js');
+  try {
+    return readNat({ inside, external, mapping, ports, maxFlows });
+  } catch (error) {
+    if (!(error instanceof ValueError)) throw error;
+    throw new CommandError(`${error.message}; ${error.remedy}`, EXIT.usage);
   }
 }
 
@@ -234,6 +268,7 @@ function print(report: ReplayReport): void {
       ['', report.gbps.toFixed(2), 'Gb/s'],
       ['cost', report.nsPerFrame.toFixed(1), 'ns/frame'],
       ['delivered', String(report.delivered), 'frames'],
+      ...(report.through.includes('nat') ? [['tracked', String(report.flows), 'flows']] : []),
       ...Object.entries(report.drops).map(([reason, count]) => [
         `dropped, ${reason}`,
         String(count),

@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { getHeapStatistics } from 'node:v8';
 import { chainOver, loadCaptures } from '../control/replay.js';
 import type { Chain } from '../engine/chain.js';
+import { type NatTraffic, natChain } from './nat.js';
 import { chainOverTraffic, type EspTraffic, IMIX, type Traffic } from './traffic.js';
 
 /** One round of one scenario. */
@@ -43,6 +44,8 @@ const MANY = 1 << 20;
 const ESP_MANY = 1 << 16;
 const WARM_SECONDS = 0.4;
 const HEAP_FRAMES = 100e6;
+/** Seconds; every flow is over by then. */
+const LONG_SILENCE = 8000;
 
 const SYNTHETIC: readonly Scenario[] = [
   synthetic('core', 'bridge', { ...PLAIN, chain: BRIDGE }, { floor: 30 }),
@@ -68,6 +71,7 @@ const SYNTHETIC: readonly Scenario[] = [
     ),
   ),
   ...espScenarios(),
+  ...natScenarios(),
   { name: 'heap', group: 'heap', once: true, measure: measureHeap },
 ];
 
@@ -110,6 +114,74 @@ function espScenarios(): Scenario[] {
     ),
     one('bridge,vxlan-encap,esp-encrypt imix', { chain: [...OUT, 'esp-encrypt'], lengths: IMIX }),
   ];
+}
+
+function natScenarios(): readonly Scenario[] {
+  const floors = [
+    [1024, 14],
+    [33_696, 9],
+    [1_000_000, 4],
+  ] as const;
+  return [
+    ...floors.flatMap(([flows, floor]): Scenario[] => [
+      established(`nat ${flows} flows`, { flows, frames: Math.max(flows, 4096), inward: false }, floor),
+      established(`nat ${flows} flows, from outside`, { flows, frames: Math.max(flows, 4096), inward: true }),
+    ]),
+    { name: 'nat new flows', group: 'nat', floor: 1.5, measure: measureNewFlows },
+  ];
+}
+
+function established(name: string, traffic: NatTraffic, floor?: number): Scenario {
+  return {
+    name,
+    group: 'nat',
+    ...(floor !== undefined && { floor }),
+    measure: async (seconds) => {
+      const chain = natChain(traffic);
+      const measurement = measureChain(chain, seconds);
+      return { ...measurement, extra: { ...measurement.extra, ...natMemory(chain) } };
+    },
+  };
+}
+
+function natMemory({ tools }: Chain): Record<string, number> {
+  const { flows, bytes } = tools.nat.tables;
+  return { bytesPerFlow: flows.bytes / flows.capacity, tableMiB: bytes / 2 ** 20 };
+}
+
+/** A million flows, each made by its first packet, that then expire: only the making is timed, and the longest call. */
+async function measureNewFlows(seconds: number): Promise<Measurement> {
+  const flows = 1_000_000;
+  const chain = natChain({ flows, frames: flows, inward: false });
+  const known = chain.tools.nat.tables.flows;
+  const cpuOf = ({ user, system }: NodeJS.CpuUsage): number => (user + system) / 1e6;
+  let [frames, elapsed, cpu, longest] = [0, 0, 0, 0];
+  for (let round = 0; round < 2 || elapsed < seconds; round++) {
+    const cpuBefore = process.cpuUsage();
+    const begin = performance.now();
+    chain.pass();
+    const took = performance.now() - begin;
+    // The first round warms up.
+    if (round > 0) {
+      frames += flows;
+      elapsed += took / 1e3;
+      cpu += cpuOf(process.cpuUsage(cpuBefore));
+    }
+    chain.age(LONG_SILENCE);
+    while (known.size > 0) {
+      const start = performance.now();
+      chain.age(0);
+      if (round > 0) longest = Math.max(longest, performance.now() - start);
+    }
+  }
+  chain.totals();
+  return {
+    frames,
+    bytes: frames * 64,
+    seconds: elapsed,
+    cpuSeconds: cpu,
+    extra: { longestExpiryMs: longest, ...natMemory(chain) },
+  };
 }
 
 function synthetic(

@@ -237,7 +237,7 @@ function swapAddresses(u8: Uint8Array, at: number, v6: boolean): void {
 }
 
 /** Numbers of 31 bits, the same in every run (xorshift32; Marsaglia, Xorshift RNGs, 2003). */
-function generator(seed: number): () => number {
+export function generator(seed: number): () => number {
   let state = seed;
   return () => {
     state ^= state << 13;
@@ -248,7 +248,7 @@ function generator(seed: number): () => number {
 }
 
 /** 0 … count - 1 in random order. */
-function shuffled(count: number, random: () => number): Uint32Array {
+export function shuffled(count: number, random: () => number): Uint32Array {
   const order = Uint32Array.from({ length: count }, (_, i) => i);
   for (let i = count - 1; i > 0; i--) {
     const j = random() % (i + 1);

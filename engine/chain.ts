@@ -3,7 +3,7 @@
  * engine runs. What a replay and the benchmarks stand on.
  *
  * Holds at any time between passes, and `totals` checks it: frames in = delivered + dropped, and no slot in use.
- * Time stands still in a chain: stations and VTEPs do not age.
+ * Time stands still in a chain unless `age` moves it: stations and VTEPs do not age.
  */
 import { native } from '../native-bindings/index.js';
 import { Counters } from './counters.js';
@@ -101,6 +101,8 @@ export interface Chain {
   pass(): void;
   /** The same, showing each frame. */
   observe(observer: ChainObserver): void;
+  /** Moves the clock on, and has elements let go, once, of what is over. */
+  age(seconds: number): void;
   /** @throws Error when frames or slots are not accounted for: a bug of an element. */
   totals(): ChainTotals;
 }
@@ -203,7 +205,12 @@ export function createChain(setup: ChainSetup): Chain {
     return { frames: handed, bytes, delivered, drops, flows: tools.nat.tables.flows.size };
   }
 
-  return { tools, pass, observe, totals };
+  function age(seconds: number): void {
+    context.setTime(context.now + seconds * 1000);
+    for (const element of elements) element.expire?.();
+  }
+
+  return { tools, pass, observe, age, totals };
 }
 
 /** Whether what the chain opens is what it sealed. */

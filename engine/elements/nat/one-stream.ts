@@ -68,7 +68,7 @@ export function createTwoSidedNat(
     return destination === external ? OUTSIDE : NEITHER;
   }
 
-  return { drops: nat.drops, process, finish: nat.flush };
+  return { drops: nat.drops, process, finish: nat.flush, expire: nat.age };
 }
 
 /** The mask of a prefix as a little-endian load gives it. */

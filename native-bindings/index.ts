@@ -97,6 +97,28 @@ interface Addon {
   tapRead(fd: number, top: number, max: number, before: number, capacity: number): number;
   /** Writes each frame with `before` bytes in front of it; failures: no room, down, bad header, other. */
   tapWrite(fd: number, frames: Uint32Array, count: number, before: number, failures: Uint32Array): number;
+  /**
+   * Opens a non-blocking packet socket that is a station of its own on an interface: it receives what is for its MAC,
+   * and broadcast and multicast. @throws Error with `code`, the errno's name.
+   */
+  packetOpen(options: { readonly interface: string; readonly mac: string }): number;
+  /**
+   * Receives frames into the free large slots below `top`, each with its vnet header from `before` bytes in front of
+   * off; sets len to the bytes received, 0 for a frame that did not fit. overflow[0] becomes the running count of
+   * frames that the socket's full queue has dropped.
+   */
+  packetReceive(
+    fd: number,
+    top: number,
+    max: number,
+    before: number,
+    capacity: number,
+    overflow: Uint32Array,
+  ): number;
+  /**
+   * Sends each frame with the vnet header in front of it; failures: no room, down, bad header or too long, other.
+   */
+  packetSend(fd: number, frames: Uint32Array, count: number, before: number, failures: Uint32Array): number;
   /** What a UDP socket of this kernel accepts: UDP_SEGMENT and UDP_GRO. */
   udpOffloads(): { segment: boolean; gro: boolean };
   /** Opens and binds a non-blocking socket with DF set. @throws Error with `code`, the errno's name. */

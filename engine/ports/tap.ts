@@ -119,10 +119,15 @@ export function readVnet(frames: FrameMemory, frame: number, at: number): void {
 
 /** Writes a 12-byte vnet header from the frame's offload metadata. */
 export function writeVnet(frames: FrameMemory, frame: number, at: number): void {
+  frames.u16[(at >>> 1) + 5] = 0;
+  writeShortVnet(frames, frame, at);
+}
+
+/** Writes a 10-byte vnet header, which is one without the count of buffers, as packet sockets use. */
+export function writeShortVnet(frames: FrameMemory, frame: number, at: number): void {
   const { u16 } = frames;
   const h = at >>> 1;
   const offload = frames.offload[frame];
-  u16[h + 5] = 0;
   if (offload === 0) {
     u16[h] = 0;
     u16[h + 1] = 0;

@@ -33,6 +33,14 @@ import type {
   StaticAssociation,
   Underlay,
 } from './config/types.js';
+import {
+  buildNat,
+  buildPublish,
+  buildUplink,
+  checkUplinks,
+  readUplinks,
+  type UplinksDraft,
+} from './config/uplinks.js';
 
 export { algorithmSizes, defaultMtu, largestMtu, netnsPath, overlayOverhead } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
@@ -44,9 +52,11 @@ export type {
   Endpoint,
   LocalEndpoint,
   Network,
+  Publish,
   RingKey,
   StaticAssociation,
   Underlay,
+  Uplink,
 } from './config/types.js';
 
 /** Bytes. A thousand endpoints written at length are 150 KiB. */
@@ -118,11 +128,13 @@ function parse(text: string, name: string, mode: number | undefined): Config {
     readEndpoint(raw, path, findings),
   ).filter((endpoint) => endpoint !== undefined);
   const encryption = readEncryption(value, findings);
+  const ways = readUplinks(value, findings);
   checkRelations(underlay, sealingOf(encryption), networks, endpoints, findings);
   checkEncryption(encryption, underlay, networks, endpoints, findings);
+  checkUplinks(ways, root.workers, networks, endpoints, findings);
   if (mode !== undefined) checkMode(encryption, name, mode, findings);
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
-  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints, encryption));
+  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints, encryption, ways));
 }
 
 /** A place in a node's file and what the host says about it. */
@@ -170,6 +182,7 @@ function build(
   networks: readonly NetworkDraft[],
   endpoints: readonly EndpointDraft[],
   encryption: EncryptionDraft,
+  ways: UplinksDraft,
 ): Config {
   const encapsulation = encryption.fields.encapsulation!;
   return {
@@ -178,6 +191,9 @@ function build(
     underlay: buildUnderlay(underlay),
     networks: networks.map((network) => buildNetwork(network, underlay, encapsulation)),
     endpoints: endpoints.map(buildEndpoint),
+    uplinks: ways.uplinks.map(buildUplink),
+    publish: ways.publish.map((rule) => buildPublish(rule, networks, endpoints)),
+    nat: buildNat(ways.nat),
     encryption: buildEncryption(encryption, networks),
     associations: buildAssociations(encryption),
   };
@@ -209,6 +225,8 @@ function buildNetwork(
     subnet: fields.subnet!.text,
     subnet6: fields.subnet6?.text,
     gateway: fields.gateway?.text,
+    uplink: fields.uplink,
+    masquerade: fields.masquerade!,
     mtu: fields.mtu ?? found,
     encrypted: fields.encrypted!,
     internal: fields.internal!,

@@ -6,7 +6,7 @@
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
 import { statSync } from 'node:fs';
-import type { AssociationIntent } from '../engine/intent.js';
+import { type AssociationIntent, GATEWAY_PORT } from '../engine/intent.js';
 import { AssociationState } from '../engine/tables/association-state.js';
 import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '../engine/tables/vteps.js';
 import type { Tap } from '../native-bindings/index.js';
@@ -20,7 +20,7 @@ import {
   loadConfig,
   netnsPath,
 } from './config.js';
-import { closeQueues, converge, openEndpoint, removeQueues, removeStale } from './devices.js';
+import { closeQueues, converge, openEndpoint, removeQueues, removeStale, type Shape } from './devices.js';
 import { EngineTeam } from './engine-team.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
@@ -189,6 +189,12 @@ export class Daemon {
     return found.mtu ?? largestMtu(config, found, config.underlay.mtu ?? this.underlayDevice.mtu);
   }
 
+  /** What the network of an endpoint makes of its interface. */
+  private shapeOf({ network }: LocalEndpoint, config: Config): Shape {
+    const { internal, gateway } = config.networks.find(({ name }) => name === network)!;
+    return { mtu: this.mtuOf(network, config), gateway: internal ? undefined : gateway };
+  }
+
   /** What each worker is to do. */
   private intents(config = this.config, attached = this.attached) {
     const queues = new Map<string, readonly Tap[]>();
@@ -199,6 +205,7 @@ export class Daemon {
       mtu: this.underlayDevice.mtu,
       queues,
       links: this.links,
+      mtuOf: (network: string) => this.mtuOf(network, config),
       udpSegmentation: this.udpSegmentation,
     };
     return this.sockets.sockets.map((_, worker) => intentOf(config, this.plan, opened, worker));
@@ -315,9 +322,13 @@ export class Daemon {
         return;
       }
       try {
-        const mtu = this.mtuOf(endpoint.network, config);
         const namespace = namespaceOf(endpoint);
-        const { taps, reattached } = openEndpoint(config.node, endpoint, mtu, config.workers);
+        const { taps, reattached } = openEndpoint(
+          config.node,
+          endpoint,
+          this.shapeOf(endpoint, config),
+          config.workers,
+        );
         const attached = { endpoint, taps, reattached, namespace, lost: false, closed: false };
         fresh.push(attached);
         all.set(placeOf(endpoint), attached);
@@ -330,7 +341,7 @@ export class Daemon {
       throw hostError(this.options.file, problems);
     }
     for (const { endpoint } of all.values()) {
-      if (kept.has(placeOf(endpoint))) converge(config.node, endpoint, this.mtuOf(endpoint.network, config));
+      if (kept.has(placeOf(endpoint))) converge(config.node, endpoint, this.shapeOf(endpoint, config));
     }
     return all;
   }
@@ -402,6 +413,7 @@ export class Daemon {
 
   /** Name of the endpoint or VTEP behind a destination number. */
   endpointName(port: number): string {
+    if (port === GATEWAY_PORT) return 'gateway';
     return this.plan.endpoints.nameOf(port) ?? `port ${port}`;
   }
 

@@ -15,6 +15,7 @@ import { type LocalEndpoint, netnsPath, type Underlay } from './config.js';
 /** One interface as `ip -j address` describes it; only what is used here. */
 interface Link {
   readonly ifname: string;
+  readonly ifindex: number;
   readonly mtu: number;
   readonly address: string;
   readonly ifalias?: string;
@@ -38,6 +39,19 @@ export interface OpenEndpoint {
   /** Whether the device was there before, left by an engine that was killed. */
   readonly reattached: boolean;
 }
+
+/** What its network makes of an endpoint's interface. */
+export interface Shape {
+  /** Bytes. */
+  readonly mtu: number;
+  /** Address of the default route's next hop; undefined: no such route of ours. */
+  readonly gateway: string | undefined;
+}
+
+/** Mark of our routes (rtnetlink(7), rtm_protocol): others that a container has are not touched. */
+const ROUTE_PROTOCOL = 87;
+/** A container in several networks has a default route by each; the interface that came first is preferred. */
+const FIRST_METRIC = 100;
 
 function alias(node: string, endpoint: string): string {
   return `weft:${node}:${endpoint}`;
@@ -64,7 +78,7 @@ function linkIn(netns: string, name: string): Link {
 export function openEndpoint(
   node: string,
   endpoint: LocalEndpoint,
-  mtu: number,
+  shape: Shape,
   workers: number,
 ): OpenEndpoint {
   const netns = netnsPath(endpoint.netns);
@@ -77,7 +91,7 @@ export function openEndpoint(
   const taps = openQueues({ name: endpoint.interface, netns, persist: true, tunnel: false }, workers);
   const { existed } = taps[0];
   try {
-    converge(node, endpoint, mtu);
+    converge(node, endpoint, shape);
   } catch (error) {
     if (existed) closeQueues(taps);
     else removeQueues(taps);
@@ -115,7 +129,7 @@ function isOurs(link: Link): boolean {
 }
 
 /** Makes the interface of an endpoint what the config says. @throws CommandError when `ip` refuses. */
-export function converge(node: string, endpoint: LocalEndpoint, mtu: number): void {
+export function converge(node: string, endpoint: LocalEndpoint, { mtu, gateway }: Shape): void {
   const netns = netnsPath(endpoint.netns);
   const name = endpoint.interface;
   const link = linkIn(netns, name);
@@ -136,7 +150,27 @@ export function converge(node: string, endpoint: LocalEndpoint, mtu: number): vo
     batch.push(`address add ${address} dev ${name}${address.includes(':') ? ' nodad' : ''}`);
   }
   if (!link.flags.includes('UP')) batch.push(`link set dev ${name} up`);
+  batch.push(...routeChanges(netns, link, gateway));
   if (batch.length > 0) ipIn(netns, ['-batch', '-'], `${batch.join('\n')}\n`);
+}
+
+interface Route {
+  readonly gateway?: string;
+  readonly metric?: number;
+}
+
+/** Makes the default route by an interface what it is to be. */
+function routeChanges(netns: string, { ifname, ifindex }: Link, gateway: string | undefined): string[] {
+  const family = gateway?.includes(':') ? '-6' : '-4';
+  const list = ['-j', family, 'route', 'show', 'default', 'dev', ifname, 'proto', String(ROUTE_PROTOCOL)];
+  const present = JSON.parse(ipIn(netns, list) || '[]') as Route[];
+  const wanted = gateway?.includes(':') ? undefined : gateway;
+  const tail = `dev ${ifname} proto ${ROUTE_PROTOCOL} metric`;
+  const gone = present.filter((route) => route.gateway !== wanted);
+  const changes = gone.map((route) => `route del default via ${route.gateway} ${tail} ${route.metric}`);
+  if (wanted !== undefined && gone.length === present.length)
+    changes.push(`route add default via ${wanted} ${tail} ${FIRST_METRIC + ifindex}`);
+  return changes;
 }
 
 /** Removes a TAP that an engine which was killed left behind; one that is gone, or not ours, is left alone. */

@@ -11,6 +11,7 @@ import {
   type UnderlaySockets,
 } from './devices.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
+import { closeRouters, type OpenRouter, openRouter, routerProblems } from './router.js';
 
 /** Bits of CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7)). */
 const NEEDED = (1n << 12n) | (1n << 21n);
@@ -53,6 +54,7 @@ export function checkHost(file: string, config: Config): LocalInterface {
       remedy: `make it with "ip netns add ${endpoint.netns}", or correct the name`,
     });
   });
+  problems.push(...routerProblems(config));
   if (problems.length > 0) throw hostError(file, problems);
   return device!;
 }
@@ -61,22 +63,44 @@ export function checkHost(file: string, config: Config): LocalInterface {
 export interface Sockets {
   readonly sockets: readonly UnderlaySockets[];
   readonly esp: readonly EspSocket[];
+  /** Of each uplink, in the order of the config. */
+  readonly routers: readonly OpenRouter[];
 }
 
 /** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
 export function openSockets(file: string, config: Config): Sockets {
   const sockets = openVxlan(file, config);
+  let esp: EspSocket[] = [];
   try {
-    return { sockets, esp: openEspSockets(file, config) };
+    esp = openEspSockets(file, config);
+    return { sockets, esp, routers: openRouters(file, config) };
   } catch (error) {
     closeUnderlay(sockets);
+    closeEsp(esp);
     throw error;
   }
 }
 
-export function closeSockets({ sockets, esp }: Sockets): void {
+export function closeSockets({ sockets, esp, routers }: Sockets): void {
   closeUnderlay(sockets);
   closeEsp(esp);
+  closeRouters(routers);
+}
+
+function openRouters(file: string, config: Config): OpenRouter[] {
+  const routers: OpenRouter[] = [];
+  const problems: HostProblem[] = [];
+  config.uplinks.forEach((uplink, index) => {
+    try {
+      routers.push(openRouter(uplink));
+    } catch (error) {
+      const remedy = 'check that the interface is there, and that weft may open packet sockets (CAP_NET_RAW)';
+      problems.push({ path: ['uplinks', index, 'interface'], message: (error as Error).message, remedy });
+    }
+  });
+  if (problems.length === 0) return routers;
+  closeRouters(routers);
+  throw hostError(file, problems);
 }
 
 function openVxlan(file: string, { underlay, workers }: Config): UnderlaySockets[] {

@@ -18,10 +18,21 @@ interface Listed {
   readonly addr_info: readonly { local: string }[];
 }
 
-/** The interface of this host that has the address; undefined when none has. @throws CommandError without `ip`. */
-export function interfaceOf(address: string): LocalInterface | undefined {
-  const links = JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as Listed[];
-  const link = links.find(({ addr_info }) => addr_info.some(({ local }) => local === address));
+function listed(): Listed[] {
+  return JSON.parse(runSync('ip', ['-j', 'address', 'show'])) as Listed[];
+}
+
+function described(link: Listed | undefined): LocalInterface | undefined {
   if (link === undefined) return undefined;
   return { name: link.ifname, linkType: link.link_type, mtu: link.mtu, up: link.flags.includes('UP') };
+}
+
+/** The interface of this host that has the address; undefined when none has. @throws CommandError without `ip`. */
+export function interfaceOf(address: string): LocalInterface | undefined {
+  return described(listed().find(({ addr_info }) => addr_info.some(({ local }) => local === address)));
+}
+
+/** The interface of this host with the name; undefined when there is none. @throws CommandError without `ip`. */
+export function interfaceNamed(name: string): LocalInterface | undefined {
+  return described(listed().find(({ ifname }) => ifname === name));
 }

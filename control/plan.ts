@@ -3,12 +3,19 @@
  * and endpoints keep their numbers as long as they live, so that a reload changes only what differs.
  */
 import { randomInt } from 'node:crypto';
-import type { Intent, NeighbourIntent, StationIntent } from '../engine/intent.js';
+import {
+  GATEWAY_PORT,
+  type GatewayIntent,
+  type Intent,
+  type NeighbourIntent,
+  type StationIntent,
+} from '../engine/intent.js';
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
-import { macBytes, parseIp } from './addresses.js';
+import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
 import type { Config, Endpoint, Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
+import { type OpenRouter, uplinkIntentOf } from './router.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
@@ -87,6 +94,44 @@ function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
   }));
 }
 
+/** MAC of a network's gateway: the same on every host, for it is made of the address. */
+function gatewayMac(gateway: string): Uint8Array {
+  return macBytes(deriveMac(parseIp(gateway)));
+}
+
+/** Gateways of IPv4 networks; those of IPv6 answer nobody yet. */
+function gatewaysOf(config: Config, plan: Plan, mtuOf: (network: string) => number): GatewayIntent[] {
+  return config.networks.flatMap(({ name, gateway, subnet, uplink }) => {
+    const prefix = parsePrefix(subnet);
+    if (gateway === undefined || prefix.network.family === 6) return [];
+    return {
+      domain: plan.networks.of(name),
+      address: addressOf(gateway),
+      subnet: Uint8Array.from(prefix.network.bytes),
+      length: prefix.length,
+      mac: gatewayMac(gateway),
+      uplink: uplink === undefined ? -1 : config.uplinks.findIndex((one) => one.name === uplink),
+      mtu: mtuOf(name),
+    };
+  });
+}
+
+const PROTOCOLS = { tcp: 6, udp: 17 } as const;
+
+function publishOf(config: Config, plan: Plan): Intent['publish'] {
+  return config.publish.map(({ endpoint, protocol, port, target, uplink }) => {
+    const { network, address } = config.endpoints.find(({ name }) => name === endpoint)!;
+    return {
+      uplink: config.uplinks.findIndex(({ name }) => name === uplink),
+      protocol: PROTOCOLS[protocol],
+      port,
+      domain: plan.networks.of(network),
+      address: addressOf(address),
+      target,
+    };
+  });
+}
+
 /** What was opened on the host for a config. */
 export interface Opened {
   /** One set a worker. */
@@ -99,6 +144,10 @@ export interface Opened {
   /** Queues of the TAPs, by endpoint, one a worker; an endpoint without is left out. */
   readonly queues: ReadonlyMap<string, readonly Tap[]>;
   readonly links: readonly Link[];
+  /** Of each uplink, in the order of the config. */
+  readonly routers: readonly OpenRouter[];
+  /** MTU of a network's interfaces, bytes. */
+  readonly mtuOf: (network: string) => number;
   /** Whether this kernel's TAPs take UDP super-frames. */
   readonly udpSegmentation: boolean;
 }
@@ -119,6 +168,7 @@ function capacityFor(config: Config): number {
 export function intentOf(config: Config, plan: Plan, opened: Opened, worker: number): Intent {
   const { sockets, esp, uplink, mtu, queues, links } = opened;
   const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || queues.has(name));
+  const gateways = gatewaysOf(config, plan, opened.mtuOf);
   return {
     underlay: {
       ...sockets[worker],
@@ -148,7 +198,22 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
         fd: queues.get(name)![worker].fd,
         domain: plan.networks.of(network),
       })),
-    stations: present.map((endpoint) => stationOf(plan, endpoint)),
-    neighbours: present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
+    stations: [
+      ...present.map((endpoint) => stationOf(plan, endpoint)),
+      ...gateways.map(({ domain, mac }) => ({ domain, mac, at: GATEWAY_PORT })),
+    ],
+    neighbours: [
+      ...present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
+      ...gateways.map(({ domain, address, mac }) => ({ domain, address, mac })),
+    ],
+    gateways,
+    uplinks: opened.routers.map(uplinkIntentOf),
+    publish: publishOf(config, plan),
+    nat: {
+      mapping: config.nat.mapping,
+      firstPort: config.nat.ports.first,
+      lastPort: config.nat.ports.last,
+      maxFlows: config.nat.maxFlows,
+    },
   };
 }

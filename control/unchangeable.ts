@@ -22,11 +22,21 @@ export function unchangeable(before: Config, after: Config): HostProblem[] {
     for (const key of ['encapsulation', 'port'] as const)
       keys.push({ path: ['encryption', key], old: before.encryption[key], next: after.encryption[key] });
   }
+  const ways = [
+    { path: ['uplinks'], same: JSON.stringify(before.uplinks) === JSON.stringify(after.uplinks) },
+    { path: ['nat'], same: JSON.stringify(before.nat) === JSON.stringify(after.nat) },
+  ].filter(({ same }) => !same);
+  const changed = ways.map(({ path }) => ({
+    path,
+    message: `${path.join('.')} cannot change while the engine runs`,
+    remedy: REMEDY,
+  }));
   return keys
     .filter(({ old, next }) => old !== next)
     .map(({ path, old }) => ({
       path,
       message: `${path.join('.')} cannot change while the engine runs (it is ${old})`,
       remedy: REMEDY,
-    }));
+    }))
+    .concat(changed);
 }

@@ -9,6 +9,7 @@
  *                          └────────► (secure.ts) ──► uplink TAP, ESP socket    encrypted domains
  *   uplink TAP, UDP socket ──► vxlan-decap ──► unfinished ──► coalesce ──► bridge
  *   uplink TAP, ESP socket ──► (secure.ts) ──────────────────┘
+ *   bridge ──► (gateway.ts) ──► packet sockets ──► (gateway.ts) ──► bridge    what leaves the overlay and enters it
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
@@ -20,12 +21,14 @@ import { createSegment } from './elements/segment.js';
 import { createUnfinished } from './elements/unfinished.js';
 import { createVxlanDecap, type VxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
+import { GatewayWay } from './gateway.js';
 import { createGossip, type Gossip } from './gossip.js';
 import { Batch, type Consumer, Context, Stages } from './graph.js';
 import {
   type AssociationIntent,
   type DomainIntent,
   ESP_PORT,
+  GATEWAY_PORT,
   type Intent,
   MAX_VTEPS,
   type PortIntent,
@@ -50,6 +53,8 @@ import { type LocalVtep, SAW_NO_ASSOCIATION, Vteps } from './tables/vteps.js';
 const SMALL_SLOTS = 4096;
 const LARGE_SLOTS = 1024;
 const MAX_PORTS = UPLINK_PORT;
+/** Times that the stages run once more in a breath, for frames that come in again. */
+const MOST_AGAIN = 8;
 /** A learned VTEP goes after this many seconds of silence, when its stations have long aged. */
 const VTEP_SILENCE = 900;
 /** Table slots looked at per tick of 100 ms: the whole table in a little over 25 seconds, 0.1 ms at a time. */
@@ -86,7 +91,7 @@ export class DataPlane {
   readonly vteps = new Vteps(MAX_VTEPS);
   readonly domains = new Domains();
   private readonly neighbours: Neighbours;
-  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(MAX_PORTS).fill(null);
+  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(GATEWAY_PORT + 1).fill(null);
   private readonly ports = new Map<number, Port>();
   private readonly stages = new Stages();
   private readonly tapInput: Batch;
@@ -100,6 +105,7 @@ export class DataPlane {
   private readonly secureDecap: VxlanDecap | null;
   private readonly uplink: Port | null;
   private readonly local: LocalVtep;
+  private readonly gateway: GatewayWay;
   private readonly wait = native.waitCreate();
   private readonly ready = new Uint32Array(256);
   private readonly gossip: Gossip | null;
@@ -194,6 +200,14 @@ export class DataPlane {
       this.gossip,
     );
     const toBridge = new Batch(this.bridge);
+    this.gateway = new GatewayWay(context, {
+      uplinks: first.uplinks,
+      nat: first.nat,
+      neighbours: this.neighbours,
+      ports: this.outputs,
+      bridge: toBridge,
+    });
+    this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
     // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
     const toCoalesce = new Batch(createCoalesce(context, toBridge, { udp: first.udpSegmentation }));
@@ -209,8 +223,10 @@ export class DataPlane {
       ...(secureIn?.stages ?? []),
       toUnfinished,
       toCoalesce,
+      ...this.gateway.inbound,
       toBridge,
       group,
+      ...this.gateway.outbound,
       toTunnel,
       ...(secureOut?.stages ?? []),
       toSegment,
@@ -221,7 +237,17 @@ export class DataPlane {
     if (underlay.esp?.receive && this.espPort) native.waitAdd(this.wait, this.espPort.fd, ESP_PORT);
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
-    this.current = { ...first, domains: [], ports: [], stations: [], neighbours: [], links: [] };
+    this.gateway.watch(this.wait);
+    const empty = {
+      domains: [],
+      ports: [],
+      stations: [],
+      neighbours: [],
+      links: [],
+      gateways: [],
+      publish: [],
+    };
+    this.current = { ...first, ...empty };
     this.apply(first);
   }
 
@@ -253,7 +279,7 @@ export class DataPlane {
    * runs the graph and sends. Returns the tag of a watched descriptor that is ready, 0 when there is none.
    */
   breathe(microseconds: number): number {
-    const { ready, stages } = this;
+    const { ready } = this;
     const count = native.wait(this.wait, ready, microseconds, this.spin);
     this.context.setTime(performance.now());
     this.gossip?.hear();
@@ -264,14 +290,19 @@ export class DataPlane {
       else if (tag === UPLINK_PORT) this.uplink?.receive(this.underlayInput);
       else if (tag === ESP_PORT) this.espPort?.receive(this.espInput);
       else if (tag < MAX_PORTS) this.receiveFrom(tag);
-      else watched = tag;
+      else if (!this.gateway.receive(tag)) watched = tag;
     }
-    stages.run();
+    this.runStages();
     this.spin = count > 0 && this.context.now - this.worked > SPARSE_MS ? SPIN_MICROSECONDS : 0;
     if (count > 0) this.worked = this.context.now;
     if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;
     if (this.context.now - this.ticked >= 100) this.tick();
     return watched;
+  }
+
+  private runStages(): void {
+    this.stages.run();
+    for (let round = 0; round < MOST_AGAIN && this.gateway.again(); round++) this.stages.run();
   }
 
   private receiveFrom(id: number): void {
@@ -286,6 +317,8 @@ export class DataPlane {
   private tick(): void {
     this.ticked = this.context.now;
     this.bridge.age(SWEEP_SLOTS);
+    this.gateway.tick();
+    this.runStages();
     this.vteps.tell((vtep, saw) => this.onSeen(this.vteps.address(vtep), saw));
     const { seconds } = this.context;
     for (let vtep = 0; this.vteps.learned > 0 && vtep < MAX_VTEPS; vtep++) {
@@ -325,6 +358,7 @@ export class DataPlane {
     for (const added of difference(next.neighbours, before.neighbours)) {
       this.neighbours.set(added.domain, added.address, added.mac);
     }
+    this.gateway.apply(before, next);
     this.invalidate();
     this.current = next;
   }

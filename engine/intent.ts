@@ -78,6 +78,56 @@ export interface NeighbourIntent {
   readonly mac: Uint8Array;
 }
 
+/** The gateway of a network: a router that is on every host under the same addresses, each for its own containers. */
+export interface GatewayIntent {
+  readonly domain: number;
+  /** Four bytes; the gateway's, and its network's prefix. */
+  readonly address: Uint8Array;
+  readonly subnet: Uint8Array;
+  readonly length: number;
+  readonly mac: Uint8Array;
+  /** Index of the uplink, -1 when there is no way out. */
+  readonly uplink: number;
+  /** Largest IP packet of the network, bytes. */
+  readonly mtu: number;
+}
+
+/** A way out of the host, where the engine is a router with an address of its own. Stays for life. */
+export interface UplinkIntent {
+  /** Packet socket that is a station of the MAC. */
+  readonly fd: number;
+  readonly mac: Uint8Array;
+  /** Four bytes. */
+  readonly address: Uint8Array;
+  readonly length: number;
+  /** Next hop of what is not on the link; without it nothing else is reached. */
+  readonly gateway?: Uint8Array;
+  /** Largest IP packet, bytes. */
+  readonly mtu: number;
+}
+
+/** A port of an uplink's address that stands for one of an endpoint. */
+export interface PublishIntent {
+  /** Index of the uplink. */
+  readonly uplink: number;
+  /** 6 or 17. */
+  readonly protocol: number;
+  readonly port: number;
+  readonly domain: number;
+  /** Four bytes. */
+  readonly address: Uint8Array;
+  readonly target: number;
+}
+
+/** Address translation of each uplink. Stays for life. */
+export interface NatIntent {
+  readonly mapping: 'endpoint-independent' | 'endpoint-dependent';
+  /** Ports that are given out. */
+  readonly firstPort: number;
+  readonly lastPort: number;
+  readonly maxFlows: number;
+}
+
 /**
  * A security association (RFC 4303) that the data plane is to use. Its key lies in the addon under `slot` and never
  * in an intent; what changes with each packet lies in the AssociationState that all workers share.
@@ -106,6 +156,10 @@ export interface Intent {
   readonly stations: readonly StationIntent[];
   readonly neighbours: readonly NeighbourIntent[];
   readonly links: readonly LinkIntent[];
+  readonly gateways: readonly GatewayIntent[];
+  readonly uplinks: readonly UplinkIntent[];
+  readonly publish: readonly PublishIntent[];
+  readonly nat: NatIntent;
   /** Stations that the forwarding table can hold. Stays for life. */
   readonly capacity: number;
   /** Whether every TAP takes UDP super-frames (USO). Stays for life. */
@@ -121,5 +175,11 @@ export const UNDERLAY_PORT = 0;
 export const UPLINK_PORT = 4095;
 /** Number of the port that carries ESP over a socket. */
 export const ESP_PORT = 4096;
+/** Number under which bridges know the gateway. */
+export const GATEWAY_PORT = 4097;
+/** Numbers of the ports of uplinks, by index from here. */
+export const FIRST_UPLINK_PORT = 4098;
+/** Most uplinks of a node. */
+export const MAX_UPLINKS = 16;
 /** Most local endpoints: ports 1 to 4094. */
 export const MAX_ENDPOINTS = UPLINK_PORT - 1;

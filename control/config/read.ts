@@ -10,7 +10,7 @@ import { secrecyOf } from './secrecy.js';
 export type Draft<S extends z.ZodObject> = Partial<z.output<S>>;
 
 /** Keys that later versions have: refused by name, so that nobody hunts a typo. */
-const NOT_BUILT = new Set(['uplinks', 'publish', 'nat', 'services', 'ingress']);
+const NOT_BUILT = new Set(['services', 'ingress']);
 
 /** Reads the leaves of a mapping; structures in it are the caller's. */
 export function readLeaves<S extends z.ZodObject>(

@@ -116,7 +116,7 @@ function checkUnderlay({ address, mtu }: UnderlayDraft, findings: Findings): voi
 }
 
 /** Why an address of the prefix cannot be a host's; undefined when it can. */
-function unusable(prefix: Prefix, ip: Ip): string | undefined {
+export function unusable(prefix: Prefix, ip: Ip): string | undefined {
   const { network, length } = prefix;
   const subnet = `${network.text}/${length}`;
   if (!contains(prefix, ip)) return `${ip.text} is outside ${subnet}`;
@@ -270,6 +270,24 @@ function checkPlace({ path, written }: EndpointDraft, findings: Findings): void 
   }
 }
 
+/** Problem and remedy of a name that nothing has. @param list key of the file where it would be. */
+export function unknownName(
+  what: string,
+  wanted: string,
+  known: readonly string[],
+  list: string,
+): [message: string, remedy: string] {
+  const close = closest(wanted, known);
+  const listed = known.slice(0, 10).join(', ') + (known.length > 10 ? ', …' : '');
+  const remedy =
+    close !== undefined
+      ? `did you mean ${close}?`
+      : known.length > 0
+        ? `write one of ${listed}, or add it to ${list}`
+        : `add it to ${list}`;
+  return [`there is no ${what} "${wanted}"`, remedy];
+}
+
 function findNetwork(
   { path, fields }: EndpointDraft,
   byName: ReadonlyMap<string | undefined, NetworkDraft>,
@@ -281,15 +299,7 @@ function findNetwork(
   // A network whose name could not be read may be the one that is meant.
   if (found !== undefined || byName.has(undefined)) return found;
   const known = [...byName.keys()].filter((name) => name !== undefined);
-  const close = closest(network, known);
-  const listed = known.slice(0, 10).join(', ') + (known.length > 10 ? ', …' : '');
-  const remedy =
-    close !== undefined
-      ? `did you mean ${close}?`
-      : known.length > 0
-        ? `write one of ${listed}, or add it to networks`
-        : 'add it to networks';
-  findings.add([...path, 'network'], `there is no network "${network}"`, remedy);
+  findings.add([...path, 'network'], ...unknownName('network', network, known, 'networks'));
   return undefined;
 }
 
@@ -320,6 +330,7 @@ function checkAddresses(
   findings: Findings,
 ): void {
   const scope = `${network.name}\0`;
+  const gatewayMac = network.gateway && deriveMac(network.gateway);
   const { address, address6, mac } = fields;
   if (address !== undefined && network.subnet !== undefined) {
     checkAddress(address, network.subnet, network.gateway, [...path, 'address'], scope, addresses, findings);
@@ -333,7 +344,9 @@ function checkAddresses(
       'add subnet6 to the network, or remove address6',
     );
   }
-  if (mac !== undefined) {
+  if (mac !== undefined && mac === gatewayMac) {
+    findings.add([...path, 'mac'], `MAC ${mac} is that of the network's gateway`, 'write another');
+  } else if (mac !== undefined) {
     macs.add(
       scope + mac,
       [...path, 'mac'],

@@ -149,7 +149,21 @@ export const networkSchema = z.strictObject({
     'an IPv6 prefix such as fd00:9::/64',
     'IPv6 prefix beside an IPv4 subnet.',
   ),
-  gateway: leaf(ip().optional(), IP_FORM, 'Address inside the subnet kept for the gateway.'),
+  gateway: leaf(
+    ip().optional(),
+    IP_FORM,
+    'Address inside the subnet at which every host is the gateway of its own endpoints.',
+  ),
+  uplink: leaf(
+    name().optional(),
+    'the name of an uplink of this file',
+    'Uplink by which the network leaves.',
+  ),
+  masquerade: leaf(
+    z.boolean().default(true),
+    TRUTH,
+    "Whether what leaves has the uplink's address in place of the endpoint's.",
+  ),
   mtu: leaf(
     integer(LEAST_MTU[4], MOST_MTU).optional(),
     between(LEAST_MTU[4], MOST_MTU),
@@ -180,6 +194,74 @@ export const networkSchema = z.strictObject({
   ),
   learning_limit: leaf(integer(0, 1048576).default(65536), between(0, 1048576), 'Most MACs learned.'),
   learning: leaf(z.boolean().default(true), TRUTH, 'Whether source MACs are learned.'),
+});
+
+export const uplinkSchema = z.strictObject({
+  name: leaf(name(), NAME_FORM, 'Name of the uplink, unique.'),
+  mode: leaf(
+    z.enum(['router', 'host']).default('router'),
+    'router or host',
+    "Whether Weft is a router of its own on the interface, or the host's stack routes.",
+  ),
+  interface: leaf(
+    reads(z.string(), readInterface).optional(),
+    INTERFACE_FORM,
+    'Interface of this host on which the router is.',
+  ),
+  address: leaf(
+    prefix().optional(),
+    'address/length on the link of the interface, such as 192.168.60.10/24',
+    "The router's own address there.",
+  ),
+  gateway: leaf(ip().optional(), IP_FORM, 'Next hop of everything that is not on that link.'),
+});
+
+export const publishSchema = z.strictObject({
+  endpoint: leaf(name(), 'the name of a local endpoint of this file', 'Endpoint that is to be reached.'),
+  protocol: leaf(z.enum(['tcp', 'udp']), 'tcp or udp', 'Protocol of the port.'),
+  port: leaf(integer(1, 65535), between(1, 65535), "Port at the uplink's address."),
+  target: leaf(
+    integer(1, 65535).optional(),
+    between(1, 65535),
+    'Port of the endpoint; the same as port when absent.',
+  ),
+  uplink: leaf(
+    name().optional(),
+    'the name of an uplink of this file',
+    "Uplink at whose address it is; that of the endpoint's network when absent.",
+  ),
+});
+
+const PORTS_FORM = 'two ports and a dash, such as 32768-60999';
+
+/** Lowest and highest port of a range. */
+function readPorts(text: string): { readonly first: number; readonly last: number } {
+  const [, low, high] = /^([0-9]{1,5})-([0-9]{1,5})$/.exec(text) ?? [];
+  const [first, last] = [Number(low), Number(high)];
+  if (!(first >= 1 && last <= 65535 && first <= last))
+    throw new ValueError(`${quote(text)} is not a range of ports`, `write ${PORTS_FORM}`);
+  return { first, last };
+}
+
+/** Most flows of an uplink; each takes 92 bytes. */
+const MOST_FLOWS = 1 << 22;
+
+export const natSchema = z.strictObject({
+  mapping: leaf(
+    z.enum(['endpoint-independent', 'endpoint-dependent']).default('endpoint-independent'),
+    'endpoint-independent or endpoint-dependent',
+    'Whether a port outside stands for one endpoint whatever it talks to (RFC 4787), or is shared as Linux does.',
+  ),
+  ports: leaf(
+    reads(z.string(), readPorts).default({ first: 32768, last: 60999 }),
+    PORTS_FORM,
+    'Ports that endpoints get outside.',
+  ),
+  max_flows: leaf(
+    integer(1024, MOST_FLOWS).default(262144),
+    between(1024, MOST_FLOWS),
+    'Flows that an uplink can track, in memory taken at the start.',
+  ),
 });
 
 export const endpointSchema = z.strictObject({
@@ -317,6 +399,12 @@ export const configSchema = z.strictObject({
   underlay: underlaySchema.meta({ description: 'How VXLAN reaches other hosts.' }),
   networks: z.array(networkSchema).default([]).meta({ description: 'Overlay networks of this host.' }),
   endpoints: z.array(endpointSchema).default([]).meta({ description: 'Interfaces of the networks.' }),
+  uplinks: z.array(uplinkSchema).default([]).meta({ description: 'Ways out of the overlay.' }),
+  publish: z
+    .array(publishSchema)
+    .default([])
+    .meta({ description: 'Ports of endpoints, reached at an uplink.' }),
+  nat: natSchema.optional().meta({ description: 'How addresses are translated at uplinks.' }),
   encryption: encryptionSchema.optional().meta({ description: 'How encrypted networks are encrypted.' }),
   security_associations: z
     .array(associationSchema)
@@ -330,6 +418,9 @@ export const SCHEMAS: readonly (readonly [place: string, schema: z.ZodObject])[]
   ['underlay', underlaySchema],
   ['an entry of networks', networkSchema],
   ['an entry of endpoints', endpointSchema],
+  ['an entry of uplinks', uplinkSchema],
+  ['an entry of publish', publishSchema],
+  ['nat', natSchema],
   ['encryption', encryptionSchema],
   ['an entry of encryption.keys', ringKeySchema],
   ['encryption.rotate', rotateSchema],

@@ -27,7 +27,11 @@ export interface Network {
   readonly subnet: string;
   /** Second prefix of a dual-stack network, always IPv6. */
   readonly subnet6: string | undefined;
+  /** Address at which this host is the gateway of its endpoints here. */
   readonly gateway: string | undefined;
+  /** Name of an uplink of this config; undefined: no way out. */
+  readonly uplink: string | undefined;
+  readonly masquerade: boolean;
   /** Inner IP MTU. Undefined only while `underlay.mtu` is: then `defaultMtu` of the interface's. */
   readonly mtu: number | undefined;
   /** Leaves the host only inside ESP, and is taken from no other. */
@@ -70,6 +74,34 @@ interface RemoteEndpoint extends EndpointCommon {
 }
 
 export type Endpoint = LocalEndpoint | RemoteEndpoint;
+
+/** A way out of the overlay: this host as a router with an address of its own on an interface. */
+export interface Uplink {
+  readonly name: string;
+  readonly interface: string;
+  /** IPv4, `address/length`. */
+  readonly address: string;
+  /** Next hop; undefined: only the link itself is reached. */
+  readonly gateway: string | undefined;
+}
+
+/** A port at an uplink's address that stands for one of an endpoint. */
+export interface Publish {
+  /** Name of a local endpoint of this config, in a network that leaves by the uplink. */
+  readonly endpoint: string;
+  readonly protocol: 'tcp' | 'udp';
+  readonly port: number;
+  readonly target: number;
+  readonly uplink: string;
+}
+
+/** Address translation at every uplink. */
+export interface Nat {
+  readonly mapping: 'endpoint-independent' | 'endpoint-dependent';
+  /** Ports given out. */
+  readonly ports: { readonly first: number; readonly last: number };
+  readonly maxFlows: number;
+}
 
 /** AES-GCM for ESP (RFC 4106): bits of the key, bytes of the ICV. `algorithmSizes` takes it apart. */
 export type Algorithm = `aes-${128 | 192 | 256}-gcm-${8 | 12 | 16}`;
@@ -125,6 +157,10 @@ export interface Config {
   readonly underlay: Underlay;
   readonly networks: readonly Network[];
   readonly endpoints: readonly Endpoint[];
+  readonly uplinks: readonly Uplink[];
+  /** Of each uplink and protocol every port once. */
+  readonly publish: readonly Publish[];
+  readonly nat: Nat;
   /** Undefined when the file has no `encryption`, no static association and no encrypted network. */
   readonly encryption: Encryption | undefined;
   readonly associations: readonly StaticAssociation[];

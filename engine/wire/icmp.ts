@@ -17,6 +17,8 @@ export const TIMESTAMP = 13;
 export const TIMESTAMP_REPLY = 14;
 
 /** Codes of UNREACHABLE. */
+export const NET_UNREACHABLE = 0;
+export const HOST_UNREACHABLE = 1;
 export const PORT_UNREACHABLE = 3;
 export const FRAGMENTATION_NEEDED = 4;
 export const ADMINISTRATIVELY_PROHIBITED = 13;

@@ -35,6 +35,8 @@ test("the design's file gives the whole config", (t) => {
         subnet: '10.0.9.0/24',
         subnet6: undefined,
         gateway: '10.0.9.254',
+        uplink: undefined,
+        masquerade: true,
         mtu: 1450,
         encrypted: false,
         internal: false,
@@ -57,6 +59,9 @@ test("the design's file gives the whole config", (t) => {
         interface: 'eth0',
       },
     ],
+    uplinks: [],
+    publish: [],
+    nat: { mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
     encryption: undefined,
     associations: [],
   });
@@ -100,6 +105,8 @@ endpoints:
     subnet: '10.0.0.0/8',
     subnet6: 'fd00::/64',
     gateway: undefined,
+    uplink: undefined,
+    masquerade: true,
     mtu: 8930, // 9000 less 70: the underlay's MTU is known.
     encrypted: false,
     internal: true,

@@ -117,6 +117,8 @@ const validFile = fc
         subnet: `10.${i}.0.0/16`,
         subnet6: network.dual ? `fd00:${i + 1}::/64` : undefined,
         gateway: `10.${i}.255.254`,
+        uplink: undefined,
+        masquerade: true,
         mtu:
           mtu === undefined
             ? undefined
@@ -143,6 +145,9 @@ const validFile = fc
             : ({ kind: 'local', ...common, netns: 'n', interface: `i${i}-${e}` } as const);
         }),
       ),
+      uplinks: [],
+      publish: [],
+      nat: { mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
       encryption,
       associations: encryption === undefined ? [] : inPairs(associations, vtep),
     };

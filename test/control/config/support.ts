@@ -103,6 +103,13 @@ export function formatConfig(config: Config): string {
       learning_limit: learningLimit,
     })),
     endpoints: config.endpoints.map(({ kind: _, ...same }) => same),
+    uplinks: config.uplinks,
+    publish: config.publish,
+    nat: {
+      mapping: config.nat.mapping,
+      ports: `${config.nat.ports.first}-${config.nat.ports.last}`,
+      max_flows: config.nat.maxFlows,
+    },
     encryption: encryption && {
       keys: encryption.keys,
       encapsulation: encryption.encapsulation,

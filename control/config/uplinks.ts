@@ -1,0 +1,255 @@
+/** The keys `uplinks`, `publish` and `nat`: read, checked for each other and for the networks, and built. */
+import { MAX_UPLINKS } from '../../engine/intent.js';
+import { contains, type Prefix } from '../addresses.js';
+import type { Findings, Path } from './problems.js';
+import { type Draft, readLeaves, readList } from './read.js';
+import { type EndpointDraft, type NetworkDraft, Unique, unknownName, unusable } from './relations.js';
+import { natSchema, publishSchema, uplinkSchema } from './schema.js';
+import type { Nat, Publish, Uplink } from './types.js';
+
+interface Part<F> {
+  readonly path: Path;
+  readonly fields: F;
+}
+
+type UplinkDraft = Part<Draft<typeof uplinkSchema>>;
+type PublishDraft = Part<Draft<typeof publishSchema>>;
+
+export interface UplinksDraft {
+  readonly uplinks: readonly UplinkDraft[];
+  readonly publish: readonly PublishDraft[];
+  readonly nat: Draft<typeof natSchema>;
+}
+
+/** Reads the three keys of a file. */
+export function readUplinks(root: Record<string, unknown>, findings: Findings): UplinksDraft {
+  const uplinks = readList(root['uplinks'], ['uplinks'], findings, (raw, path) => ({
+    path,
+    fields: readLeaves(uplinkSchema, raw, path, findings),
+  }));
+  const publish = readList(root['publish'], ['publish'], findings, (raw, path) => ({
+    path,
+    fields: readLeaves(publishSchema, raw, path, findings),
+  }));
+  return { uplinks, publish, nat: readLeaves(natSchema, root['nat'] ?? {}, ['nat'], findings) };
+}
+
+/** Checks all that concerns ways out; absent fields were reported already and are passed over. */
+export function checkUplinks(
+  { uplinks, publish }: UplinksDraft,
+  workers: number | undefined,
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+  findings: Findings,
+): void {
+  checkEach(uplinks, findings);
+  if (uplinks.length > 0 && workers !== undefined && workers !== 1) {
+    findings.add(
+      ['workers'],
+      `a node with uplinks has one data-plane thread, not ${workers}: flows are not shared between threads yet`,
+      'write 1, or remove the key',
+    );
+  }
+  for (const network of networks) checkNetwork(network, uplinks, findings);
+  const taken = new Unique(findings);
+  for (const rule of publish) checkPublish(rule, uplinks, networks, endpoints, taken, findings);
+}
+
+function checkEach(uplinks: readonly UplinkDraft[], findings: Findings): void {
+  if (uplinks.length > MAX_UPLINKS) {
+    const message = `${uplinks.length} uplinks are more than a node can have`;
+    findings.add(['uplinks'], message, `keep to ${MAX_UPLINKS}`);
+  }
+  const names = new Unique(findings);
+  const addresses = new Unique(findings);
+  for (const { path, fields } of uplinks) {
+    const { name, address } = fields;
+    if (name !== undefined)
+      names.add(name, [...path, 'name'], `uplink name "${name}"`, 'give each uplink its own name');
+    if (fields.mode === 'host') {
+      const remedy = 'leave mode out, and write interface, address and gateway';
+      findings.add([...path, 'mode'], 'mode host of uplinks is not built yet', remedy);
+      continue;
+    }
+    for (const key of ['interface', 'address'] as const) {
+      if (
+        fields[key] === undefined &&
+        !findings.problems.some(({ path: at }) => at === `uplinks[${path[1]}].${key}`)
+      )
+        findings.add(
+          path,
+          `${key} is missing`,
+          `add ${key}: an uplink that is a router has interface and address`,
+        );
+    }
+    if (address === undefined) continue;
+    addresses.add(
+      address.address.text,
+      [...path, 'address'],
+      `address ${address.address.text}`,
+      'give each uplink its own address',
+    );
+    checkAddress(address, fields, path, findings);
+  }
+}
+
+function checkAddress(
+  address: Prefix,
+  { gateway }: UplinkDraft['fields'],
+  path: Path,
+  findings: Findings,
+): void {
+  if (address.address.family === 6) {
+    findings.add([...path, 'address'], 'IPv6 uplinks are not built yet', 'write an IPv4 address');
+    return;
+  }
+  const why = unusable(address, address.address);
+  if (why !== undefined)
+    findings.add([...path, 'address'], `address ${why}`, 'write a free address of that link');
+  if (gateway === undefined) return;
+  const link = `${address.network.text}/${address.length}`;
+  const wrong =
+    gateway.text === address.address.text
+      ? `${gateway.text} is the uplink's own address`
+      : unusable(address, gateway);
+  if (wrong !== undefined)
+    findings.add([...path, 'gateway'], `gateway ${wrong}`, `write the address of a router in ${link}`);
+}
+
+function checkNetwork(
+  { path, fields }: NetworkDraft,
+  uplinks: readonly UplinkDraft[],
+  findings: Findings,
+): void {
+  const { name, uplink, gateway, subnet, internal, masquerade } = fields;
+  if (uplink === undefined) return;
+  const at = [...path, 'uplink'];
+  const way = findUplink(uplink, at, uplinks, findings);
+  if (internal === true)
+    findings.add(at, `network "${name}" is internal and has no way out`, 'remove uplink, or internal', 'key');
+  else if (subnet?.address.family === 6)
+    findings.add(at, 'uplinks of IPv6 networks are not built yet', 'remove uplink', 'key');
+  else if (gateway === undefined)
+    findings.add(
+      at,
+      `network "${name}" has an uplink and no gateway`,
+      'add gateway: a host address of its subnet',
+      'key',
+    );
+  if (masquerade === false) {
+    const remedy = 'remove it, or write true';
+    findings.add(
+      [...path, 'masquerade'],
+      'networks that are routed without masquerade are not built yet',
+      remedy,
+    );
+  }
+  const link = way?.fields.address;
+  if (link !== undefined && subnet !== undefined && overlap(link, subnet)) {
+    const message = `network "${name}" and the link of uplink "${uplink}" (${link.network.text}/${link.length}) overlap`;
+    findings.add(at, message, 'give the network another subnet, or another uplink');
+  }
+}
+
+function overlap(a: Prefix, b: Prefix): boolean {
+  return contains(a, b.network) || contains(b, a.network);
+}
+
+function findUplink(
+  name: string,
+  at: Path,
+  uplinks: readonly UplinkDraft[],
+  findings: Findings,
+): UplinkDraft | undefined {
+  const found = uplinks.find(({ fields }) => fields.name === name);
+  // An uplink whose name could not be read may be the one that is meant.
+  if (found !== undefined || uplinks.some(({ fields }) => fields.name === undefined)) return found;
+  const known = uplinks.map(({ fields }) => fields.name!);
+  findings.add(at, ...unknownName('uplink', name, known, 'uplinks'));
+  return undefined;
+}
+
+function checkPublish(
+  { path, fields }: PublishDraft,
+  uplinks: readonly UplinkDraft[],
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+  taken: Unique,
+  findings: Findings,
+): void {
+  const { uplink, protocol, port } = fields;
+  const known =
+    uplink === undefined || findUplink(uplink, [...path, 'uplink'], uplinks, findings) !== undefined;
+  const network = networkOf(fields, path, networks, endpoints, findings);
+  const own = network?.fields.uplink;
+  const at = uplink ?? own;
+  if (network !== undefined && own === undefined) {
+    const message = `network "${network.fields.name}" of endpoint "${fields.endpoint}" has no uplink`;
+    findings.add([...path, 'endpoint'], message, 'add uplink to the network');
+  } else if (own !== undefined && uplink !== undefined && known && own !== uplink) {
+    findings.add(
+      [...path, 'uplink'],
+      `network "${network!.fields.name}" leaves by "${own}", and answers would not go by "${uplink}"`,
+      `write ${own}, or remove the key`,
+    );
+  }
+  if (at !== undefined && protocol !== undefined && port !== undefined) {
+    const what = `${protocol} port ${port} of uplink "${at}"`;
+    taken.add(`${at}\0${protocol}\0${port}`, [...path, 'port'], what, 'publish each port once');
+  }
+}
+
+/** Network of the endpoint that is published; undefined when it cannot be told, and that was reported. */
+function networkOf(
+  { endpoint }: PublishDraft['fields'],
+  path: Path,
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+  findings: Findings,
+): NetworkDraft | undefined {
+  if (endpoint === undefined) return undefined;
+  const found = endpoints.find(({ fields }) => fields.name === endpoint);
+  if (found === undefined) {
+    if (endpoints.some(({ fields }) => fields.name === undefined)) return undefined;
+    const known = endpoints.map(({ fields }) => fields.name!);
+    findings.add([...path, 'endpoint'], ...unknownName('endpoint', endpoint, known, 'endpoints'));
+    return undefined;
+  }
+  if (found.written.has('vtep')) {
+    const message = `endpoint "${endpoint}" is on another host`;
+    findings.add([...path, 'endpoint'], message, 'publish it there, or name a local endpoint');
+    return undefined;
+  }
+  return networks.find(({ fields }) => fields.name !== undefined && fields.name === found.fields.network);
+}
+
+// Past this line nothing is missing: no problem was found, so every required field was read.
+
+export function buildUplink({ fields }: UplinkDraft): Uplink {
+  return {
+    name: fields.name!,
+    interface: fields.interface!,
+    address: fields.address!.text,
+    gateway: fields.gateway?.text,
+  };
+}
+
+export function buildPublish(
+  { fields }: PublishDraft,
+  networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
+): Publish {
+  const endpoint = endpoints.find((one) => one.fields.name === fields.endpoint)!;
+  const network = networks.find((one) => one.fields.name === endpoint.fields.network)!;
+  return {
+    endpoint: fields.endpoint!,
+    protocol: fields.protocol!,
+    port: fields.port!,
+    target: fields.target ?? fields.port!,
+    uplink: network.fields.uplink!,
+  };
+}
+
+export function buildNat({ mapping, ports, max_flows: maxFlows }: UplinksDraft['nat']): Nat {
+  return { mapping: mapping!, ports: ports!, maxFlows: maxFlows! };
+}

@@ -1,0 +1,44 @@
+/** Answers ICMP echo requests to an address of ours (RFC 792; RFC 1122, 3.2.2.6), in place. */
+import type { FrameMemory } from '../memory/frames.js';
+import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
+import { ECHO, ECHO_REPLY, ICMP_CHECKSUM, ICMP_HEADER } from '../wire/icmp.js';
+import {
+  IPV4_DESTINATION,
+  IPV4_FRAGMENT,
+  IPV4_LENGTH,
+  IPV4_SOURCE,
+  IPV4_TTL_PROTOCOL,
+  PROTOCOL_ICMP,
+  updateChecksum,
+  writeIpv4Checksum,
+} from '../wire/ip.js';
+
+const TTL = 64;
+
+/** Whether a sound packet is a whole echo request. */
+export function isEcho(u16: Uint16Array, ip: number): boolean {
+  if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_ICMP || (u16[ip + IPV4_FRAGMENT] & 0xff3f) !== 0)
+    return false;
+  const header = (u16[ip] & 15) << 2;
+  return swap16(u16[ip + IPV4_LENGTH]) >= header + ICMP_HEADER && u16[ip + (header >>> 1)] === ECHO;
+}
+
+/** Makes an echo request its reply, Ethernet addresses included. A request with a wrong checksum gets a wrong one. */
+export function answerEcho({ u16, off }: FrameMemory, frame: number): void {
+  const w = off[frame] >>> 1;
+  const ip = w + ETHERNET_HEADER / 2;
+  const words = (u16[ip] & 15) << 1;
+  for (let i = 0; i < 3; i++) swap(u16, w + i, w + 3 + i);
+  for (let i = 0; i < 2; i++) swap(u16, ip + IPV4_SOURCE + i, ip + IPV4_DESTINATION + i);
+  u16[ip + IPV4_TTL_PROTOCOL] = TTL | (PROTOCOL_ICMP << 8);
+  writeIpv4Checksum(u16, ip, words);
+  const icmp = ip + words;
+  u16[icmp] = ECHO_REPLY;
+  u16[icmp + ICMP_CHECKSUM] = updateChecksum(u16[icmp + ICMP_CHECKSUM], ECHO, ECHO_REPLY);
+}
+
+function swap(u16: Uint16Array, a: number, b: number): void {
+  const kept = u16[a];
+  u16[a] = u16[b];
+  u16[b] = kept;
+}

@@ -1,0 +1,232 @@
+/**
+ * The way out of the overlay and into it: the gateway of all networks, and for each uplink its address translation, its
+ * link layer and its port.
+ *
+ *   bridge ──► gateway ──► nat ──► resolver ──► packet socket
+ *   packet socket ──► uplink-in ──► nat ──► gateway ──► bridge
+ *
+ * What must come in again at once – packets from inside to the external address (hairpinning, RFC 4787, REQ-9), and
+ * errors about packets that were already translated – waits until the stages have run, which then run again.
+ */
+import { native } from '../native-bindings/index.js';
+import { createDeferred, type Deferred } from './deferred.js';
+import { createGateway } from './elements/gateway.js';
+import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
+import { NatTables } from './elements/nat/tables.js';
+import { createNat, type Nat } from './elements/nat.js';
+import { createResolver, type Resolver, type Station } from './elements/resolver.js';
+import { createUplinkIn } from './elements/uplink-in.js';
+import { Batch, type Consumer, type Context } from './graph.js';
+import {
+  FIRST_UPLINK_PORT,
+  type GatewayIntent,
+  type Intent,
+  type NatIntent,
+  type PublishIntent,
+  type UplinkIntent,
+} from './intent.js';
+import { NO_FRAME } from './memory/frames.js';
+import { createPacketSocket } from './ports/packet-socket.js';
+import type { Port } from './ports/port.js';
+import { Publisher } from './publisher.js';
+import { ArpCache } from './tables/arp-cache.js';
+import { addressWord, Gateways, maskWord } from './tables/gateways.js';
+import type { Neighbours } from './tables/neighbours.js';
+import { HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
+
+/** A batch whose consumer is wired last. */
+const NOWHERE: Consumer = {
+  process() {
+    throw new Error('internal: a batch leads nowhere');
+  },
+};
+
+export interface GatewayOptions {
+  readonly uplinks: readonly UplinkIntent[];
+  readonly nat: NatIntent;
+  readonly neighbours: Neighbours;
+  /** Sending side of each local port, by port number. */
+  readonly ports: readonly (Batch | null)[];
+  readonly bridge: Batch;
+}
+
+/** One uplink, wired. */
+interface Uplink {
+  readonly port: Port;
+  readonly input: Batch;
+  /** Into address translation, from outside and from inside. */
+  readonly fromOutside: Batch;
+  readonly fromInside: Batch;
+  /** Translated packets on their way out, and frames on theirs. */
+  readonly toResolver: Batch;
+  readonly toPort: Batch;
+  readonly resolver: Resolver;
+  readonly tables: NatTables;
+  readonly nat: Nat;
+  readonly deferred: Deferred;
+  readonly toDeferred: Batch;
+  readonly publisher: Publisher;
+}
+
+/** The wired way out; its batches are stages of the data plane. */
+export class GatewayWay {
+  /** What the bridge delivers to the gateway. */
+  readonly fromBridge: Batch;
+  readonly gateways = new Gateways();
+  private readonly uplinks: readonly Uplink[];
+  private readonly inward: Batch;
+  private announced = 0;
+
+  constructor(context: Context, options: GatewayOptions) {
+    const { uplinks, nat, neighbours, ports, bridge } = options;
+    const errors = createIcmpErrors(context);
+    this.inward = new Batch(NOWHERE);
+    this.uplinks = uplinks.map((uplink, index) => wire(context, uplink, index, nat, errors, this.inward));
+    const gateway = createGateway(context, this.gateways, neighbours, errors, {
+      ports,
+      bridge,
+      uplinks: this.uplinks.map(({ fromInside }, index) => ({
+        address: addressWord(uplinks[index].address),
+        ...unusable(uplinks[index]),
+        mtu: uplinks[index].mtu,
+        out: fromInside,
+      })),
+    });
+    this.inward.next = gateway.fromOutside;
+    this.fromBridge = new Batch(gateway.fromInside);
+  }
+
+  /** Stages in front of the bridge, first to last. */
+  get inbound(): Batch[] {
+    const first = this.uplinks.flatMap(({ input, fromOutside }) => [input, fromOutside]);
+    return [...first, this.inward];
+  }
+
+  /** Stages behind it. */
+  get outbound(): Batch[] {
+    const last = this.uplinks.flatMap(({ fromInside, toDeferred, toResolver, toPort }) => [
+      fromInside,
+      toDeferred,
+      toResolver,
+      toPort,
+    ]);
+    return [this.fromBridge, ...last];
+  }
+
+  /** Lets a wait report the uplinks' ports under their numbers. */
+  watch(wait: number): void {
+    for (const { port } of this.uplinks) native.waitAdd(wait, port.fd, port.id);
+  }
+
+  /** Receives from a port that is ready; false when it is none of an uplink. */
+  receive(tag: number): boolean {
+    const uplink = this.uplinks[tag - FIRST_UPLINK_PORT];
+    if (uplink === undefined) return false;
+    uplink.port.receive(uplink.input);
+    return true;
+  }
+
+  /** Moves what must pass again to the first stages; true when there is something, and the stages must run. */
+  again(): boolean {
+    let moved = 0;
+    for (let i = 0; i < this.uplinks.length; i++) {
+      const { deferred, fromOutside } = this.uplinks[i];
+      moved += deferred.release(fromOutside);
+    }
+    return moved > 0;
+  }
+
+  /** Called every 100 ms, between breaths; the stages must run afterwards. */
+  tick(): void {
+    for (const { nat, resolver } of this.uplinks) {
+      nat.age();
+      resolver.tick();
+      // Twice, for the first may come before the link forwards (RFC 5227, 2.3).
+      if (this.announced < 2) resolver.announce();
+    }
+    this.announced++;
+  }
+
+  /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
+  apply(before: Intent, next: Intent): void {
+    const gone = before.gateways.filter((old) => !next.gateways.some((kept) => sameWay(old, kept)));
+    for (const { domain } of gone) this.gateways.remove(domain);
+    for (const gateway of next.gateways) this.gateways.set(gateway);
+    this.gateways.reindex();
+    const domains = new Set(gone.map(({ domain }) => domain));
+    this.uplinks.forEach(({ publisher }, index) => {
+      const mine = (intent: PublishIntent): boolean => intent.uplink === index;
+      publisher.set(next.publish.filter(mine));
+      publisher.endDomains(domains);
+    });
+  }
+}
+
+/** Whether packets of two intents for one domain go the same way. */
+function sameWay(a: GatewayIntent, b: GatewayIntent): boolean {
+  return (
+    a.domain === b.domain &&
+    a.uplink === b.uplink &&
+    addressWord(a.subnet) === addressWord(b.subnet) &&
+    a.length === b.length
+  );
+}
+
+/** Network and broadcast address of an uplink's prefix; 0 where it has none (RFC 3021). */
+function unusable({ address, length }: UplinkIntent): { network: number; broadcast: number } {
+  if (length >= 31) return { network: 0, broadcast: 0 };
+  const network = addressWord(address) & maskWord(length);
+  return { network, broadcast: network | ~maskWord(length) };
+}
+
+function wire(
+  context: Context,
+  intent: UplinkIntent,
+  index: number,
+  options: NatIntent,
+  errors: IcmpErrors,
+  inward: Batch,
+): Uplink {
+  const port = createPacketSocket(context, { id: FIRST_UPLINK_PORT + index, fd: intent.fd });
+  const toPort = new Batch(port);
+  const station = stationOf(intent);
+  const name = String(index);
+  const deferred = createDeferred(context, `again:${name}`);
+  const unreachable = (frame: number, route: boolean): void => {
+    const code = route ? NET_UNREACHABLE : HOST_UNREACHABLE;
+    const error = errors.make(frame, UNREACHABLE, code, 0, station.address);
+    if (error !== NO_FRAME) deferred.push(error);
+  };
+  const cache = new ArpCache(context.seed);
+  const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
+  const toResolver = new Batch(resolver);
+  const toDeferred = new Batch(deferred);
+  const tables = new NatTables({
+    ...options,
+    external: intent.address,
+    seed: context.seed,
+    now: context.seconds,
+    random: (below) => Math.floor(Math.random() * below),
+  });
+  const nat = createNat(context, tables, { outside: toResolver, inside: inward, hairpin: toDeferred });
+  const fromOutside = new Batch(nat.fromOutside);
+  const fromInside = new Batch(nat.fromInside);
+  const input = new Batch(
+    createUplinkIn(context, name, station, { resolver, port: toPort, nat: fromOutside }),
+  );
+  const publisher = new Publisher(tables, nat);
+  return {
+    ...{ port, input, fromOutside, fromInside, toResolver, toPort },
+    ...{ resolver, tables, nat, deferred, toDeferred, publisher },
+  };
+}
+
+function stationOf({ address, length, gateway, mac }: UplinkIntent): Station {
+  return {
+    address: addressWord(address),
+    subnet: addressWord(address) & maskWord(length),
+    mask: maskWord(length),
+    gateway: gateway === undefined ? 0 : addressWord(gateway),
+    mac: Uint16Array.from([0, 2, 4], (i) => mac[i] | (mac[i + 1] << 8)),
+  };
+}

@@ -1,0 +1,223 @@
+import test from 'ava';
+import { parseConfig } from '../../../control/config.js';
+import { BLUE, HEAD, type Row, refuses } from './support.js';
+
+const OUT = 'name: out, interface: eth0, address: 192.168.60.10/24, gateway: 192.168.60.1';
+const C1 = 'name: c1, network: blue, netns: cA, interface: eth0, address: 10.0.9.1/24';
+const WEB = 'endpoint: c1, protocol: tcp, port: 8080, target: 80';
+
+interface Parts {
+  readonly head?: string;
+  readonly uplinks?: readonly string[];
+  readonly network?: string;
+  readonly endpoints?: readonly string[];
+  readonly publish?: readonly string[];
+  readonly more?: string;
+}
+
+const list = (key: string, entries: readonly string[]): string =>
+  `${key}:\n${entries.map((entry) => `  - ${entry.startsWith('▸') ? `▸{ ${entry.slice(1)} }` : `{ ${entry} }`}\n`).join('')}`;
+
+/** A file in order, but for the parts given. */
+function file({
+  head = HEAD,
+  uplinks = [OUT],
+  network = 'gateway: 10.0.9.254, uplink: out',
+  endpoints = [C1],
+  publish = [WEB],
+  more = '',
+}: Parts): string {
+  return (
+    head +
+    list('uplinks', uplinks) +
+    list('networks', [`${BLUE}, ${network}`]) +
+    list('endpoints', endpoints) +
+    (publish.length > 0 ? list('publish', publish) : '') +
+    more
+  );
+}
+
+test('the fixed part of the format reaches the config, defaults filled in', (t) => {
+  const config = parseConfig(
+    file({
+      publish: [WEB, 'endpoint: c1, protocol: udp, port: 53, uplink: out'],
+      more: 'nat: { mapping: endpoint-dependent, ports: 32768-60999, max_flows: 1000000 }\n',
+    }),
+    'f',
+  );
+  t.deepEqual(config.uplinks, [
+    { name: 'out', interface: 'eth0', address: '192.168.60.10/24', gateway: '192.168.60.1' },
+  ]);
+  t.deepEqual(config.publish, [
+    { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80, uplink: 'out' },
+    { endpoint: 'c1', protocol: 'udp', port: 53, target: 53, uplink: 'out' },
+  ]);
+  t.deepEqual(config.nat, {
+    mapping: 'endpoint-dependent',
+    ports: { first: 32768, last: 60999 },
+    maxFlows: 1_000_000,
+  });
+  t.is(config.networks[0].uplink, 'out');
+  t.true(config.networks[0].masquerade);
+});
+
+const ROWS: readonly Row[] = [
+  // Uplinks.
+  [
+    'mode host',
+    file({ uplinks: ['name: out, mode: ▸host'] }),
+    'uplinks[0].mode | mode host of uplinks is not built yet | leave mode out',
+  ],
+  [
+    'no interface',
+    file({ uplinks: ['▸name: out, address: 192.168.60.10/24'] }),
+    'uplinks[0] | interface is missing | add interface',
+  ],
+  [
+    'no address',
+    file({ uplinks: ['▸name: out, interface: eth0'] }),
+    'uplinks[0] | address is missing | add address',
+  ],
+  [
+    'address without length',
+    file({ uplinks: ['name: out, interface: eth0, address: ▸192.168.60.10'] }),
+    'uplinks[0].address | no prefix length | address/length',
+  ],
+  [
+    'IPv6 address',
+    file({ uplinks: ['name: out, interface: eth0, address: ▸"fd60::10/64"'] }),
+    'uplinks[0].address | IPv6 uplinks are not built yet | IPv4',
+  ],
+  [
+    'broadcast address',
+    file({ uplinks: ['name: out, interface: eth0, address: ▸192.168.60.255/24'] }),
+    'uplinks[0].address | broadcast address | a free address',
+  ],
+  [
+    'gateway elsewhere',
+    file({ uplinks: ['name: out, interface: eth0, address: 192.168.60.10/24, gateway: ▸192.168.61.1'] }),
+    'uplinks[0].gateway | outside 192.168.60.0/24 | a router in 192.168.60.0/24',
+  ],
+  [
+    'gateway itself',
+    file({ uplinks: ['name: out, interface: eth0, address: 192.168.60.10/24, gateway: ▸192.168.60.10'] }),
+    "uplinks[0].gateway | the uplink's own address | a router in",
+  ],
+  [
+    'two of a name',
+    file({ uplinks: [OUT, 'name: ▸out, interface: eth1, address: 192.168.61.10/24'] }),
+    'uplinks[1].name | used twice, first on line 4 | its own name',
+  ],
+  [
+    'two of an address',
+    file({ uplinks: [OUT, 'name: in, interface: eth1, address: ▸192.168.60.10/24'] }),
+    'uplinks[1].address | used twice | its own address',
+  ],
+  [
+    'workers',
+    file({ head: `node: hostA\nworkers: ▸2\nunderlay: { address: 192.168.50.1 }\n` }),
+    'workers | one data-plane thread, not 2 | write 1',
+  ],
+  // Networks.
+  [
+    'unknown uplink',
+    file({ network: 'gateway: 10.0.9.254, uplink: ▸outt', publish: [] }),
+    'networks[0].uplink | there is no uplink "outt" | did you mean out?',
+  ],
+  [
+    'internal with uplink',
+    file({ network: 'gateway: 10.0.9.254, internal: true, ▸uplink: out', publish: [] }),
+    'networks[0].uplink | internal and has no way out | remove uplink',
+  ],
+  [
+    'no gateway',
+    file({ network: '▸uplink: out' }),
+    'networks[0].uplink | an uplink and no gateway | add gateway',
+  ],
+  [
+    'not masqueraded',
+    file({ network: 'gateway: 10.0.9.254, uplink: out, masquerade: ▸false' }),
+    'networks[0].masquerade | not built yet | remove it',
+  ],
+  [
+    'overlap',
+    file({
+      uplinks: ['name: out, interface: eth0, address: 10.0.0.1/16'],
+      network: 'gateway: 10.0.9.254, uplink: ▸out',
+    }),
+    'networks[0].uplink | overlap | another subnet',
+  ],
+  [
+    'MAC of the gateway',
+    file({ endpoints: [`${C1}, mac: ▸"02:42:0a:00:09:fe"`] }),
+    "endpoints[0].mac | that of the network's gateway | another",
+  ],
+  // Published ports.
+  [
+    'unknown endpoint',
+    file({ publish: ['endpoint: ▸c2, protocol: tcp, port: 80'] }),
+    'publish[0].endpoint | there is no endpoint "c2" | write one of c1',
+  ],
+  [
+    'remote endpoint',
+    file({
+      endpoints: ['name: c1, network: blue, vtep: 192.168.50.2, address: 10.0.9.1/24'],
+      publish: ['endpoint: ▸c1, protocol: tcp, port: 80'],
+    }),
+    'publish[0].endpoint | on another host | publish it there',
+  ],
+  [
+    'no uplink',
+    file({ network: 'gateway: 10.0.9.254', publish: ['endpoint: ▸c1, protocol: tcp, port: 80'] }),
+    'publish[0].endpoint | has no uplink | add uplink to the network',
+  ],
+  [
+    'unknown uplink of a port',
+    file({ publish: [`${WEB}, uplink: ▸far`] }),
+    'publish[0].uplink | no uplink "far" | write one of out',
+  ],
+  [
+    'the other uplink',
+    file({
+      uplinks: [OUT, 'name: in, interface: eth1, address: 192.168.61.10/24'],
+      publish: [`${WEB}, uplink: ▸in`],
+    }),
+    'publish[0].uplink | network "blue" leaves by "out" | write out',
+  ],
+  [
+    'port twice',
+    file({ publish: [WEB, 'endpoint: c1, protocol: tcp, port: ▸8080'] }),
+    'publish[1].port | tcp port 8080 of uplink "out" is used twice | publish each port once',
+  ],
+  [
+    'protocol',
+    file({ publish: ['endpoint: c1, protocol: ▸icmp, port: 80'] }),
+    'publish[0].protocol | the text "icmp" | write tcp or udp',
+  ],
+  [
+    'port 0',
+    file({ publish: ['endpoint: c1, protocol: tcp, port: ▸0'] }),
+    'publish[0].port | out of range | from 1 to 65535',
+  ],
+  // Translation.
+  [
+    'ports',
+    file({ more: 'nat: { ports: ▸60999-32768 }\n' }),
+    'nat.ports | not a range of ports | such as 32768-60999',
+  ],
+  ['max_flows', file({ more: 'nat: { max_flows: ▸100 }\n' }), 'nat.max_flows | out of range | from 1024'],
+  [
+    'mapping',
+    file({ more: 'nat: { mapping: ▸symmetric }\n' }),
+    'nat.mapping | the text "symmetric" | endpoint-independent',
+  ],
+];
+
+for (const [title, text, ...expected] of ROWS) {
+  test(`refused: ${title}`, (t) => refuses(t, text, ...expected));
+}
+
+test('the same port of two protocols is no conflict', (t) => {
+  const { publish } = parseConfig(file({ publish: [WEB, 'endpoint: c1, protocol: udp, port: 8080'] }), 'f');
+  t.is(publish.length, 2);
+});

@@ -1,0 +1,206 @@
+/** Out of the overlay by an uplink on which the engine is a router of its own, and in by published ports. */
+import type { ExecutionContext } from 'ava';
+import { iperf3, type Namespace, ping } from '../../cli/lab.js';
+import { FAR_ADDRESS, GatewayRig, HOST_ADDRESS, NEAR_ADDRESS, UPLINK_ADDRESS } from '../support/gateway.js';
+import { type Engine, live, shared } from '../support/live.js';
+
+const rig = shared(() => GatewayRig.up());
+
+/** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
+async function serve(server: Namespace, protocol: 'TCP' | 'UDP', port: number) {
+  const listen =
+    protocol === 'TCP' ? `TCP-LISTEN:${port},reuseaddr,fork` : `UDP-RECVFROM:${port},reuseaddr,fork`;
+  const running = server.start('socat', [
+    ...['-d', '-d', listen],
+    `SYSTEM:read line; echo "$SOCAT_PEERADDR $line"`,
+  ]);
+  await running.output(/listening on|receiving on/, { stream: 'stderr' }).catch(() => undefined);
+  return running;
+}
+
+async function askTcp(from: Namespace, address: string, port: number, line: string): Promise<string> {
+  const { stdout } = await from.exec('socat', ['-t', '2', '-', `TCP:${address}:${port},connect-timeout=2`], {
+    input: `${line}\n`,
+  });
+  return stdout.trim();
+}
+
+async function askUdp(from: Namespace, address: string, port: number, line: string): Promise<string> {
+  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${address}:${port}`], {
+    input: `${line}\n`,
+  });
+  return stdout.trim();
+}
+
+async function reaches(t: ExecutionContext, from: Namespace, address: string, engine: Engine): Promise<void> {
+  const { received } = await ping(from, address, { count: 3, deadlineS: 5 });
+  t.true(received >= 3, `${address}: ${JSON.stringify(await engine.drops())}`);
+}
+
+live('a container reaches its gateway, the link of the uplink, and what is behind it', async (t) => {
+  const { c1, c2, g1, engine1 } = rig();
+  for (const address of ['10.0.9.254', UPLINK_ADDRESS, NEAR_ADDRESS, FAR_ADDRESS])
+    await reaches(t, c1, address, engine1);
+  await reaches(t, c2, FAR_ADDRESS, engine1);
+  await reaches(t, g1, FAR_ADDRESS, engine1);
+});
+
+live("the uplink's address answers echo, and is a station beside the host's own", async (t) => {
+  const { near, host, engine1 } = rig();
+  await reaches(t, near, UPLINK_ADDRESS, engine1);
+  await reaches(t, near, HOST_ADDRESS, engine1);
+  await reaches(t, host, NEAR_ADDRESS, engine1);
+});
+
+live(
+  'TCP and UDP out: the server sees the address of the uplink',
+  async (t) => {
+    const { c1, far } = rig();
+    const tcp = await serve(far, 'TCP', 7001);
+    const udp = await serve(far, 'UDP', 7002);
+    t.is(await askTcp(c1, FAR_ADDRESS, 7001, 'over tcp'), `${UPLINK_ADDRESS} over tcp`);
+    t.is(await askUdp(c1, FAR_ADDRESS, 7002, 'over udp'), `${UPLINK_ADDRESS} over udp`);
+    await tcp.stop();
+    await udp.stop();
+  },
+  { tools: ['socat'] },
+);
+
+live(
+  'a published port is reached from outside, from another container and from its own; others are not',
+  async (t) => {
+    const { c1, c2, g1, far, near, host, engine1 } = rig();
+    const tcp = await serve(c1, 'TCP', 80);
+    const udp = await serve(c1, 'UDP', 53);
+    const closed = await serve(c1, 'TCP', 81);
+    t.is(await askTcp(far, UPLINK_ADDRESS, 8080, 'from far'), `${FAR_ADDRESS} from far`);
+    t.is(await askTcp(near, UPLINK_ADDRESS, 8080, 'from near'), `${NEAR_ADDRESS} from near`);
+    t.is(await askUdp(far, UPLINK_ADDRESS, 5353, 'datagram'), `${FAR_ADDRESS} datagram`);
+    for (const [name, container] of Object.entries({ c2, g1, c1 })) {
+      const answer = await askTcp(container, UPLINK_ADDRESS, 8080, name);
+      t.is(answer, `${UPLINK_ADDRESS} ${name}`, `${name}: ${JSON.stringify(await engine1.drops())}`);
+      t.is(await askUdp(container, UPLINK_ADDRESS, 5353, name), `${UPLINK_ADDRESS} ${name}`);
+    }
+    const drops = await engine1.watchDrops();
+    t.is(await askTcp(far, UPLINK_ADDRESS, 81, 'closed'), '');
+    t.is(await askTcp(far, UPLINK_ADDRESS, 80, 'closed'), '');
+    t.is(await askUdp(far, UPLINK_ADDRESS, 53, 'closed'), '');
+    const grown = await drops();
+    t.true(grown['nat not-published'] >= 3, JSON.stringify(grown));
+    t.not(host, undefined);
+    for (const running of [tcp, udp, closed]) await running.stop();
+  },
+  { tools: ['socat'] },
+);
+
+live('nothing goes between networks, nor between containers over the gateway', async (t) => {
+  const { c1, g1, i1, engine1 } = rig();
+  const drops = await engine1.watchDrops();
+  for (const [from, to] of [
+    [c1, '10.0.10.1'],
+    [c1, '10.0.11.1'],
+    [g1, '10.0.9.1'],
+  ] as const) {
+    t.is((await ping(from, to, { count: 2 })).received, 0);
+  }
+  const grown = await drops();
+  t.true(grown['gateway between-networks'] >= 6, JSON.stringify(grown));
+  // Internal networks have no default route, and no way out for who makes one.
+  t.false(i1.ip('route', 'show', 'default').includes('via'));
+  i1.route('203.0.113.0/24', { via: '10.0.11.254' });
+  t.is((await ping(i1, FAR_ADDRESS, { count: 2 })).received, 0);
+  t.true((await drops())['gateway no-uplink'] >= 2);
+  // By the gateway's MAC to a neighbour.
+  c1.route('10.0.9.2/32', { via: '10.0.9.254' });
+  t.is((await ping(c1, '10.0.9.2', { count: 2 })).received, 0);
+  c1.ip('route', 'del', '10.0.9.2/32');
+  t.true((await drops())['gateway same-network'] >= 2);
+});
+
+live('a packet with little TTL is answered by each router on the way', async (t) => {
+  const { c1, far } = rig();
+  const hop = async (from: Namespace, to: string, ttl: number): Promise<string> => {
+    const { stdout } = await from.exec('ping', ['-n', '-c', '1', '-W', '2', '-t', String(ttl), to]);
+    return /From (\S+)/.exec(stdout)?.[1] ?? stdout;
+  };
+  t.regex(await hop(c1, FAR_ADDRESS, 1), /^10\.0\.9\.254/);
+  t.regex(await hop(c1, FAR_ADDRESS, 2), /^192\.168\.60\.1/);
+  t.is((await ping(c1, FAR_ADDRESS, { count: 1 })).received, 1);
+  t.is((await ping(far, UPLINK_ADDRESS, { count: 1 })).received, 1);
+});
+
+live('what cannot be reached is said: no host on the link, no port at the server', async (t) => {
+  const { c1 } = rig();
+  const { stdout } = await c1.exec('ping', ['-n', '-c', '2', '-w', '8', '-W', '8', '192.168.60.77']);
+  t.regex(stdout, /From \S+ .*Destination Host Unreachable/);
+  const refused = await c1.exec('socat', ['-t', '3', '-', `UDP:${FAR_ADDRESS}:7999`], { input: 'x\n' });
+  t.regex(refused.stderr, /Connection refused/);
+});
+
+live('TCP at speed, out and back, and a large file through a published port', async (t) => {
+  const { c1, far, engine1 } = rig();
+  const out = await iperf3(c1, far, FAR_ADDRESS, { seconds: 2 });
+  t.true(out.bitsPerSecond > 1e8, JSON.stringify(out));
+  const back = await iperf3(c1, far, FAR_ADDRESS, { seconds: 2, reverse: true });
+  t.true(back.bitsPerSecond > 1e8, `${JSON.stringify(back)} ${JSON.stringify(await engine1.drops())}`);
+  t.log(
+    `${(out.bitsPerSecond / 1e9).toFixed(2)} Gb/s out, ${(back.bitsPerSecond / 1e9).toFixed(2)} Gb/s back`,
+  );
+});
+
+live(
+  'what is too long for the network or for a router outside is said, or cut where it may be',
+  async (t) => {
+    const { c1, far, near, engine1 } = rig();
+    // Without DF what is longer than the network's MTU is cut at the gateway, both ways.
+    const answered = await ping(c1, FAR_ADDRESS, { count: 2, size: 4000 });
+    t.is(answered.received, 2, JSON.stringify(await engine1.drops()));
+    // With DF the container's own interface already says so; a path beyond has a smaller MTU.
+    near.ip('link', 'set', 'far0', 'mtu', '1300');
+    far.ip('link', 'set', 'eth0', 'mtu', '1300');
+    const { stdout } = await c1.exec('ping', [
+      '-n',
+      '-c',
+      '2',
+      '-W',
+      '1',
+      '-M',
+      'do',
+      '-s',
+      '1372',
+      FAR_ADDRESS,
+    ]);
+    t.regex(stdout, /Frag needed and DF set \(mtu = 1300\)/, JSON.stringify(await engine1.drops()));
+    const { bitsPerSecond } = await iperf3(c1, far, FAR_ADDRESS, { seconds: 1 });
+    t.true(bitsPerSecond > 1e7);
+    near.ip('link', 'set', 'far0', 'mtu', '1500');
+    far.ip('link', 'set', 'eth0', 'mtu', '1500');
+  },
+);
+
+live(
+  'a datagram from outside that is too long for the network is cut when it may be, and else refused',
+  async (t) => {
+    const { c1, far, engine1 } = rig();
+    const server = c1.start('socat', ['-u', 'UDP-RECVFROM:53,fork', 'SYSTEM:wc -c']);
+    const long = `${'x'.repeat(1460)}\n`;
+    const send = (pmtudisc: number) =>
+      // It stays for a second: an error about a socket that is gone is not heard.
+      far.exec(
+        'socat',
+        [
+          ...['-T', '1', '-u', '-b', '2000', 'STDIN,ignoreeof'],
+          `UDP:${UPLINK_ADDRESS}:5353,ip-mtu-discover=${pmtudisc}`,
+        ],
+        { input: long },
+      );
+    await send(0);
+    await server.output(/1461/);
+    t.true((await engine1.element('gateway'))['fragmented'] >= 1);
+    await send(2);
+    const route = far.ip('route', 'get', UPLINK_ADDRESS);
+    t.regex(route, /mtu 1450/, JSON.stringify(await engine1.drops()));
+    await server.stop();
+  },
+  { tools: ['socat'] },
+);

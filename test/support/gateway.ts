@@ -1,0 +1,96 @@
+/**
+ * A host with containers, an uplink, and the world behind it:
+ *
+ *   c1, c2 (blue), g1 (green), i1 (inner, internal) ── host h1 ── out0 ── near (192.168.60.1) ── far (203.0.113.2)
+ *
+ * `near` routes between the link and `far`, and knows nothing of the networks' prefixes: what is not masqueraded is
+ * not answered.
+ */
+import type { Namespace } from '../../cli/lab.js';
+import { type Engine, type NodeFile, Rig } from './live.js';
+
+export const UPLINK_ADDRESS = '192.168.60.10';
+export const NEAR_ADDRESS = '192.168.60.1';
+export const HOST_ADDRESS = '192.168.60.2';
+export const FAR_ADDRESS = '203.0.113.2';
+
+export interface GatewayRigOptions {
+  /** Keys over those of the file. */
+  readonly file?: Partial<NodeFile>;
+  /** Bytes, of the link between `near` and `far`. */
+  readonly farMtu?: number;
+  /** Bytes, of the uplink's link. */
+  readonly mtu?: number;
+}
+
+export class GatewayRig extends Rig {
+  readonly host: Namespace;
+  readonly near: Namespace;
+  readonly far: Namespace;
+  readonly c1: Namespace;
+  readonly c2: Namespace;
+  readonly g1: Namespace;
+  readonly i1: Namespace;
+  readonly engine1: Engine;
+
+  constructor(readonly options: GatewayRigOptions = {}) {
+    super();
+    const { lab } = this;
+    const { mtu = 1500, farMtu = 1500 } = options;
+    this.host = lab.host('h1');
+    this.near = lab.host('near');
+    this.far = lab.host('far');
+    this.c1 = lab.host('c1');
+    this.c2 = lab.host('c2');
+    this.g1 = lab.host('g1');
+    this.i1 = lab.host('i1');
+    lab.bridgeUnderlay([this.host], { addresses: [['192.168.50.1/24']] });
+    lab.link(this.host, this.near, {
+      ...{ nameA: 'out0', nameB: 'in0', mtu },
+      ...{ addressesA: [`${HOST_ADDRESS}/24`], addressesB: [`${NEAR_ADDRESS}/24`] },
+    });
+    lab.link(this.near, this.far, {
+      ...{ nameA: 'far0', nameB: 'eth0', mtu: farMtu },
+      ...{ addressesA: ['203.0.113.1/24'], addressesB: [`${FAR_ADDRESS}/24`] },
+    });
+    this.near.enableForwarding();
+    this.far.route('default', { via: '203.0.113.1' });
+    this.engine1 = this.engine(this.host, this.file());
+  }
+
+  static async up(options: GatewayRigOptions = {}): Promise<GatewayRig> {
+    const rig = new GatewayRig(options);
+    await rig.start(rig.engine1);
+    return rig;
+  }
+
+  file(): NodeFile {
+    const network = (name: string, vni: number, third: number, more: object): Record<string, unknown> => ({
+      ...{ name, vni, subnet: `10.0.${third}.0/24`, gateway: `10.0.${third}.254`, peers: [] },
+      ...more,
+    });
+    const endpoint = (netns: Namespace, net: string, address: string): Record<string, unknown> => ({
+      ...{ name: netns.label, network: net, netns: netns.name, interface: 'eth0', address: `${address}/24` },
+    });
+    return {
+      underlay: { address: '192.168.50.1' },
+      uplinks: [{ name: 'out', interface: 'out0', address: `${UPLINK_ADDRESS}/24`, gateway: NEAR_ADDRESS }],
+      networks: [
+        network('blue', 42, 9, { uplink: 'out' }),
+        network('green', 43, 10, { uplink: 'out' }),
+        network('inner', 44, 11, { internal: true }),
+      ],
+      endpoints: [
+        endpoint(this.c1, 'blue', '10.0.9.1'),
+        endpoint(this.c2, 'blue', '10.0.9.2'),
+        endpoint(this.g1, 'green', '10.0.10.1'),
+        endpoint(this.i1, 'inner', '10.0.11.1'),
+      ],
+      publish: [
+        { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80 },
+        { endpoint: 'c1', protocol: 'udp', port: 5353, target: 53 },
+      ],
+      ...this.options.file,
+    };
+  }
+}

@@ -263,7 +263,10 @@ export class NatRig {
 
   private word(which: number): number[] {
     const found: number[] = [];
-    this.tables.flows.forEach((flow) => found.push(this.tables.flows.words[(flow << FLOW_SHIFT) + which]!));
+    const { flows } = this.tables;
+    flows.forEach((flow) => {
+      found.push(flows.words[(flow << FLOW_SHIFT) + which]!);
+    });
     return found;
   }
 

@@ -59,6 +59,8 @@ export const NO_FLOW = 0;
 export const WHEEL_SECONDS = 8192;
 /** Entries that are looked at for one that may go when the table is full. */
 const SAMPLE = 32;
+/** A prime above every capacity, so that all entries come in turn, and neighbours, which are alike, far apart. */
+const STRIDE = 0x9e3779b1;
 
 /** Hash of a key; both directions use it, and the protocol word tells them apart. */
 export function flowKeyHash(seed: number, own: number, remote: number, ports: number, key: number): number {
@@ -92,7 +94,8 @@ export class Flows {
   private freeHead = NO_FLOW;
   /** The second whose bucket is being emptied. */
   private emptying: number;
-  private cursor = 0;
+  private cursor = 1;
+  private readonly stride: number;
 
   /**
    * @param capacity most flows, at most 2^22.
@@ -105,6 +108,7 @@ export class Flows {
     this.capacity = capacity;
     this.seed = seed | 0;
     this.emptying = now;
+    this.stride = STRIDE % capacity;
     const buffer = memory ?? new ArrayBuffer(flowBytes(capacity));
     this.words = new Int32Array(buffer, 0, (capacity + 1) << FLOW_SHIFT);
     this.doubles = new Float64Array(buffer, 0, (capacity + 1) << (FLOW_SHIFT - 1));
@@ -282,8 +286,8 @@ export class Flows {
   }
 
   /**
-   * Finds the flow that is least worth keeping among some that are looked at in turn, so that no flood can choose; of
-   * those of equal worth the one that would expire first.
+   * Finds the flow that is least worth keeping among some that are looked at in turn, all over the table; of those of
+   * equal worth the one that would expire first.
    * @param worths by state; 0 goes at once, KEPT never.
    * @returns NO_FLOW when all that were looked at are to stay.
    */
@@ -292,7 +296,10 @@ export class Flows {
     let best = NO_FLOW;
     let least = KEPT;
     for (let i = 0; i < SAMPLE && least > 0; i++) {
-      this.cursor = this.cursor < capacity ? this.cursor + 1 : 1;
+      this.cursor =
+        this.cursor + this.stride <= capacity
+          ? this.cursor + this.stride
+          : this.cursor + this.stride - capacity;
       const at = this.cursor << FLOW_SHIFT;
       if (words[at + OUT_KEY] === 0) continue;
       const worth = worths[words[at + STATE]];

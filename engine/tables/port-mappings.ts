@@ -115,6 +115,13 @@ export class PortMappings {
     return port < this.last ? port + 1 : Math.max(port - 1, this.first);
   }
 
+  /** The next of those that are given out of the same parity; the first again behind the last. */
+  after(port: number): number {
+    if (port + 2 <= this.last) return port + 2;
+    const first = this.first + ((this.first ^ port) & 1);
+    return Math.min(first, this.last);
+  }
+
   private pick(list: number): number {
     const count = this.freeCount[list];
     return count === 0 ? NO_PORT : this.freePorts[list][this.random(count)];

@@ -1,5 +1,6 @@
 /** A NAT with sinks on both sides, and packets whose every checksum is right, made and read without the engine. */
 
+import type { ExecutionContext } from 'ava';
 import { type NatOptions, NatTables, type Published } from '../../engine/elements/nat/tables.js';
 import { createNat, type Nat } from '../../engine/elements/nat.js';
 import { Batch } from '../../engine/graph.js';
@@ -246,6 +247,12 @@ export class NatRig {
     const { context } = this.rig;
     context.setTime(context.now + seconds * 1000);
     for (let i = 0; i < 100; i++) this.nat.age();
+  }
+
+  /** Nothing waits, and every slot is free again. */
+  finish(t: ExecutionContext): void {
+    this.nat.flush();
+    this.rig.finish(t);
   }
 
   get flows(): number {

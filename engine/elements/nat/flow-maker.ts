@@ -30,7 +30,7 @@ import { type NatTables, spaceOf } from './tables.js';
 
 /** Flows of one port, newest first, that are looked at for one to the sender's address: some microseconds. */
 const MOST_LOOKED_AT = 128;
-/** Ports that are tried for one flow, where ports may be shared by flows to other remote ends. */
+/** Ports of each parity that are tried for one flow, where ports may be shared by flows to other remote ends. */
 const MOST_TRIED = 64;
 
 export interface FlowMaker {
@@ -87,15 +87,24 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return known === NO_PORT ? ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff)) : known;
   }
 
-  /** A port that no other flow to the same remote end has: the one inside, or another that is given out. */
+  /** A port that no other flow to the same remote end has: the one inside, or one of its parity, or another. */
   function sharedPort(space: number, protocol: number, remote: number, pair: number): number {
     const own = swap16(pair & 0xffff);
-    for (let i = 0; i < MOST_TRIED; i++) {
-      const port = i === 0 && own >= ports.first && own <= ports.last ? own : ports.anyOf(own & 1);
-      if (published[(space << 16) | port] === 1) continue;
-      if (!taken(protocol, remote, (pair & ~0xffff) | swap16(port))) return port;
+    const ends = pair & ~0xffff;
+    const given = own >= ports.first && own <= ports.last;
+    if (given && usable(space, own) && !taken(protocol, remote, ends | swap16(own))) return own;
+    for (let other = 0; other < 2; other++) {
+      let port = ports.anyOf((own & 1) ^ other);
+      for (let i = 0; i < MOST_TRIED; i++) {
+        if (usable(space, port) && !taken(protocol, remote, ends | swap16(port))) return port;
+        port = ports.after(port);
+      }
     }
     return NO_PORT;
+  }
+
+  function usable(space: number, port: number): boolean {
+    return published[(space << 16) | port] === 0;
   }
 
   /** Whether some flow has these ends outside. */

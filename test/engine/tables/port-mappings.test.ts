@@ -70,7 +70,9 @@ test('some port of the range has the parity that is asked for, where there is on
   const ports = new PortMappings(1, 1001, 1002, numbers());
   for (let i = 0; i < 20; i++) t.deepEqual([ports.anyOf(0), ports.anyOf(1)], [1002, 1001]);
   const one = new PortMappings(1, 1001, 1001, numbers());
-  t.is(one.anyOf(0), 1001);
+  t.deepEqual([one.anyOf(0), one.after(1001)], [1001, 1001]);
+  const five = new PortMappings(1, 1001, 1005, numbers());
+  t.deepEqual([1001, 1003, 1005, 1002, 1004].map((port) => five.after(port)), [1003, 1005, 1001, 1004, 1002]);
 });
 
 test('property: a map between endpoints and ports, one to one, whatever comes and goes', (t) => {

@@ -6,7 +6,7 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
-import { ESP_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
+import { ESP_PORT, FIRST_UPLINK_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
@@ -120,9 +120,13 @@ const WAYS_OUT: Readonly<Record<number, string>> = {
 
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
+  const part = /^(resolver|uplink-in|again):(\d+)$/.exec(owner);
+  if (part) return `${part[1]} ${daemon.config.uplinks[Number(part[2])]?.name ?? part[2]}`;
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
   const id = Number(port[1]);
+  const way = daemon.config.uplinks[id - FIRST_UPLINK_PORT];
+  if (way !== undefined) return `uplink ${way.name}`;
   const name = WAYS_OUT[id] ?? `endpoint ${daemon.endpointName(id)}`;
   return port[2] === undefined ? name : `${name} ${port[2]}`;
 }

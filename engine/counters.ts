@@ -56,16 +56,16 @@ export class Counters {
   }
 }
 
-/** Reads every counter of a layout: owner → name → value. */
+/** Reads every counter of a layout: owner → name → value, summed over blocks of the same owner. */
 export function readCounters(
   values: Float64Array,
   layout: readonly CounterBlock[],
 ): Record<string, Record<string, number>> {
   const out: Record<string, Record<string, number>> = {};
   for (const block of layout) {
-    const row: Record<string, number> = {};
-    for (let i = 0; i < block.names.length; i++) row[block.names[i]] = values[block.base + i];
-    out[block.owner] = row;
+    const row = (out[block.owner] ??= {});
+    for (let i = 0; i < block.names.length; i++)
+      row[block.names[i]] = (row[block.names[i]] ?? 0) + values[block.base + i];
   }
   return out;
 }

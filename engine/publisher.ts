@@ -18,7 +18,7 @@ export class Publisher {
     const wanted = new Set(next.map(keyOf));
     const there = new Set(this.current.map(keyOf));
     for (const old of this.current)
-      if (!wanted.has(keyOf(old))) this.tables.unpublish(old, (flow) => this.nat.end(flow));
+      if (!wanted.has(keyOf(old))) this.nat.unpublish(old);
     for (const rule of next) if (!there.has(keyOf(rule))) this.publish(rule);
     this.current = next;
   }

@@ -21,19 +21,25 @@ const PAGES = [
 /** `element reason`, of every REASONS list in the engine; an element is named by its file. */
 function reasonsOfCode(): string[] {
   const outer = /OUTER_REASONS = \[([^\]]*)\] as const/.exec(read('engine/wire/outer.ts'))![1]!;
+  const part = (file: string, name: string): string =>
+    new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(read(`engine/elements/nat/${file}.ts`))![1]!;
+  const nat: Record<string, string> = { FLOW: part('flow-maker', 'FLOW'), ERROR: part('errors', 'ERROR') };
   const found: string[] = [];
   for (const folder of ['engine/elements', 'engine/ports']) {
     for (const file of readdirSync(join(ROOT, folder)).filter((name) => name.endsWith('.ts'))) {
       const list = /const REASONS = \[([^\]]*)\] as const/.exec(read(`${folder}/${file}`))?.[1] ?? '';
-      const whole = list.replace('...OUTER_REASONS', outer);
+      const whole = list
+        .replace('...OUTER_REASONS', outer)
+        .replace(/\.\.\.(FLOW|ERROR)_REASONS/g, (_, kind: string) => nat[kind]!);
       for (const [, reason] of whole.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
     }
   }
   return found;
 }
 
-test('docs/vxlan.md explains every drop reason of the engine, and no other', (t) => {
-  const rows = [...read('docs/vxlan.md').matchAll(/^\| `([\w-]+)` +\| `([\w-]+)` +\| \S/gm)];
+test('docs/vxlan.md and docs/gateway.md explain every drop reason of the engine, and no other', (t) => {
+  const pages = read('docs/vxlan.md') + read('docs/gateway.md');
+  const rows = [...pages.matchAll(/^\| `([\w-]+)` +\| `([\w-]+)` +\| \S/gm)];
   const explained = rows.map(([, element, reason]) => `${element} ${reason}`);
   const reasons = reasonsOfCode();
   t.true(reasons.length > 40);

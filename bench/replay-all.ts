@@ -20,7 +20,7 @@ import {
   takesOuter,
 } from '../control/replay.js';
 import { DEFAULT_ESP, randomKey } from '../control/replay-keys.js';
-import type { Chain } from '../engine/chain.js';
+import { CHAIN_NAT, type Chain } from '../engine/chain.js';
 import { PROTOCOL_ESP } from '../engine/wire/esp.js';
 import { ETHERNET_HEADER } from '../engine/wire/ethernet.js';
 import { IPV6_HEADER, PROTOCOL_UDP, UDP_HEADER } from '../engine/wire/ip.js';
@@ -38,24 +38,32 @@ const SEALED = ['vxlan-encap', 'esp-encrypt', 'esp-decrypt', 'vxlan-decap'];
 /** Chains that give back what they were given. */
 const BACK: readonly (readonly string[])[] = [['vxlan-encap', 'vxlan-decap'], SEALED];
 const OPENING = ['esp-decrypt'];
+const NAT = ['nat'];
+/** Every host is inside; and one side of most captures. */
+const NATS = [
+  { ...CHAIN_NAT, inside: [{ address: new Uint8Array(4), length: 0 }] },
+  { ...CHAIN_NAT, mapping: 'endpoint-dependent' as const, maxFlows: 64 },
+];
 const CHAINS: readonly (readonly string[])[] = [
   ['bridge'],
   ['bridge', 'vxlan-encap'],
   ['vxlan-decap', 'bridge'],
   ['bridge', ...SEALED, 'bridge'],
   OPENING,
+  NAT,
   ...BACK,
 ];
 type Run = Omit<ReplayOptions, 'loops'>;
 const RUNS: readonly Run[] = CHAINS.flatMap((through) =>
   (through === SEALED ? (['udp', 'esp'] as const) : (['udp'] as const)).flatMap((encapsulation) =>
-    [V4, V6].map((ends) => ({
+    [V4, V6].map((ends, i) => ({
       ...ends,
       through,
       port: VXLAN_PORT,
       carryVlan: true,
       strict: false,
       esp: { ...DEFAULT_ESP, encapsulation },
+      ...(through === NAT && { nat: NATS[i] }),
     })),
   ),
 );

@@ -145,7 +145,7 @@ function established(name: string, traffic: NatTraffic, floor?: number): Scenari
 }
 
 function natMemory({ tools }: Chain): Record<string, number> {
-  const { flows, bytes } = tools.nat.tables;
+  const { flows, bytes } = tools.nat!.tables;
   return { bytesPerFlow: flows.bytes / flows.capacity, tableMiB: bytes / 2 ** 20 };
 }
 
@@ -153,7 +153,7 @@ function natMemory({ tools }: Chain): Record<string, number> {
 async function measureNewFlows(seconds: number): Promise<Measurement> {
   const flows = 1_000_000;
   const chain = natChain({ flows, frames: flows, inward: false });
-  const known = chain.tools.nat.tables.flows;
+  const known = chain.tools.nat!.tables.flows;
   const cpuOf = ({ user, system }: NodeJS.CpuUsage): number => (user + system) / 1e6;
   let [frames, elapsed, cpu, longest] = [0, 0, 0, 0];
   for (let round = 0; round < 2 || elapsed < seconds; round++) {

@@ -202,7 +202,7 @@ export function createChain(setup: ChainSetup): Chain {
     if (frames.inUse !== 0)
       throw new Error(`internal error: ${frames.inUse} slots are in use after the replay`);
     frames.audit();
-    return { frames: handed, bytes, delivered, drops, flows: tools.nat.tables.flows.size };
+    return { frames: handed, bytes, delivered, drops, flows: tools.nat?.tables.flows.size ?? 0 };
   }
 
   function age(seconds: number): void {
@@ -243,19 +243,18 @@ function chainTools(setup: ChainSetup, context: Context): ChainTools {
     associations: chainAssociations(setup, vteps),
     espPort: setup.espPort ?? 0,
     rawEsp: setup.rawEsp ?? false,
-    nat: chainNat(setup),
+    // Tables of some megabytes.
+    nat: setup.names.includes('nat') ? chainNat(setup) : undefined,
   };
 }
 
-function chainNat({ names, nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {
+function chainNat({ nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {
   let state = SEED;
   const random = (below: number): number => {
     state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
     return (state >>> 8) % below;
   };
-  // A chain without the element has no use for the memory.
-  const maxFlows = names.includes('nat') ? nat.maxFlows : 1;
-  const tables = new NatTables({ ...nat, maxFlows, seed: SEED, now: NOW / 1000, random });
+  const tables = new NatTables({ ...nat, seed: SEED, now: NOW / 1000, random });
   return { tables, inside: nat.inside };
 }
 

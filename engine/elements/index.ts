@@ -33,7 +33,8 @@ export interface ChainTools {
   readonly espPort: number;
   /** Seal as IP protocol 50 although there is a port. */
   readonly rawEsp: boolean;
-  readonly nat: ChainNat;
+  /** Absent in a chain without `nat`. */
+  readonly nat: ChainNat | undefined;
 }
 
 /** What the `nat` of a chain takes for inside, and what it knows. */
@@ -112,5 +113,6 @@ function buildDecrypt({ context, associations, local, espPort }: ChainTools, out
 }
 
 function buildNat({ context, nat }: ChainTools, out: Batch): ChainElement {
+  if (nat === undefined) throw new TypeError('a chain with nat needs its tables');
   return createTwoSidedNat(context, nat.tables, nat.inside, out);
 }

@@ -9,11 +9,19 @@ import { dirname } from 'node:path';
 import { ESP_PORT, FIRST_UPLINK_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
 import { formatIp } from './addresses.js';
+import {
+  type ConntrackList,
+  conntrackList,
+  flushConntrack,
+  type PublishRow,
+  publishRows,
+  UnknownName,
+} from './conntrack.js';
 import type { Daemon } from './daemon.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
 
-export type { SaRow };
+export type { ConntrackList, PublishRow, SaRow };
 
 export const DEFAULT_SOCKET = '/run/weft/weft.sock';
 /** Version of the shape of everything that is answered or printed as JSON. */
@@ -230,6 +238,18 @@ async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code:
           ...(await daemon.keying.rotate(searchParams.get('peer') ?? undefined)),
         },
       };
+    case 'GET /conntrack':
+      return {
+        code: 200,
+        body: { schemaVersion: SCHEMA_VERSION, ...(await conntrackList(daemon, searchParams)) },
+      };
+    case 'POST /conntrack/flush':
+      return {
+        code: 200,
+        body: { schemaVersion: SCHEMA_VERSION, ended: await flushConntrack(daemon, searchParams) },
+      };
+    case 'GET /publish':
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION, published: publishRows(daemon) } };
     case 'POST /reload':
       await daemon.reload();
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
@@ -248,7 +268,10 @@ export async function serve(daemon: Daemon, path: string): Promise<Server> {
     request.resume();
     answer(daemon, request).then(
       ({ code, body }) => reply(response, code, body),
-      (error: Error) => reply(response, error instanceof UnknownPeer ? 404 : 409, { error: error.message }),
+      (error: Error) =>
+        reply(response, error instanceof UnknownPeer || error instanceof UnknownName ? 404 : 409, {
+          error: error.message,
+        }),
     );
   });
   await new Promise<void>((resolve, reject) => {

@@ -7,6 +7,7 @@
  */
 import { statSync } from 'node:fs';
 import { type AssociationIntent, GATEWAY_PORT } from '../engine/intent.js';
+import type { FlowFilter } from '../engine/publisher.js';
 import { AssociationState } from '../engine/tables/association-state.js';
 import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '../engine/tables/vteps.js';
 import type { Tap } from '../native-bindings/index.js';
@@ -26,6 +27,7 @@ import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } f
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
+import type { OpenRouter } from './router.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
 import {
@@ -451,6 +453,19 @@ export class Daemon {
 
   flush(): Promise<void> {
     return this.running.flush();
+  }
+
+  /** Flows of address translation of every uplink, read from the data plane's memory. */
+  flowTables(): readonly OpenRouter[] {
+    return this.sockets.routers;
+  }
+
+  flushFlows(filter: FlowFilter): Promise<number> {
+    return this.running.flushFlows(filter);
+  }
+
+  domainOf(network: string): number {
+    return this.plan.networks.of(network);
   }
 
   /** Stops forwarding and removes every interface and socket. */

@@ -3,6 +3,7 @@ import { EventEmitter } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { gossipBytes } from '../engine/gossip.js';
 import { type AssociationIntent, type Intent, UNDERLAY_PORT } from '../engine/intent.js';
+import type { FlowFilter } from '../engine/publisher.js';
 import type { Inspection } from '../engine/worker.js';
 import { EngineThread } from './engine-thread.js';
 
@@ -91,6 +92,12 @@ export class EngineTeam extends EventEmitter<{
   /** Forgets everything learned. */
   async flush(): Promise<void> {
     await Promise.all(this.threads.map((thread) => thread.flush()));
+  }
+
+  /** Ends flows of address translation; resolves with how many. */
+  async flushFlows(filter: FlowFilter): Promise<number> {
+    const ended = await Promise.all(this.threads.map((thread) => thread.flushFlows(filter)));
+    return ended.reduce((sum, one) => sum + one, 0);
   }
 
   /** Counters by owner and name, summed over the workers. */

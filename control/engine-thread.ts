@@ -4,6 +4,7 @@ import { Worker } from 'node:worker_threads';
 import { type CounterBlock, Counters, readCounters } from '../engine/counters.js';
 import type { Team } from '../engine/dataplane.js';
 import type { AssociationIntent, Intent } from '../engine/intent.js';
+import type { FlowFilter } from '../engine/publisher.js';
 import type { Inspection, Notice, Reply, Request, WorkerData } from '../engine/worker.js';
 import { native } from '../native-bindings/index.js';
 
@@ -15,6 +16,7 @@ type Question =
   | { kind: 'associate'; associations: readonly AssociationIntent[] }
   | { kind: 'inspect' }
   | { kind: 'flush' }
+  | { kind: 'flush-flows'; filter: FlowFilter }
   | { kind: 'stop' };
 
 export class EngineThread extends EventEmitter<{
@@ -114,6 +116,11 @@ export class EngineThread extends EventEmitter<{
   /** Forgets everything learned. */
   async flush(): Promise<void> {
     await this.ask({ kind: 'flush' });
+  }
+
+  /** Ends flows of address translation; resolves with how many. */
+  async flushFlows(filter: FlowFilter): Promise<number> {
+    return (await this.ask({ kind: 'flush-flows', filter })).ended!;
   }
 
   /** Counters by owner and name, read from shared memory: the worker does not notice. */

@@ -92,7 +92,7 @@ function openRouters(file: string, config: Config): OpenRouter[] {
   const problems: HostProblem[] = [];
   config.uplinks.forEach((uplink, index) => {
     try {
-      routers.push(openRouter(uplink));
+      routers.push(openRouter(uplink, config.nat.maxFlows));
     } catch (error) {
       const remedy = 'check that the interface is there, and that weft may open packet sockets (CAP_NET_RAW)';
       problems.push({ path: ['uplinks', index, 'interface'], message: (error as Error).message, remedy });

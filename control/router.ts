@@ -3,6 +3,7 @@
  * interface stays the host's; nothing of it is changed but that it receives for one MAC more.
  */
 import type { UplinkIntent } from '../engine/intent.js';
+import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parsePrefix } from './addresses.js';
 import type { Config, HostProblem, Uplink } from './config.js';
@@ -14,6 +15,8 @@ export interface OpenRouter {
   readonly mac: string;
   /** MTU of the interface, bytes. */
   readonly mtu: number;
+  /** Entries of its flow table, which the data plane writes. */
+  readonly flows: SharedArrayBuffer;
 }
 
 /** What of the host keeps uplinks from being; addresses must not be the host's own, which would answer too. */
@@ -43,22 +46,23 @@ export function routerProblems({ uplinks }: Config): HostProblem[] {
   });
 }
 
-/** @throws Error with `code`, the errno's name. */
-export function openRouter(uplink: Uplink): OpenRouter {
+/** @param maxFlows flows that it can track. @throws Error with `code`, the errno's name. */
+export function openRouter(uplink: Uplink, maxFlows: number): OpenRouter {
   const mac = deriveMac(parsePrefix(uplink.address).address);
   const fd = native.packetOpen({ interface: uplink.interface, mac });
   const mtu = interfaceNamed(uplink.interface)?.mtu ?? 1500;
-  return { uplink, fd, mac, mtu };
+  return { uplink, fd, mac, mtu, flows: new SharedArrayBuffer(flowBytes(maxFlows)) };
 }
 
 export function closeRouters(routers: readonly OpenRouter[]): void {
   for (const { fd } of routers) native.close(fd);
 }
 
-export function uplinkIntentOf({ uplink, fd, mac, mtu }: OpenRouter): UplinkIntent {
+export function uplinkIntentOf({ uplink, fd, mac, mtu, flows }: OpenRouter): UplinkIntent {
   const { address, length } = parsePrefix(uplink.address);
   return {
     fd,
+    flows,
     mac: macBytes(mac),
     address: Uint8Array.from(address.bytes),
     length,

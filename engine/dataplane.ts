@@ -41,6 +41,7 @@ import type { Port } from './ports/port.js';
 import { createTapPort } from './ports/tap.js';
 import { createSocketUnderlay } from './ports/underlay-socket.js';
 import { createUplinkTap } from './ports/uplink-tap.js';
+import type { FlowFilter } from './publisher.js';
 import { createSecureIn, createSecureOut, type SecureOptions } from './secure.js';
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
@@ -427,6 +428,11 @@ export class DataPlane {
   /** Forgets everything learned; what the intent says stays. */
   flush(): void {
     this.table.removeWhere((_domain, _destination, isStatic) => !isStatic);
+  }
+
+  /** Ends flows of address translation. Returns how many. */
+  flushFlows(filter: FlowFilter): number {
+    return this.gateway.flush(filter);
   }
 
   private setLinks(next: Intent): void {

@@ -28,7 +28,7 @@ import {
 import { NO_FRAME } from './memory/frames.js';
 import { createPacketSocket } from './ports/packet-socket.js';
 import type { Port } from './ports/port.js';
-import { Publisher } from './publisher.js';
+import { type FlowFilter, Publisher } from './publisher.js';
 import { ArpCache } from './tables/arp-cache.js';
 import { addressWord, Gateways, maskWord } from './tables/gateways.js';
 import type { Neighbours } from './tables/neighbours.js';
@@ -147,6 +147,11 @@ export class GatewayWay {
     this.announced++;
   }
 
+  /** Ends flows. Returns how many. */
+  flush(filter: FlowFilter): number {
+    return this.uplinks.reduce((sum, { publisher }) => sum + publisher.flush(filter), 0);
+  }
+
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
   apply(before: Intent, next: Intent): void {
     const gone = before.gateways.filter((old) => !next.gateways.some((kept) => sameWay(old, kept)));
@@ -204,6 +209,7 @@ function wire(
   const tables = new NatTables({
     ...options,
     external: intent.address,
+    memory: intent.flows,
     seed: context.seed,
     now: context.seconds,
     random: (below) => Math.floor(Math.random() * below),

@@ -100,6 +100,8 @@ export interface UplinkIntent {
   /** Four bytes. */
   readonly address: Uint8Array;
   readonly length: number;
+  /** Entries of the flow table, which others may read: `flowBytes(maxFlows)`, zero at first. */
+  readonly flows: SharedArrayBuffer;
   /** Next hop of what is not on the link; without it nothing else is reached. */
   readonly gateway?: Uint8Array;
   /** Largest IP packet, bytes. */

@@ -3,7 +3,15 @@
 import { type NatTables, spaceOf } from './elements/nat/tables.js';
 import type { Nat } from './elements/nat.js';
 import type { PublishIntent } from './intent.js';
-import { FLOW_SHIFT, NO_FLOW, OUT_KEY } from './tables/flows.js';
+import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY } from './tables/flows.js';
+import { addressWord } from './tables/gateways.js';
+
+/** Which flows are meant. */
+export interface FlowFilter {
+  readonly domain?: number;
+  /** Four bytes. */
+  readonly address?: Uint8Array;
+}
 
 export class Publisher {
   private current: readonly PublishIntent[] = [];
@@ -17,8 +25,7 @@ export class Publisher {
   set(next: readonly PublishIntent[]): void {
     const wanted = new Set(next.map(keyOf));
     const there = new Set(this.current.map(keyOf));
-    for (const old of this.current)
-      if (!wanted.has(keyOf(old))) this.nat.unpublish(old);
+    for (const old of this.current) if (!wanted.has(keyOf(old))) this.nat.unpublish(old);
     for (const rule of next) if (!there.has(keyOf(rule))) this.publish(rule);
     this.current = next;
   }
@@ -36,10 +43,31 @@ export class Publisher {
   endDomains(domains: ReadonlySet<number>): void {
     if (domains.size === 0) return;
     const { flows } = this.tables;
-    for (let flow = 0; flow < flows.capacity; flow++) {
-      const key = flows.words[(flow << FLOW_SHIFT) + OUT_KEY];
-      if (key !== 0 && domains.has((key >>> 16) - 1)) this.nat.end(flow);
+    this.endWhere((at) => domains.has((flows.words[at + OUT_KEY] >>> 16) - 1));
+  }
+
+  /** Ends the flows of an endpoint, or, without an address, of a domain, or, without either, all. Returns how many. */
+  flush({ domain, address }: FlowFilter): number {
+    const { words } = this.tables.flows;
+    const inside = address && addressWord(address);
+    return this.endWhere(
+      (at) =>
+        (domain === undefined || (words[at + OUT_KEY] >>> 16) - 1 === domain) &&
+        (inside === undefined || words[at + INSIDE] === inside),
+    );
+  }
+
+  /** Ends the flows of which `match` says so, told the first word of each. Returns how many. */
+  endWhere(match: (at: number) => boolean): number {
+    const { words, capacity } = this.tables.flows;
+    let ended = 0;
+    for (let flow = 1; flow <= capacity; flow++) {
+      const at = flow << FLOW_SHIFT;
+      if (words[at + OUT_KEY] === 0 || !match(at)) continue;
+      this.nat.end(flow);
+      ended++;
     }
+    return ended;
   }
 }
 

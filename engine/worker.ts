@@ -8,6 +8,7 @@ import { native } from '../native-bindings/index.js';
 import { type CounterBlock, Counters } from './counters.js';
 import { DataPlane, type Team } from './dataplane.js';
 import type { AssociationIntent, Intent } from './intent.js';
+import type { FlowFilter } from './publisher.js';
 import type { MacEntry } from './tables/mac-table.js';
 
 export interface WorkerData {
@@ -28,6 +29,7 @@ export type Request =
     }
   | { readonly kind: 'inspect'; readonly id: number }
   | { readonly kind: 'flush'; readonly id: number }
+  | { readonly kind: 'flush-flows'; readonly id: number; readonly filter: FlowFilter }
   | { readonly kind: 'stop'; readonly id: number };
 
 export interface Inspection {
@@ -48,6 +50,8 @@ export interface Reply {
   readonly id: number;
   readonly layout: CounterBlock[];
   readonly inspection?: Inspection;
+  /** Flows that were ended. */
+  readonly ended?: number;
   readonly error?: string;
 }
 
@@ -101,6 +105,10 @@ function run(port: NonNullable<typeof parentPort>): void {
       if (request.kind === 'associate') plane.associate(request.associations);
       if (request.kind === 'flush') plane.flush();
       if (request.kind === 'stop') running = false;
+      if (request.kind === 'flush-flows') {
+        reply(request.id, { ended: plane.flushFlows(request.filter) });
+        return;
+      }
       reply(request.id, request.kind === 'inspect' ? { inspection: inspect(plane) } : {});
     } catch (error) {
       reply(request.id, { error: (error as Error).message });

@@ -1,36 +1,19 @@
 /** Out of the overlay by an uplink on which the engine is a router of its own, and in by published ports. */
 import type { ExecutionContext } from 'ava';
 import { iperf3, type Namespace, ping } from '../../cli/lab.js';
-import { FAR_ADDRESS, GatewayRig, HOST_ADDRESS, NEAR_ADDRESS, UPLINK_ADDRESS } from '../support/gateway.js';
+import {
+  askTcp,
+  askUdp,
+  FAR_ADDRESS,
+  GatewayRig,
+  HOST_ADDRESS,
+  NEAR_ADDRESS,
+  serve,
+  UPLINK_ADDRESS,
+} from '../support/gateway.js';
 import { type Engine, live, shared } from '../support/live.js';
 
 const rig = shared(() => GatewayRig.up());
-
-/** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
-async function serve(server: Namespace, protocol: 'TCP' | 'UDP', port: number) {
-  const listen =
-    protocol === 'TCP' ? `TCP-LISTEN:${port},reuseaddr,fork` : `UDP-RECVFROM:${port},reuseaddr,fork`;
-  const running = server.start('socat', [
-    ...['-d', '-d', listen],
-    `SYSTEM:read line; echo "$SOCAT_PEERADDR $line"`,
-  ]);
-  await running.output(/listening on|receiving on/, { stream: 'stderr' }).catch(() => undefined);
-  return running;
-}
-
-async function askTcp(from: Namespace, address: string, port: number, line: string): Promise<string> {
-  const { stdout } = await from.exec('socat', ['-t', '2', '-', `TCP:${address}:${port},connect-timeout=2`], {
-    input: `${line}\n`,
-  });
-  return stdout.trim();
-}
-
-async function askUdp(from: Namespace, address: string, port: number, line: string): Promise<string> {
-  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${address}:${port}`], {
-    input: `${line}\n`,
-  });
-  return stdout.trim();
-}
 
 async function reaches(t: ExecutionContext, from: Namespace, address: string, engine: Engine): Promise<void> {
   const { received } = await ping(from, address, { count: 3, deadlineS: 5 });

@@ -6,7 +6,7 @@
  * `near` routes between the link and `far`, and knows nothing of the networks' prefixes: what is not masqueraded is
  * not answered.
  */
-import type { Namespace } from '../../cli/lab.js';
+import { type Namespace, type RunningCommand, waitFor } from '../../cli/lab.js';
 import { type Engine, type NodeFile, Rig } from './live.js';
 
 export const UPLINK_ADDRESS = '192.168.60.10';
@@ -93,4 +93,32 @@ export class GatewayRig extends Rig {
       ...this.options.file,
     };
   }
+}
+
+/** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
+export async function serve(
+  server: Namespace,
+  protocol: 'TCP' | 'UDP',
+  port: number,
+): Promise<RunningCommand> {
+  const listen =
+    protocol === 'TCP' ? `TCP-LISTEN:${port},reuseaddr,fork` : `UDP-RECVFROM:${port},reuseaddr,fork`;
+  const running = server.start('socat', [listen, `SYSTEM:read line; echo "$SOCAT_PEERADDR $line"`]);
+  const list = ['-H', '-n', protocol === 'TCP' ? '-lt' : '-lu', `sport = :${port}`];
+  await waitFor(async () => (await server.run('ss', list)) !== '', { what: `a server on port ${port}` });
+  return running;
+}
+
+export async function askTcp(from: Namespace, address: string, port: number, line: string): Promise<string> {
+  const { stdout } = await from.exec('socat', ['-t', '2', '-', `TCP:${address}:${port},connect-timeout=2`], {
+    input: `${line}\n`,
+  });
+  return stdout.trim();
+}
+
+export async function askUdp(from: Namespace, address: string, port: number, line: string): Promise<string> {
+  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${address}:${port}`], {
+    input: `${line}\n`,
+  });
+  return stdout.trim();
 }

@@ -1,0 +1,82 @@
+/** `weft conntrack`: what passes between the overlay and the outside. */
+import type { Command } from 'commander';
+import type { ConntrackList } from '../../control/api.js';
+import { ask, type ClientOptions, withClient } from '../client.js';
+import { printJson, printTable, say } from '../output.js';
+
+interface ListOptions extends ClientOptions {
+  readonly json?: boolean;
+  readonly network?: string;
+  readonly protocol?: string;
+  readonly limit: string;
+}
+
+interface FlushOptions extends ClientOptions {
+  readonly json?: boolean;
+  readonly network?: string;
+  readonly endpoint?: string;
+}
+
+export function register(program: Command): void {
+  const conntrack = program.command('conntrack').description('flows of address translation at uplinks');
+  withClient(conntrack.command('ls', { isDefault: true }).description('list flows'))
+    .option('--network <name>', 'only this network')
+    .option('--protocol <name>', 'only this one: tcp, udp, icmp …')
+    .option('--limit <flows>', 'how many to list', '1000')
+    .action(list);
+  withClient(
+    conntrack.command('stats').description('how many flows there are, and what became of packets'),
+  ).action(stats);
+  withClient(conntrack.command('flush').description('end flows; connections over them break'))
+    .option('--network <name>', 'only this network')
+    .option('--endpoint <name>', 'only this endpoint')
+    .action(flush);
+}
+
+/** The path with what of the query is there. */
+function withQuery(path: string, query: Readonly<Record<string, string | undefined>>): string {
+  const given = Object.entries(query).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return `${path}?${new URLSearchParams(given)}`;
+}
+
+async function list({ network, protocol, limit, json, ...options }: ListOptions): Promise<void> {
+  const path = withQuery('/conntrack', { network, protocol, limit });
+  const { flows, matching } = await ask<ConntrackList>('GET', path, options);
+  if (json) {
+    printJson({ flows, matching });
+    return;
+  }
+  printTable(
+    [
+      ...[{ title: 'PROTOCOL' }, { title: 'STATE' }, { title: 'NETWORK' }, { title: 'INSIDE' }],
+      ...[{ title: 'OUTSIDE' }, { title: 'REMOTE' }],
+      ...['OUT', 'IN', 'BYTES', 'EXPIRES'].map((title) => ({ title, align: 'right' as const })),
+    ],
+    flows.map((flow) => [
+      ...[flow.protocol, flow.state, flow.network, flow.inside, flow.outside, flow.remote],
+      ...[String(flow.packetsOut), String(flow.packetsIn), String(flow.bytes), `${flow.expires} s`],
+    ]),
+  );
+  if (matching > flows.length) say(`${flows.length} of ${matching} flows; --limit shows more`);
+}
+
+async function stats({ json, ...options }: ClientOptions & { readonly json?: boolean }): Promise<void> {
+  const { uplinks, counters } = await ask<ConntrackList>('GET', '/conntrack?limit=0', options);
+  if (json) {
+    printJson({ uplinks, counters });
+    return;
+  }
+  for (const { uplink, flows, maxFlows } of uplinks)
+    say(`uplink ${uplink}: ${flows} flows of at most ${maxFlows}`);
+  printTable(
+    [{ title: 'COUNTER' }, { title: 'PACKETS', align: 'right' }],
+    Object.entries(counters).map(([name, value]) => [name, String(value)]),
+  );
+}
+
+async function flush({ network, endpoint, json, ...options }: FlushOptions): Promise<void> {
+  const path = withQuery('/conntrack/flush', { network, endpoint });
+  const { ended } = await ask<{ ended: number }>('POST', path, options);
+  if (json) printJson({ ended });
+  else say(`${ended} flows ended`);
+}

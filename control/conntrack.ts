@@ -1,0 +1,156 @@
+/**
+ * Flows of address translation, for people. They are read from memory that the data plane writes meanwhile: a flow
+ * that comes or goes in that moment may be shown by halves, and the data plane does not notice.
+ */
+import { STATE_NAMES } from '../engine/tables/connection.js';
+import {
+  EXPIRY,
+  EXTERNAL,
+  FLOW_SHIFT,
+  IN_PORTS,
+  INSIDE,
+  OUT_KEY,
+  OUT_PORTS,
+  PACKETS_IN,
+  PACKETS_OUT,
+  REMOTE_END,
+  STATE,
+} from '../engine/tables/flows.js';
+import { parseIp } from './addresses.js';
+import type { Daemon } from './daemon.js';
+
+/** A name of a request that nothing here has. */
+export class UnknownName extends Error {}
+
+/** Flows in one answer, unless told. */
+const USUAL_LIMIT = 1000;
+
+export interface FlowRow {
+  readonly uplink: string;
+  readonly protocol: string;
+  readonly state: string;
+  readonly network: string;
+  /** `address:port` inside, outside, and of the remote end; of ICMP the identifier is the port. */
+  readonly inside: string;
+  readonly outside: string;
+  readonly remote: string;
+  readonly packetsOut: number;
+  readonly packetsIn: number;
+  /** Of IP packets, both directions. */
+  readonly bytes: number;
+  /** Seconds of silence that are left. */
+  readonly expires: number;
+}
+
+export interface ConntrackList {
+  readonly uplinks: readonly { readonly uplink: string; readonly flows: number; readonly maxFlows: number }[];
+  /** The first of those asked for; how many there are of them. */
+  readonly flows: readonly FlowRow[];
+  readonly matching: number;
+  /** Counters of address translation, drops included. */
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+export interface PublishRow {
+  readonly uplink: string;
+  readonly protocol: string;
+  readonly address: string;
+  readonly port: number;
+  readonly endpoint: string;
+  readonly target: number;
+}
+
+const PROTOCOLS: Readonly<Record<number, string>> = {
+  1: 'icmp',
+  6: 'tcp',
+  17: 'udp',
+  33: 'dccp',
+  132: 'sctp',
+};
+
+const swap = (half: number): number => ((half & 0xff) << 8) | ((half >>> 8) & 0xff);
+
+/** An address of a little-endian word and a port of a little-endian half. */
+function end(address: number, port: number): string {
+  const bytes = [address, address >>> 8, address >>> 16, address >>> 24].map((byte) => byte & 0xff);
+  return `${bytes.join('.')}:${swap(port & 0xffff)}`;
+}
+
+/** @throws UnknownName for a network that is not there. */
+export async function conntrackList(daemon: Daemon, query: URLSearchParams): Promise<ConntrackList> {
+  const limit = Number(query.get('limit') ?? USUAL_LIMIT);
+  const wanted = matcher(daemon, query);
+  const { seconds } = await daemon.inspect();
+  const flows: FlowRow[] = [];
+  const uplinks: ConntrackList['uplinks'][number][] = [];
+  let matching = 0;
+  for (const { uplink, flows: memory } of daemon.flowTables()) {
+    const words = new Int32Array(memory);
+    let size = 0;
+    for (let at = 1 << FLOW_SHIFT; at < words.length; at += 1 << FLOW_SHIFT) {
+      if (words[at + OUT_KEY] === 0) continue;
+      size++;
+      if (!wanted(words, at)) continue;
+      if (matching++ < limit) flows.push(rowOf(daemon, uplink.name, words, at, seconds));
+    }
+    uplinks.push({ uplink: uplink.name, flows: size, maxFlows: daemon.config.nat.maxFlows });
+  }
+  const { nat = {}, 'nat:drops': drops = {} } = daemon.counters();
+  return { uplinks, flows, matching, counters: { ...nat, ...drops } };
+}
+
+function rowOf(daemon: Daemon, uplink: string, words: Int32Array, at: number, seconds: number): FlowRow {
+  const protocol = words[at + OUT_KEY] & 0xff;
+  const doubles = new Float64Array(words.buffer, (at + 14) * 4, 1);
+  return {
+    uplink,
+    protocol: PROTOCOLS[protocol] ?? String(protocol),
+    state: STATE_NAMES[words[at + STATE] & 0xff] ?? 'new',
+    network: daemon.networkName((words[at + OUT_KEY] >>> 16) - 1),
+    inside: end(words[at + INSIDE], words[at + OUT_PORTS]),
+    outside: end(words[at + EXTERNAL], words[at + IN_PORTS]),
+    remote: end(words[at + REMOTE_END], words[at + OUT_PORTS] >>> 16),
+    packetsOut: words[at + PACKETS_OUT] >>> 0,
+    packetsIn: words[at + PACKETS_IN] >>> 0,
+    bytes: doubles[0],
+    expires: Math.max(0, words[at + EXPIRY] - seconds),
+  };
+}
+
+function domainOf(daemon: Daemon, query: URLSearchParams): number | undefined {
+  const network = query.get('network');
+  if (network === null) return undefined;
+  if (!daemon.config.networks.some(({ name }) => name === network))
+    throw new UnknownName(`there is no network ${network}`);
+  return daemon.domainOf(network);
+}
+
+function matcher(daemon: Daemon, query: URLSearchParams): (words: Int32Array, at: number) => boolean {
+  const domain = domainOf(daemon, query);
+  const protocol = query.get('protocol');
+  return (words, at) => {
+    const key = words[at + OUT_KEY];
+    if (domain !== undefined && (key >>> 16) - 1 !== domain) return false;
+    return protocol === null || (PROTOCOLS[key & 0xff] ?? String(key & 0xff)) === protocol;
+  };
+}
+
+/** Ends flows: of an endpoint, of a network, or all. @throws UnknownName. Resolves with how many. */
+export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<number> {
+  const name = query.get('endpoint');
+  const domain = domainOf(daemon, query);
+  if (name === null) return daemon.flushFlows(domain === undefined ? {} : { domain });
+  const endpoint = daemon.config.endpoints.find((one) => one.name === name && one.kind === 'local');
+  if (endpoint === undefined) throw new UnknownName(`there is no local endpoint ${name}`);
+  return daemon.flushFlows({
+    domain: daemon.domainOf(endpoint.network),
+    address: Uint8Array.from(parseIp(endpoint.address.split('/')[0]).bytes),
+  });
+}
+
+export function publishRows({ config }: Daemon): PublishRow[] {
+  return config.publish.map(({ uplink, protocol, port, endpoint, target }) => {
+    const { address } = config.uplinks.find(({ name }) => name === uplink)!;
+    return { uplink, protocol, address: address.split('/')[0], port, endpoint, target };
+  });
+}

@@ -283,7 +283,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     words[at + STATE] = next;
     const expiry = context.seconds + tcpTimeouts[next];
     if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
-    // An RST does not prolong what is ending (RFC 7857, section 2).
+    // An RST does not prolong what is ending (RFC 7857, section 2.2).
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
   }
 

@@ -53,7 +53,7 @@ export const STATE_NAMES: Readonly<Record<number, string>> = {
 export interface Timeouts {
   /** TCP with at most one FIN; RFC 5382, REQ-5: at least 2 h 4 min. */
   readonly established: number;
-  /** TCP that is not established yet (RFC 7857, section 2.2: 4 min unless configured). */
+  /** TCP that is not established yet (RFC 7857, section 2.1: 4 min unless configured). */
   readonly opening: number;
   /** TCP after both FINs or an RST; the same. */
   readonly closing: number;

@@ -148,7 +148,7 @@ test('RFC 5382, REQ-10: an ICMP error ends no connection', (t) => {
   t.is(ends(n.in(answerTo(syn, ACK))), `${REMOTE}:80 > ${INSIDE}:4000`);
 });
 
-test('RFC 7857, 2: an RST passes and leaves four minutes, in which data brings the connection back', (t) => {
+test('RFC 7857, 2.2: an RST passes and leaves four minutes, in which data brings the connection back', (t) => {
   const n = new NatRig();
   const syn = connect(n);
   t.is(ends(n.in(answerTo(syn, RST))), `${REMOTE}:80 > ${INSIDE}:4000`);
@@ -164,7 +164,7 @@ test('RFC 7857, 2: an RST passes and leaves four minutes, in which data brings t
   t.is(n.flows, 0);
 });
 
-test('RFC 7857, 2: RSTs do not prolong what is ending', (t) => {
+test('RFC 7857, 2.2: RSTs do not prolong what is ending', (t) => {
   const n = new NatRig();
   const syn = connect(n);
   n.out(tcp(RST));

@@ -55,7 +55,7 @@ const LIVES: readonly [title: string, from: number, packets: string, states: str
   ['closing from inside', ESTABLISHED, '>FA <A <A <FA >A', 'fin-sent fin-sent fin-sent closing closing'],
   ['closing from outside', ESTABLISHED, '<FA >A >FA <A', 'fin-received fin-received closing closing'],
   ['FINs again change nothing', FIN_OUT, '>FA <FA <FA >FA', 'fin-sent closing closing closing'],
-  ['an RST, and data that brings it back (RFC 7857, 2)', ESTABLISHED, '<R <A', 'transitory established'],
+  ['an RST, and data that brings it back (RFC 7857, 2.2)', ESTABLISHED, '<R <A', 'transitory established'],
   ['an RST in a half-closed one', FIN_IN, '>R >A', 'transitory established'],
   ['RSTs upon an RST', ESTABLISHED, '<R <R >R', 'transitory transitory transitory'],
   [
@@ -109,7 +109,7 @@ test('RFC 5382, REQ-5: two hours and four minutes while no more than one side cl
     t.is(seconds[state], 240);
 });
 
-test('RFC 7857, 2.2: opening and closing have timers of their own', (t) => {
+test('RFC 7857, 2.1: opening and closing have timers of their own', (t) => {
   const seconds = tcpTimeouts({ ...DEFAULT_TIMEOUTS, opening: 30, closing: 60 });
   t.deepEqual(
     [seconds[SYN_OUT], seconds[SYN_BOTH], seconds[FIN_BOTH], seconds[TRANSITORY]],

@@ -105,7 +105,7 @@ test('a bridge delivers unicast, unknown unicast and group frames once each, in 
   const frames = [frame(B, A), frame(BROADCAST, B), frame(A, B), frame(GROUP, A), frame(B, A)];
   const { chain } = build(['bridge'], frames);
   t.deepEqual(outcomes(chain), ['0', '1', '2', '3', '4']);
-  t.deepEqual(chain.totals(), { frames: 5, bytes: 300, delivered: 5, drops: {} });
+  t.deepEqual(chain.totals(), { frames: 5, bytes: 300, delivered: 5, drops: {}, flows: 0 });
 });
 
 test('drops are told with element and reason, and counted', (t) => {
@@ -124,6 +124,7 @@ test('drops are told with element and reason, and counted', (t) => {
     frames: 12,
     bytes: 506,
     delivered: 2,
+    flows: 0,
     drops: {
       'bridge: runt': 4,
       'bridge: bad-source': 2,
@@ -215,7 +216,7 @@ test('wrong chains are refused when they are made', (t) => {
 test('an empty list is run and accounted for', (t) => {
   const { chain } = build(['bridge'], []);
   chain.pass();
-  t.deepEqual(chain.totals(), { frames: 0, bytes: 0, delivered: 0, drops: {} });
+  t.deepEqual(chain.totals(), { frames: 0, bytes: 0, delivered: 0, drops: {}, flows: 0 });
 });
 
 /** Runs a chain with an element that does not keep its promises. */

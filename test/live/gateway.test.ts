@@ -1,6 +1,6 @@
 /** Out of the overlay by an uplink on which the engine is a router of its own, and in by published ports. */
 import type { ExecutionContext } from 'ava';
-import { iperf3, type Namespace, ping } from '../../cli/lab.js';
+import { iperf3, type Namespace, ping, waitFor } from '../../cli/lab.js';
 import {
   askTcp,
   askUdp,
@@ -120,7 +120,7 @@ live('what cannot be reached is said: no host on the link, no port at the server
   t.regex(refused.stderr, /Connection refused/);
 });
 
-live('TCP at speed, out and back, and a large file through a published port', async (t) => {
+live('TCP at speed, out and back', async (t) => {
   const { c1, far, engine1 } = rig();
   const out = await iperf3(c1, far, FAR_ADDRESS, { seconds: 2 });
   t.true(out.bitsPerSecond > 1e8, JSON.stringify(out));
@@ -187,3 +187,58 @@ live(
   },
   { tools: ['socat'] },
 );
+
+live(
+  'a large file out and, from a published port, in, is whole',
+  async (t) => {
+    const { c1, far, directory } = rig();
+    const file = `${directory}/file`;
+    await far.run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=64']);
+    const sum = (text: string): string => /^[0-9a-f]{64}/.exec(text)![0];
+    const wanted = sum(await far.run('sha256sum', [file]));
+    for (const [server, client, port, address] of [
+      [far, c1, 7010, FAR_ADDRESS],
+      [c1, far, 80, UPLINK_ADDRESS],
+    ] as const) {
+      const serving = server.start('socat', ['-U', `TCP-LISTEN:${port},reuseaddr`, `OPEN:${file}`]);
+      const list = ['-H', '-n', '-lt', `sport = :${port}`];
+      await waitFor(async () => (await server.run('ss', list)) !== '', { what: 'a server' });
+      const from = `TCP:${address}:${port === 80 ? 8080 : port}`;
+      await client.run('socat', ['-u', from, `CREATE:${file}.got`]);
+      t.is(sum(await client.run('sha256sum', [`${file}.got`])), wanted);
+      await serving.finish();
+    }
+  },
+  { tools: ['socat'] },
+);
+
+live('an interface that goes down and comes up again; a router whose MAC changes', async (t) => {
+  const { c1, host, near, engine1 } = rig();
+  host.ip('link', 'set', 'out0', 'down');
+  t.is((await ping(c1, FAR_ADDRESS, { count: 2 })).received, 0);
+  host.ip('link', 'set', 'out0', 'up');
+  await reaches(t, c1, FAR_ADDRESS, engine1);
+  near.ip('link', 'set', 'in0', 'down');
+  near.ip('link', 'set', 'in0', 'address', '02:00:00:00:77:77');
+  near.ip('link', 'set', 'in0', 'up');
+  // What it announces, or what it asks, tells its new address.
+  await near.exec('ping', ['-c', '1', '-W', '2', UPLINK_ADDRESS]);
+  await reaches(t, c1, FAR_ADDRESS, engine1);
+});
+
+live('of an attack on the uplink nothing enters, and who is inside does not notice', async (t) => {
+  const { c1, far, near, engine1 } = rig();
+  const drops = await engine1.watchDrops();
+  const flood = [
+    'import socket',
+    's=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)',
+    `for i in range(20000): s.sendto(b"x",("${UPLINK_ADDRESS}",1+i%65535))`,
+  ].join('\n');
+  const attack = far.exec('python3', ['-c', flood]);
+  await reaches(t, c1, NEAR_ADDRESS, engine1);
+  await attack;
+  await reaches(t, near, UPLINK_ADDRESS, engine1);
+  const grown = await drops();
+  const refused = (grown['nat not-published'] ?? 0) + (grown['nat filtered'] ?? 0);
+  t.true(refused > 15_000, JSON.stringify(grown));
+});

@@ -52,7 +52,6 @@ export type {
   Endpoint,
   LocalEndpoint,
   Network,
-  Publish,
   RingKey,
   StaticAssociation,
   Underlay,

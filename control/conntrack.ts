@@ -25,7 +25,7 @@ export class UnknownName extends Error {}
 /** Flows in one answer, unless told. */
 const USUAL_LIMIT = 1000;
 
-export interface FlowRow {
+interface FlowRow {
   readonly uplink: string;
   readonly protocol: string;
   readonly state: string;

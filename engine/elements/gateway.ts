@@ -88,7 +88,7 @@ const [OUTWARD, INWARD, ARP_ANSWERED, ECHO_ANSWERED, FRAGMENTED] = COUNTERS.keys
 const DONT_FRAGMENT_LE = 0x0040;
 
 /** What the gateway knows of an uplink; addresses as signed little-endian words. */
-export interface GatewayUplink {
+interface GatewayUplink {
   readonly address: number;
   /** Addresses of its prefix that are no host's: the lowest and the highest; 0 where there are none (RFC 3021). */
   readonly network: number;

@@ -22,7 +22,9 @@ const PAGES = [
 function reasonsOfCode(): string[] {
   const outer = /OUTER_REASONS = \[([^\]]*)\] as const/.exec(read('engine/wire/outer.ts'))![1]!;
   const part = (file: string, name: string): string =>
-    new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(read(`engine/elements/nat/${file}.ts`))![1]!;
+    new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(
+      read(`engine/elements/nat/${file}.ts`),
+    )![1]!;
   const nat: Record<string, string> = { FLOW: part('flow-maker', 'FLOW'), ERROR: part('errors', 'ERROR') };
   const found: string[] = [];
   for (const folder of ['engine/elements', 'engine/ports']) {

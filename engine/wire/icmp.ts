@@ -8,13 +8,13 @@ export const ICMP_IDENTIFIER = 2;
 
 export const ECHO_REPLY = 0;
 export const UNREACHABLE = 3;
-export const SOURCE_QUENCH = 4;
+const SOURCE_QUENCH = 4;
 export const REDIRECT = 5;
 export const ECHO = 8;
 export const TIME_EXCEEDED = 11;
-export const PARAMETER_PROBLEM = 12;
-export const TIMESTAMP = 13;
-export const TIMESTAMP_REPLY = 14;
+const PARAMETER_PROBLEM = 12;
+const TIMESTAMP = 13;
+const TIMESTAMP_REPLY = 14;
 
 /** Codes of UNREACHABLE. */
 export const NET_UNREACHABLE = 0;

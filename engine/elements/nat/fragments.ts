@@ -28,10 +28,10 @@ const KNOWN = 2;
 /** What became of a fragment that is not the first. */
 export const PASSED = 0;
 export const HELD = 1;
-export const REFUSED = 2;
+const REFUSED = 2;
 
 /** What a first fragment becomes. */
-export interface Translated {
+interface Translated {
   readonly address: number;
   /** Of the frame, when it goes inside. */
   readonly domain: number;

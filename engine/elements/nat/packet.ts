@@ -20,7 +20,7 @@ const UDP_CHECKSUM = 3;
 const ICMP_SEQUENCE = 3;
 
 /** What to add to a sum of 16-bit words when an address changes: complements of the old halves, and the new ones. */
-export function addressDelta(before: number, after: number): number {
+function addressDelta(before: number, after: number): number {
   return (~before & 0xffff) + (~(before >>> 16) & 0xffff) + (after & 0xffff) + (after >>> 16);
 }
 

@@ -13,7 +13,7 @@ import {
 } from '../../wire/ip.js';
 
 /** Whether an endpoint has one external port for all it talks to, or ports are shared by who talks to different ends. */
-export type Mapping = 'endpoint-independent' | 'endpoint-dependent';
+type Mapping = 'endpoint-independent' | 'endpoint-dependent';
 
 export interface NatOptions {
   /** External address, four bytes. */

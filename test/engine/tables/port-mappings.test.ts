@@ -72,7 +72,10 @@ test('some port of the range has the parity that is asked for, where there is on
   const one = new PortMappings(1, 1001, 1001, numbers());
   t.deepEqual([one.anyOf(0), one.after(1001)], [1001, 1001]);
   const five = new PortMappings(1, 1001, 1005, numbers());
-  t.deepEqual([1001, 1003, 1005, 1002, 1004].map((port) => five.after(port)), [1003, 1005, 1001, 1004, 1002]);
+  t.deepEqual(
+    [1001, 1003, 1005, 1002, 1004].map((port) => five.after(port)),
+    [1003, 1005, 1001, 1004, 1002],
+  );
 });
 
 test('property: a map between endpoints and ports, one to one, whatever comes and goes', (t) => {

@@ -146,7 +146,13 @@ function established(name: string, traffic: NatTraffic, floor?: number): Scenari
 
 function natMemory({ tools }: Chain): Record<string, number> {
   const { flows, bytes } = tools.nat!.tables;
-  return { bytesPerFlow: flows.bytes / flows.capacity, tableMiB: bytes / 2 ** 20 };
+  const { mean, longest } = flows.probes();
+  return {
+    bytesPerFlow: flows.bytes / flows.capacity,
+    tableMiB: bytes / 2 ** 20,
+    probes: mean,
+    longestProbe: longest,
+  };
 }
 
 /** A million flows, each made by its first packet, that then expire: only the making is timed, and the longest call. */

@@ -108,10 +108,11 @@ function print({ node, cpu, gcm, rounds, seconds, scenarios }: BenchReport): voi
 function note({ against, extra }: ScenarioResult): string {
   const notes = against === undefined ? [] : [`${against.factor.toFixed(2)} × ${against.name}`];
   const { bytesPerEntry, tableMiB, droppedPercent, heapBeforeKiB, heapAfterKiB, collections } = extra;
-  const { bytesPerFlow, longestExpiryMs } = extra;
+  const { bytesPerFlow, probes, longestProbe, longestExpiryMs } = extra;
   if (bytesPerEntry !== undefined)
     notes.push(`${bytesPerEntry.toFixed(1)} B/entry, ${tableMiB.toFixed(0)} MiB`);
   if (bytesPerFlow !== undefined) notes.push(`${bytesPerFlow.toFixed(1)} B/flow, ${tableMiB.toFixed(0)} MiB`);
+  if (longestProbe > 0) notes.push(`${probes.toFixed(2)} probes, at most ${longestProbe}`);
   if (longestExpiryMs !== undefined)
     notes.push(`a million expire, longest call ${longestExpiryMs.toFixed(2)} ms`);
   if (droppedPercent > 0) notes.push(`${droppedPercent.toFixed(1)} % dropped`);

@@ -311,6 +311,22 @@ export class Flows {
     return best;
   }
 
+  /** How many words of the index a search looks at: on average, and at most. */
+  probes(): { mean: number; longest: number } {
+    const { index, indexMask, refMask, words } = this;
+    let sum = 0;
+    let longest = 0;
+    for (let i = 0; i <= indexMask; i++) {
+      const ref = index[i] & refMask;
+      if (ref === 0) continue;
+      const home = words[((ref >>> 1) << FLOW_SHIFT) + HASH_OUT + (ref & 1)];
+      const looked = ((i - home) & indexMask) + 1;
+      sum += looked;
+      longest = Math.max(longest, looked);
+    }
+    return { mean: this.size === 0 ? 0 : sum / (2 * this.size), longest };
+  }
+
   /** Bytes that passed. */
   bytesOf(flow: number): number {
     return this.doubles[(flow << (FLOW_SHIFT - 1)) + BYTES_WORD / 2];

@@ -79,6 +79,15 @@ function consistent(flows: Flows): boolean {
   return refs.length === live.size && refs.every((ref) => live.has(ref)) && live.size === flows.size * 2;
 }
 
+test('a search looks at few words of the index, also when it is as full as it gets', (t) => {
+  const flows = new Flows(21_845, SEED, NOW);
+  t.deepEqual(flows.probes(), { mean: 0, longest: 0 });
+  for (let n = 0; n < 21_845; n++) add(flows, n);
+  // Of linear probing at a load of two thirds: two on average (Knuth, TAOCP 3, 6.4).
+  const { mean, longest } = flows.probes();
+  t.true(mean > 1.8 && mean < 2.2 && longest >= mean, `${mean}, ${longest}`);
+});
+
 test('a flow is found from both sides, and its words are those it was made of', (t) => {
   const flows = new Flows(10, SEED, NOW);
   const flow = add(flows, 5);

@@ -166,6 +166,8 @@ live(
   async (t) => {
     const { c1, far, engine1 } = rig();
     const server = c1.start('socat', ['-u', 'UDP-RECVFROM:53,fork', 'SYSTEM:wc -c']);
+    const list = ['-H', '-n', '-lu', 'sport = :53'];
+    await waitFor(async () => (await c1.run('ss', list)) !== '', { what: 'a server' });
     const long = `${'x'.repeat(1460)}\n`;
     const send = (pmtudisc: number) =>
       // It stays for a second: an error about a socket that is gone is not heard.

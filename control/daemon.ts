@@ -5,7 +5,6 @@
  * TAPs; then the worker. What fails midway is undone: interfaces that were made are removed, those that were there
  * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
  */
-import { statSync } from 'node:fs';
 import { type AssociationIntent, GATEWAY_PORT } from '../engine/intent.js';
 import type { FlowFilter } from '../engine/publisher.js';
 import { AssociationState } from '../engine/tables/association-state.js';
@@ -13,15 +12,24 @@ import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '
 import type { Tap } from '../native-bindings/index.js';
 import { formatIp } from './addresses.js';
 import {
+  type Attached,
+  localEndpoints,
+  namespaceOf,
+  placeOf,
+  remember,
+  remove,
+  removeLeftOvers,
+  undo,
+} from './attached.js';
+import {
   type Config,
   type HostProblem,
   hostError,
   type LocalEndpoint,
   largestMtu,
   loadConfig,
-  netnsPath,
 } from './config.js';
-import { closeQueues, converge, openEndpoint, removeQueues, removeStale, type Shape } from './devices.js';
+import { converge, openEndpoint, type Shape } from './devices.js';
 import { EngineTeam } from './engine-team.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
@@ -51,27 +59,11 @@ const SEEN: Readonly<Record<number, string>> = {
 /** How long to wait for traffic keys before saying that there are none. */
 const UNKEYED_MS = 3000;
 
-interface Attached {
-  readonly endpoint: LocalEndpoint;
-  readonly taps: readonly Tap[];
-  readonly reattached: boolean;
-  /** Which namespace it is in, whatever its name stands for later. */
-  readonly namespace: string;
-  lost: boolean;
-  closed: boolean;
-}
-
 /** How often to look whether namespaces are still there. */
 const NAMESPACES_MS = 1000;
 
 /** TUN_F_USO4 and TUN_F_USO6 among the offloads of a TAP. */
 const TUN_F_USO = 0x60;
-
-/** Where an endpoint's interface is: its identity, whatever its name. */
-const placeOf = (endpoint: LocalEndpoint): string => `${netnsPath(endpoint.netns)} ${endpoint.interface}`;
-
-const localEndpoints = (config: Config): LocalEndpoint[] =>
-  config.endpoints.filter((endpoint): endpoint is LocalEndpoint => endpoint.kind === 'local');
 
 export interface DaemonOptions {
   /** Path of the node's file. */
@@ -133,8 +125,8 @@ export class Daemon {
     try {
       daemon.requireUplink();
       daemon.opened = await daemon.openKeying();
-      daemon.removeLeftOvers();
-      daemon.remember(localEndpoints(config));
+      removeLeftOvers(options.state, config);
+      remember(options.state, localEndpoints(config));
       daemon.attached = daemon.attachAll(config, new Map());
       daemon.number(config);
       daemon.followLinks();
@@ -292,22 +284,6 @@ export class Daemon {
     if (typeof this.uplink !== 'string') closeUplink(this.uplink);
   }
 
-  /** Interfaces of an earlier, killed daemon that the config does not name any more. */
-  private removeLeftOvers(): void {
-    const wanted = new Set(localEndpoints(this.config).map(placeOf));
-    for (const { netns, interface: name } of rememberedTaps(this.options.state)) {
-      if (!wanted.has(`${netns} ${name}`)) removeStale(netns, name);
-    }
-  }
-
-  /** Notes interfaces before they are made: what is killed in the middle is found by the next start. */
-  private remember(endpoints: readonly LocalEndpoint[]): void {
-    rememberTaps(
-      this.options.state,
-      endpoints.map(({ netns, interface: name }) => ({ netns: netnsPath(netns), interface: name })),
-    );
-  }
-
   /**
    * Opens the TAPs that `kept` does not have, then makes the kept ones what the config says.
    * @throws ConfigError with all that could not be opened; what was opened is undone.
@@ -364,13 +340,13 @@ export class Daemon {
     this.loseNamespaces();
     const before = this.attached;
     const present = [...before.values()].map(({ endpoint }) => endpoint);
-    this.remember([...present, ...localEndpoints(config)]);
+    remember(this.options.state, [...present, ...localEndpoints(config)]);
     this.underlayDevice = device;
     let attached: Map<string, Attached>;
     try {
       attached = this.attachAll(config, before);
     } catch (error) {
-      this.remember(present);
+      remember(this.options.state, present);
       throw error;
     }
     this.number(config);
@@ -381,7 +357,7 @@ export class Daemon {
     this.attached = attached;
     const kept = new Set([...attached.values()].map(({ taps }) => taps[0].fd));
     for (const old of before.values()) if (!kept.has(old.taps[0].fd)) remove(old);
-    this.remember(localEndpoints(config));
+    remember(this.options.state, localEndpoints(config));
   }
 
   private markLost(id: number): void {
@@ -480,25 +456,4 @@ export class Daemon {
     closeSockets(this.sockets);
     rememberTaps(this.options.state, []);
   }
-}
-
-/** Takes an interface away, with its descriptor; of one that is gone only the descriptor is left. */
-function remove(attached: Attached): void {
-  const { taps, lost, closed } = attached;
-  if (closed) return;
-  attached.closed = true;
-  if (lost) closeQueues(taps);
-  else removeQueues(taps);
-}
-
-/** Device and inode of a namespace's file; empty when there is none. */
-function namespaceOf({ netns }: LocalEndpoint): string {
-  const found = statSync(netnsPath(netns), { throwIfNoEntry: false });
-  return found ? `${found.dev}:${found.ino}` : '';
-}
-
-/** Undoes an opening: an interface that was there before stays. */
-function undo(attached: Attached): void {
-  if (attached.reattached) closeQueues(attached.taps);
-  else remove(attached);
 }

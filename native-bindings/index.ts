@@ -99,9 +99,14 @@ interface Addon {
   tapWrite(fd: number, frames: Uint32Array, count: number, before: number, failures: Uint32Array): number;
   /**
    * Opens a non-blocking packet socket that is a station of its own on an interface: it receives what is for its MAC,
-   * and broadcast and multicast. @throws Error with `code`, the errno's name.
+   * and broadcast and multicast; of multicast what the interface lets in, which is what is sent to `group` at least.
+   * @throws Error with `code`, the errno's name.
    */
-  packetOpen(options: { readonly interface: string; readonly mac: string }): number;
+  packetOpen(options: {
+    readonly interface: string;
+    readonly mac: string;
+    readonly group?: string | undefined;
+  }): number;
   /**
    * Receives frames into the free large slots below `top`, each with its vnet header from `before` bytes in front of
    * off; sets len to the bytes received, 0 for a frame that did not fit. overflow[0] becomes the running count of
@@ -150,6 +155,16 @@ interface Addon {
     gso: number,
     failures: Uint32Array,
   ): number;
+  /**
+   * Opens a socket that holds a port, so that nobody else gets it, and neither listens nor is read.
+   * @throws Error with `code`: EADDRINUSE when the port is taken, EADDRNOTAVAIL, EPROTONOSUPPORT and others.
+   */
+  portBind(options: { readonly protocol: number; readonly address: string; readonly port: number }): number;
+  /**
+   * Sends one netlink message (netlink(7)), which must ask for a dump or an acknowledgement, and returns all messages
+   * that answer it, the last one left out. @throws Error with `code`, the errno's name.
+   */
+  netlinkAsk(family: number, request: Uint8Array): Uint8Array;
   waitCreate(): number;
   waitAdd(wait: number, fd: number, tag: number): void;
   waitRemove(wait: number, fd: number): void;

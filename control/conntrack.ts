@@ -11,6 +11,8 @@ import {
   INSIDE,
   OUT_KEY,
   OUT_PORTS,
+  OWNER_SHIFT,
+  OWNERS,
   PACKETS_IN,
   PACKETS_OUT,
   REMOTE_END,
@@ -43,7 +45,9 @@ interface FlowRow {
 }
 
 export interface ConntrackList {
-  readonly uplinks: readonly { readonly uplink: string; readonly flows: number; readonly maxFlows: number }[];
+  /** Flows of the node's table, and how many it holds. */
+  readonly tracked: number;
+  readonly maxFlows: number;
   /** The first of those asked for; how many there are of them. */
   readonly flows: readonly FlowRow[];
   readonly matching: number;
@@ -82,28 +86,24 @@ export async function conntrackList(daemon: Daemon, query: URLSearchParams): Pro
   const wanted = matcher(daemon, query);
   const { seconds } = await daemon.inspect();
   const flows: FlowRow[] = [];
-  const uplinks: ConntrackList['uplinks'][number][] = [];
+  let tracked = 0;
   let matching = 0;
-  for (const { uplink, flows: memory } of daemon.flowTables()) {
-    const words = new Int32Array(memory);
-    let size = 0;
-    for (let at = 1 << FLOW_SHIFT; at < words.length; at += 1 << FLOW_SHIFT) {
-      if (words[at + OUT_KEY] === 0) continue;
-      size++;
-      if (!wanted(words, at)) continue;
-      if (matching++ < limit) flows.push(rowOf(daemon, uplink.name, words, at, seconds));
-    }
-    uplinks.push({ uplink: uplink.name, flows: size, maxFlows: daemon.config.nat.maxFlows });
+  const words = new Int32Array(daemon.flowEntries() ?? new ArrayBuffer(0));
+  for (let at = 1 << FLOW_SHIFT; at < words.length; at += 1 << FLOW_SHIFT) {
+    if (words[at + OUT_KEY] === 0) continue;
+    tracked++;
+    if (!wanted(words, at)) continue;
+    if (matching++ < limit) flows.push(rowOf(daemon, words, at, seconds));
   }
   const { nat = {}, 'nat:drops': drops = {} } = daemon.counters();
-  return { uplinks, flows, matching, counters: { ...nat, ...drops } };
+  return { tracked, maxFlows: daemon.config.nat.maxFlows, flows, matching, counters: { ...nat, ...drops } };
 }
 
-function rowOf(daemon: Daemon, uplink: string, words: Int32Array, at: number, seconds: number): FlowRow {
+function rowOf(daemon: Daemon, words: Int32Array, at: number, seconds: number): FlowRow {
   const protocol = words[at + OUT_KEY] & 0xff;
   const doubles = new Float64Array(words.buffer, (at + 14) * 4, 1);
   return {
-    uplink,
+    uplink: daemon.config.uplinks[(words[at + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)]?.name ?? '',
     protocol: PROTOCOLS[protocol] ?? String(protocol),
     state: STATE_NAMES[words[at + STATE] & 0xff] ?? 'new',
     network: daemon.networkName((words[at + OUT_KEY] >>> 16) - 1),

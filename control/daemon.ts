@@ -29,13 +29,12 @@ import {
   largestMtu,
   loadConfig,
 } from './config.js';
-import { converge, openEndpoint, type Shape } from './devices.js';
+import { converge, openEndpoint, type Shape, shapeOf } from './devices.js';
 import { EngineTeam } from './engine-team.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
-import type { OpenRouter } from './router.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
 import {
@@ -185,8 +184,7 @@ export class Daemon {
 
   /** What the network of an endpoint makes of its interface. */
   private shapeOf({ network }: LocalEndpoint, config: Config): Shape {
-    const { internal, gateway } = config.networks.find(({ name }) => name === network)!;
-    return { mtu: this.mtuOf(network, config), gateway: internal ? undefined : gateway };
+    return shapeOf(config.networks.find(({ name }) => name === network)!, this.mtuOf(network, config));
   }
 
   /** What each worker is to do. */
@@ -431,9 +429,9 @@ export class Daemon {
     return this.running.flush();
   }
 
-  /** Flows of address translation of every uplink, read from the data plane's memory. */
-  flowTables(): readonly OpenRouter[] {
-    return this.sockets.routers;
+  /** Entries of the flow table, written by the data plane meanwhile; none without uplinks. */
+  flowEntries(): SharedArrayBuffer | undefined {
+    return this.sockets.flows;
   }
 
   flushFlows(filter: FlowFilter): Promise<number> {

@@ -1,5 +1,6 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
+import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
 import {
@@ -65,6 +66,8 @@ export interface Sockets {
   readonly esp: readonly EspSocket[];
   /** Of each uplink, in the order of the config. */
   readonly routers: readonly OpenRouter[];
+  /** Entries of the flow table, which the data plane writes; none without uplinks. */
+  readonly flows: SharedArrayBuffer | undefined;
 }
 
 /** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
@@ -73,7 +76,9 @@ export function openSockets(file: string, config: Config): Sockets {
   let esp: EspSocket[] = [];
   try {
     esp = openEspSockets(file, config);
-    return { sockets, esp, routers: openRouters(file, config) };
+    const flows =
+      config.uplinks.length === 0 ? undefined : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
+    return { sockets, esp, routers: openRouters(file, config), flows };
   } catch (error) {
     closeUnderlay(sockets);
     closeEsp(esp);
@@ -92,7 +97,7 @@ function openRouters(file: string, config: Config): OpenRouter[] {
   const problems: HostProblem[] = [];
   config.uplinks.forEach((uplink, index) => {
     try {
-      routers.push(openRouter(uplink, config.nat.maxFlows));
+      routers.push(openRouter(uplink));
     } catch (error) {
       const remedy = 'check that the interface is there, and that weft may open packet sockets (CAP_NET_RAW)';
       problems.push({ path: ['uplinks', index, 'interface'], message: (error as Error).message, remedy });

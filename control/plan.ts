@@ -5,6 +5,7 @@
 import { randomInt } from 'node:crypto';
 import {
   GATEWAY_PORT,
+  type GatewayAddressIntent,
   type GatewayIntent,
   type Intent,
   type NeighbourIntent,
@@ -13,7 +14,7 @@ import {
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
-import type { Config, Endpoint, Network } from './config.js';
+import { type Config, type Endpoint, gatewayAddresses, type Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
 import { type OpenRouter, uplinkIntentOf } from './router.js';
 import type { Link, Uplink } from './uplink.js';
@@ -94,26 +95,33 @@ function neighboursOf(plan: Plan, endpoint: Endpoint): NeighbourIntent[] {
   }));
 }
 
-/** MAC of a network's gateway: the same on every host, for it is made of the address. */
-function gatewayMac(gateway: string): Uint8Array {
-  return macBytes(deriveMac(parseIp(gateway)));
-}
-
-/** Gateways of IPv4 networks; those of IPv6 answer nobody yet. */
+/** Gateways of networks; the MAC is the same on every host, for it is made of the first address. */
 function gatewaysOf(config: Config, plan: Plan, mtuOf: (network: string) => number): GatewayIntent[] {
-  return config.networks.flatMap(({ name, gateway, subnet, uplink }) => {
-    const prefix = parsePrefix(subnet);
-    if (gateway === undefined || prefix.network.family === 6) return [];
+  return config.networks.flatMap((network) => {
+    const { name, uplink } = network;
+    const { v4, v6 } = gatewayAddresses(network);
+    const first = v4 ?? v6;
+    if (first === undefined) return [];
     return {
       domain: plan.networks.of(name),
-      address: addressOf(gateway),
-      subnet: Uint8Array.from(prefix.network.bytes),
-      length: prefix.length,
-      mac: gatewayMac(gateway),
+      ...(v4 && { v4: gatewayAddress(...v4) }),
+      ...(v6 && { v6: gatewayAddress(...v6) }),
+      mac: macBytes(deriveMac(parseIp(first[0]))),
+      routed: !network.masquerade,
       uplink: uplink === undefined ? -1 : config.uplinks.findIndex((one) => one.name === uplink),
       mtu: mtuOf(name),
     };
   });
+}
+
+function gatewayAddress(gateway: string, subnet: string): GatewayAddressIntent {
+  const { network, length } = parsePrefix(subnet);
+  return { address: addressOf(gateway), subnet: Uint8Array.from(network.bytes), length };
+}
+
+/** Addresses for which the gateways answer. */
+function gatewayNeighbours({ domain, v4, v6, mac }: GatewayIntent): NeighbourIntent[] {
+  return [v4, v6].flatMap((one) => (one === undefined ? [] : { domain, address: one.address, mac, router: true }));
 }
 
 const PROTOCOLS = { tcp: 6, udp: 17 } as const;
@@ -146,6 +154,7 @@ export interface Opened {
   readonly links: readonly Link[];
   /** Of each uplink, in the order of the config. */
   readonly routers: readonly OpenRouter[];
+  readonly flows: SharedArrayBuffer | undefined;
   /** MTU of a network's interfaces, bytes. */
   readonly mtuOf: (network: string) => number;
   /** Whether this kernel's TAPs take UDP super-frames. */
@@ -204,7 +213,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
     ],
     neighbours: [
       ...present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
-      ...gateways.map(({ domain, address, mac }) => ({ domain, address, mac })),
+      ...gateways.flatMap(gatewayNeighbours),
     ],
     gateways,
     uplinks: opened.routers.map(uplinkIntentOf),
@@ -213,7 +222,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       mapping: config.nat.mapping,
       firstPort: config.nat.ports.first,
       lastPort: config.nat.ports.last,
-      maxFlows: config.nat.maxFlows,
     },
+    ...(opened.flows && { flows: { capacity: config.nat.maxFlows, entries: opened.flows } }),
   };
 }

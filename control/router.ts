@@ -3,9 +3,8 @@
  * interface stays the host's; nothing of it is changed but that it receives for one MAC more.
  */
 import type { UplinkIntent } from '../engine/intent.js';
-import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
-import { deriveMac, macBytes, parsePrefix } from './addresses.js';
+import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
 import type { Config, HostProblem, Uplink } from './config.js';
 import { interfaceNamed, interfaceOf } from './interfaces.js';
 
@@ -15,16 +14,12 @@ export interface OpenRouter {
   readonly mac: string;
   /** MTU of the interface, bytes. */
   readonly mtu: number;
-  /** Entries of its flow table, which the data plane writes. */
-  readonly flows: SharedArrayBuffer;
 }
 
 /** What of the host keeps uplinks from being; addresses must not be the host's own, which would answer too. */
 export function routerProblems({ uplinks }: Config): HostProblem[] {
   return uplinks.flatMap((uplink, index): HostProblem[] => {
     const device = interfaceNamed(uplink.interface);
-    const { address } = parsePrefix(uplink.address);
-    const owner = interfaceOf(address.text);
     const problems: HostProblem[] = [];
     if (device === undefined || device.linkType !== 'ether') {
       problems.push({
@@ -35,10 +30,13 @@ export function routerProblems({ uplinks }: Config): HostProblem[] {
         remedy: 'write the name of an Ethernet interface that "ip link" shows here',
       });
     }
-    if (owner !== undefined) {
+    for (const key of ['address', 'address6'] as const) {
+      const address = uplink[key]?.split('/')[0];
+      const owner = address === undefined ? undefined : interfaceOf(address);
+      if (owner === undefined) continue;
       problems.push({
-        path: ['uplinks', index, 'address'],
-        message: `${address.text} is this host's own address, on ${owner.name}`,
+        path: ['uplinks', index, key],
+        message: `${address} is this host's own address, on ${owner.name}`,
         remedy: 'write another free address of that link: Weft is a router beside the host there',
       });
     }
@@ -46,29 +44,45 @@ export function routerProblems({ uplinks }: Config): HostProblem[] {
   });
 }
 
-/** @param maxFlows flows that it can track. @throws Error with `code`, the errno's name. */
-export function openRouter(uplink: Uplink, maxFlows: number): OpenRouter {
+/** @throws Error with `code`, the errno's name. */
+export function openRouter(uplink: Uplink): OpenRouter {
   const mac = deriveMac(parsePrefix(uplink.address).address);
-  const fd = native.packetOpen({ interface: uplink.interface, mac });
+  const group = uplink.address6 && solicitedNodeMac(uplink.address6);
+  const fd = native.packetOpen({ interface: uplink.interface, mac, group });
   const mtu = interfaceNamed(uplink.interface)?.mtu ?? 1500;
-  return { uplink, fd, mac, mtu, flows: new SharedArrayBuffer(flowBytes(maxFlows)) };
+  return { uplink, fd, mac, mtu };
 }
+
+/** MAC of the group that is asked for an address (RFC 4291 section 2.7.1; RFC 2464 section 7). */
+function solicitedNodeMac(address: string): string {
+  const last = Array.from(parsePrefix(address).address.bytes.slice(-3));
+  return ['33:33:ff', ...last.map((byte) => byte.toString(16).padStart(2, '0'))].join(':');
+}
+
+const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);
 
 export function closeRouters(routers: readonly OpenRouter[]): void {
   for (const { fd } of routers) native.close(fd);
 }
 
-export function uplinkIntentOf({ uplink, fd, mac, mtu, flows }: OpenRouter): UplinkIntent {
+export function uplinkIntentOf({ uplink, fd, mac, mtu }: OpenRouter): UplinkIntent {
   const { address, length } = parsePrefix(uplink.address);
   return {
     fd,
-    flows,
     mac: macBytes(mac),
     address: Uint8Array.from(address.bytes),
     length,
-    ...(uplink.gateway === undefined
-      ? {}
-      : { gateway: Uint8Array.from(parsePrefix(`${uplink.gateway}/32`).address.bytes) }),
+    ...(uplink.gateway !== undefined && { gateway: bytesOf(uplink.gateway) }),
+    ...(uplink.address6 !== undefined && { v6: uplinkIntent6(uplink.address6, uplink.gateway6) }),
     mtu,
+  };
+}
+
+function uplinkIntent6(prefix: string, gateway: string | undefined): NonNullable<UplinkIntent['v6']> {
+  const { address, length } = parsePrefix(prefix);
+  return {
+    address: Uint8Array.from(address.bytes),
+    length,
+    ...(gateway !== undefined && { gateway: bytesOf(gateway) }),
   };
 }

@@ -18,6 +18,7 @@ import { createCaptureSource, type FrameList } from './ports/capture-source.js';
 import { AssociationState, associationStateBytes } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
+import { Flows } from './tables/flows.js';
 import { MAX_DOMAINS, MacTable } from './tables/mac-table.js';
 import { type LocalVtep, Vteps } from './tables/vteps.js';
 
@@ -56,8 +57,8 @@ export interface ChainSetup {
   readonly nat?: ChainNatSetup;
 }
 
-export interface ChainNatSetup
-  extends Pick<NatOptions, 'external' | 'firstPort' | 'lastPort' | 'maxFlows' | 'mapping'> {
+export interface ChainNatSetup extends Pick<NatOptions, 'external' | 'firstPort' | 'lastPort' | 'mapping'> {
+  readonly maxFlows: number;
   readonly inside: readonly InsidePrefix[];
 }
 
@@ -254,7 +255,7 @@ function chainNat({ nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {
     state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
     return (state >>> 8) % below;
   };
-  const tables = new NatTables({ ...nat, seed: SEED, now: NOW / 1000, random });
+  const tables = new NatTables(new Flows(nat.maxFlows, SEED, NOW / 1000), 0, { ...nat, random });
   return { tables, inside: nat.inside };
 }
 

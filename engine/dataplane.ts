@@ -46,6 +46,7 @@ import { createSecureIn, createSecureOut, type SecureOptions } from './secure.js
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
+import { Flows } from './tables/flows.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
 import { type LocalVtep, SAW_NO_ASSOCIATION, Vteps } from './tables/vteps.js';
@@ -204,6 +205,7 @@ export class DataPlane {
     this.gateway = new GatewayWay(context, {
       uplinks: first.uplinks,
       nat: first.nat,
+      flows: first.flows ? new Flows(first.flows.capacity, seed, context.seconds, first.flows.entries) : null,
       neighbours: this.neighbours,
       ports: this.outputs,
       bridge: toBridge,
@@ -357,7 +359,7 @@ export class DataPlane {
     for (const gone of difference(before.neighbours, next.neighbours))
       this.neighbours.remove(gone.domain, gone.address);
     for (const added of difference(next.neighbours, before.neighbours)) {
-      this.neighbours.set(added.domain, added.address, added.mac);
+      this.neighbours.set(added.domain, added.address, added.mac, added.router);
     }
     this.gateway.apply(before, next);
     this.invalidate();

@@ -19,6 +19,7 @@ import { createUplinkIn } from './elements/uplink-in.js';
 import { Batch, type Consumer, type Context } from './graph.js';
 import {
   FIRST_UPLINK_PORT,
+  type GatewayAddressIntent,
   type GatewayIntent,
   type Intent,
   type NatIntent,
@@ -30,6 +31,7 @@ import { createPacketSocket } from './ports/packet-socket.js';
 import type { Port } from './ports/port.js';
 import { type FlowFilter, Publisher } from './publisher.js';
 import { ArpCache } from './tables/arp-cache.js';
+import type { Flows } from './tables/flows.js';
 import { addressWord, Gateways, maskWord } from './tables/gateways.js';
 import type { Neighbours } from './tables/neighbours.js';
 import { HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
@@ -44,6 +46,8 @@ const NOWHERE: Consumer = {
 export interface GatewayOptions {
   readonly uplinks: readonly UplinkIntent[];
   readonly nat: NatIntent;
+  /** There when there are uplinks. */
+  readonly flows: Flows | null;
   readonly neighbours: Neighbours;
   /** Sending side of each local port, by port number. */
   readonly ports: readonly (Batch | null)[];
@@ -78,10 +82,13 @@ export class GatewayWay {
   private announced = 0;
 
   constructor(context: Context, options: GatewayOptions) {
-    const { uplinks, nat, neighbours, ports, bridge } = options;
+    const { uplinks, nat, flows, neighbours, ports, bridge } = options;
+    if (uplinks.length > 0 && flows === null) throw new Error('internal: uplinks without a flow table');
     const errors = createIcmpErrors(context);
     this.inward = new Batch(NOWHERE);
-    this.uplinks = uplinks.map((uplink, index) => wire(context, uplink, index, nat, errors, this.inward));
+    this.uplinks = uplinks.map((uplink, index) =>
+      wire(context, uplink, index, nat, flows!, errors, this.inward),
+    );
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
       bridge,
@@ -159,7 +166,8 @@ export class GatewayWay {
     for (const gateway of next.gateways) this.gateways.set(gateway);
     this.gateways.reindex();
     const domains = new Set(gone.map(({ domain }) => domain));
-    this.uplinks.forEach(({ publisher }, index) => {
+    this.uplinks.forEach(({ publisher, tables }, index) => {
+      for (const { domain, routed } of next.gateways) tables.routed[domain] = Number(routed);
       const mine = (intent: PublishIntent): boolean => intent.uplink === index;
       publisher.set(next.publish.filter(mine));
       publisher.endDomains(domains);
@@ -172,9 +180,15 @@ function sameWay(a: GatewayIntent, b: GatewayIntent): boolean {
   return (
     a.domain === b.domain &&
     a.uplink === b.uplink &&
-    addressWord(a.subnet) === addressWord(b.subnet) &&
-    a.length === b.length
+    a.routed === b.routed &&
+    sameSubnet(a.v4, b.v4) &&
+    sameSubnet(a.v6, b.v6)
   );
+}
+
+function sameSubnet(a: GatewayAddressIntent | undefined, b: GatewayAddressIntent | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  return a.length === b.length && a.subnet.every((byte, i) => byte === b.subnet[i]);
 }
 
 /** Network and broadcast address of an uplink's prefix; 0 where it has none (RFC 3021). */
@@ -189,6 +203,7 @@ function wire(
   intent: UplinkIntent,
   index: number,
   options: NatIntent,
+  flows: Flows,
   errors: IcmpErrors,
   inward: Batch,
 ): Uplink {
@@ -206,12 +221,9 @@ function wire(
   const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
   const toDeferred = new Batch(deferred);
-  const tables = new NatTables({
+  const tables = new NatTables(flows, index, {
     ...options,
     external: intent.address,
-    memory: intent.flows,
-    seed: context.seed,
-    now: context.seconds,
     random: (below) => Math.floor(Math.random() * below),
   });
   const nat = createNat(context, tables, { outside: toResolver, inside: inward, hairpin: toDeferred });
@@ -220,7 +232,7 @@ function wire(
   const input = new Batch(
     createUplinkIn(context, name, station, { resolver, port: toPort, nat: fromOutside }),
   );
-  const publisher = new Publisher(tables, nat);
+  const publisher = new Publisher(tables);
   return {
     ...{ port, input, fromOutside, fromInside, toResolver, toPort },
     ...{ resolver, tables, nat, deferred, toDeferred, publisher },

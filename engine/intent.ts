@@ -76,16 +76,26 @@ export interface NeighbourIntent {
   /** 4 or 16 bytes. */
   readonly address: Uint8Array;
   readonly mac: Uint8Array;
+  /** It is a gateway. */
+  readonly router?: true;
+}
+
+/** A gateway's address, and the prefix of its network; 4 or 16 bytes each. */
+export interface GatewayAddressIntent {
+  readonly address: Uint8Array;
+  readonly subnet: Uint8Array;
+  readonly length: number;
 }
 
 /** The gateway of a network: a router that is on every host under the same addresses, each for its own containers. */
 export interface GatewayIntent {
   readonly domain: number;
-  /** Four bytes; the gateway's, and its network's prefix. */
-  readonly address: Uint8Array;
-  readonly subnet: Uint8Array;
-  readonly length: number;
+  /** What it is of IPv4 and of IPv6; one of them at least. */
+  readonly v4?: GatewayAddressIntent;
+  readonly v6?: GatewayAddressIntent;
   readonly mac: Uint8Array;
+  /** Whether packets keep their addresses on their way out. */
+  readonly routed: boolean;
   /** Index of the uplink, -1 when there is no way out. */
   readonly uplink: number;
   /** Largest IP packet of the network, bytes. */
@@ -100,10 +110,10 @@ export interface UplinkIntent {
   /** Four bytes. */
   readonly address: Uint8Array;
   readonly length: number;
-  /** Entries of the flow table, which others may read: `flowBytes(maxFlows)`, zero at first. */
-  readonly flows: SharedArrayBuffer;
   /** Next hop of what is not on the link; without it nothing else is reached. */
   readonly gateway?: Uint8Array;
+  /** Address of IPv6, if it has one, 16 bytes; its length, and the next hop, which may be link-local. */
+  readonly v6?: { readonly address: Uint8Array; readonly length: number; readonly gateway?: Uint8Array };
   /** Largest IP packet, bytes. */
   readonly mtu: number;
 }
@@ -127,7 +137,13 @@ export interface NatIntent {
   /** Ports that are given out. */
   readonly firstPort: number;
   readonly lastPort: number;
-  readonly maxFlows: number;
+}
+
+/** The node's flow table. Stays for life. */
+export interface FlowTableIntent {
+  readonly capacity: number;
+  /** Its entries, which others may read: `flowBytes(capacity)`, zero at first. */
+  readonly entries: SharedArrayBuffer;
 }
 
 /**
@@ -162,6 +178,8 @@ export interface Intent {
   readonly uplinks: readonly UplinkIntent[];
   readonly publish: readonly PublishIntent[];
   readonly nat: NatIntent;
+  /** Absent on a node that tracks nothing: without uplinks. */
+  readonly flows?: FlowTableIntent;
   /** Stations that the forwarding table can hold. Stays for life. */
   readonly capacity: number;
   /** Whether every TAP takes UDP super-frames (USO). Stays for life. */

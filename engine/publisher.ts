@@ -1,9 +1,8 @@
 /** The published ports of an uplink, and the end of flows whose networks are gone. Runs between breaths. */
 
 import { type NatTables, spaceOf } from './elements/nat/tables.js';
-import type { Nat } from './elements/nat.js';
 import type { PublishIntent } from './intent.js';
-import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY } from './tables/flows.js';
+import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY, OWNER_SHIFT, OWNERS } from './tables/flows.js';
 import { addressWord } from './tables/gateways.js';
 
 /** Which flows are meant. */
@@ -16,16 +15,13 @@ export interface FlowFilter {
 export class Publisher {
   private current: readonly PublishIntent[] = [];
 
-  constructor(
-    private readonly tables: NatTables,
-    private readonly nat: Nat,
-  ) {}
+  constructor(private readonly tables: NatTables) {}
 
   /** Makes the published ports what the list says; flows of those that go end. @throws Error for one taken twice. */
   set(next: readonly PublishIntent[]): void {
     const wanted = new Set(next.map(keyOf));
     const there = new Set(this.current.map(keyOf));
-    for (const old of this.current) if (!wanted.has(keyOf(old))) this.nat.unpublish(old);
+    for (const old of this.current) if (!wanted.has(keyOf(old))) this.tables.unpublish(old);
     for (const rule of next) if (!there.has(keyOf(rule))) this.publish(rule);
     this.current = next;
   }
@@ -34,8 +30,8 @@ export class Publisher {
     if (this.tables.publish(rule)) return;
     // Some endpoint was given the port for what it sends: who publishes goes first.
     const at = (spaceOf(rule.protocol) << 16) | rule.port;
-    const { firstOfPort } = this.tables;
-    for (let flow = firstOfPort[at]; flow !== NO_FLOW; flow = firstOfPort[at]) this.nat.end(flow);
+    const { firstOfPort, flows } = this.tables;
+    for (let flow = firstOfPort[at]; flow !== NO_FLOW; flow = firstOfPort[at]) flows.end(flow);
     if (!this.tables.publish(rule)) throw new Error(`port ${rule.port} is published twice`);
   }
 
@@ -59,14 +55,15 @@ export class Publisher {
 
   /** Ends the flows of which `match` says so, told the first word of each. Returns how many. */
   endWhere(match: (at: number) => boolean): number {
-    const { words, capacity } = this.tables.flows;
+    const { flows, owner } = this.tables;
     let ended = 0;
-    for (let flow = 1; flow <= capacity; flow++) {
+    flows.forEach((flow) => {
       const at = flow << FLOW_SHIFT;
-      if (words[at + OUT_KEY] === 0 || !match(at)) continue;
-      this.nat.end(flow);
+      const mine = ((flows.words[at + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)) === owner;
+      if (!mine || !match(at)) return;
+      flows.end(flow);
       ended++;
-    }
+    });
     return ended;
   }
 }

@@ -61,13 +61,12 @@ async function list({ network, protocol, limit, json, ...options }: ListOptions)
 }
 
 async function stats({ json, ...options }: ClientOptions & { readonly json?: boolean }): Promise<void> {
-  const { uplinks, counters } = await ask<ConntrackList>('GET', '/conntrack?limit=0', options);
+  const { tracked, maxFlows, counters } = await ask<ConntrackList>('GET', '/conntrack?limit=0', options);
   if (json) {
-    printJson({ uplinks, counters });
+    printJson({ tracked, maxFlows, counters });
     return;
   }
-  for (const { uplink, flows, maxFlows } of uplinks)
-    say(`uplink ${uplink}: ${flows} flows of at most ${maxFlows}`);
+  say(`${tracked} flows of at most ${maxFlows}`);
   printTable(
     [{ title: 'COUNTER' }, { title: 'PACKETS', align: 'right' }],
     Object.entries(counters).map(([name, value]) => [name, String(value)]),

@@ -59,7 +59,7 @@ import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.j
 import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
 import { createFragments, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
-import { hasPorts, type NatTables, type Published } from './nat/tables.js';
+import { hasPorts, type NatTables } from './nat/tables.js';
 
 const REASONS = [
   ...FLOW_REASONS,
@@ -109,17 +109,13 @@ export interface Nat {
   readonly fromOutside: Consumer;
   /** Lets flows and waiting fragments go whose time has come, some at a time. Called between breaths. */
   age(): void;
-  /** Ends a flow. */
-  end(flow: number): void;
-  /** Takes back what was published, and ends its flows. */
-  unpublish(published: Published): void;
   /** Gives up the fragments that wait. */
   flush(): void;
 }
 
 export function createNat(context: Context, tables: NatTables, to: NatOutputs): Nat {
   const { u16, off, len, domain, offload, csumStart } = context.frames;
-  const { flows, external, timeouts, tcpTimeouts } = tables;
+  const { flows, external, timeouts, tcpTimeouts, ownerKey } = tables;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
   const { values } = context.counters;
   const drops = new Drops(context, 'nat', REASONS);
@@ -188,7 +184,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     }
     const mine = direction === OUT ? source : destination;
     const remote = direction === OUT ? destination : source;
-    const key = direction === OUT ? protocol | ((domain[frame] + 1) << 16) : protocol;
+    const key = protocol | ownerKey | (direction === OUT ? (domain[frame] + 1) << 16 : 0);
     transports[k] = t;
     owns[k] = mine;
     remotes[k] = remote;
@@ -332,7 +328,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   }
 
   function age(): void {
-    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET, maker.leave);
+    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET);
     for (const side of fragments) side.expire();
   }
 
@@ -341,8 +337,6 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     fromInside: { process: (batch) => translate(batch, OUT) },
     fromOutside: { process: (batch) => translate(batch, IN) },
     age,
-    end: maker.end,
-    unpublish: (published) => tables.unpublish(published, maker.end),
     flush: () => {
       for (const side of fragments) side.expire(true);
     },

@@ -1,6 +1,6 @@
 /**
  * Connection tracking: the flows that pass between inside and outside, each found by a packet of either direction in
- * one probe.
+ * one probe. A node has one such table; who translates – the NAT of each uplink, the balancer – owns its flows in it.
  *
  * A flow is a small number from 1 on. Its entry is one cache line of sixteen words (see the word names below); what is
  * needed only when a flow comes or goes lies apart. Both directions are in one index, open addressing with linear
@@ -15,7 +15,7 @@
  * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
  * those are small integers to V8 and cross calls without being boxed.
  */
-import { KEPT } from './connection.js';
+import { KEPT, WORTHS } from './connection.js';
 
 /** Words of an entry. */
 export const FLOW_SHIFT = 4;
@@ -25,8 +25,8 @@ export const REMOTE_END = 1;
 /** Port inside in the low half, remote port in the high half. ICMP queries have their identifier and zero. */
 export const OUT_PORTS = 2;
 /**
- * Protocol in bits 0–7, domain + 1 in bits 16–31; 0 when the entry is free. The key of packets from inside; that of
- * packets from outside is the protocol alone.
+ * Protocol in bits 0–7, IN_DOMAIN in bit 9, owner in bits 10–14, domain + 1 in bits 16–31; 0 when the entry is free.
+ * The key of packets from inside; that of packets from outside has no domain, unless IN_DOMAIN says so.
  */
 export const OUT_KEY = 3;
 /** Address outside that stands for the one inside. */
@@ -47,6 +47,14 @@ export const PACKETS_OUT = 12;
 export const PACKETS_IN = 13;
 /** Two words, one double: bytes of IP packets of both directions. */
 const BYTES_WORD = 14;
+
+/** Both sides of a flow are in its domain, as keys of both directions then say. */
+export const IN_DOMAIN = 0x200;
+/** Who made the flow and has to be told when it goes. */
+export const OWNER_SHIFT = 10;
+export const OWNERS = 32;
+/** What of OUT_KEY a packet from outside has. */
+const OUTER_KEY = 0x7fff;
 
 /** Directions: a packet from inside, and one from outside. */
 export const OUT = 0;
@@ -73,6 +81,17 @@ export function flowKeyHash(seed: number, own: number, remote: number, ports: nu
   return h ^ (h >>> 16);
 }
 
+/** Who makes flows, and what has to happen when they go. */
+export interface FlowOwner {
+  /** A flow's time has come. @returns the second until which it is to stay after all; 0 lets it go. */
+  over(flow: number): number;
+  /** Gives up what a flow uses, for it is about to be removed. */
+  leave(flow: number): void;
+}
+
+/** Owner of flows that use nothing. */
+const NOBODY: FlowOwner = { over: () => 0, leave: () => {} };
+
 export class Flows {
   readonly capacity: number;
   readonly words: Int32Array;
@@ -96,6 +115,7 @@ export class Flows {
   private emptying: number;
   private cursor = 1;
   private readonly stride: number;
+  private readonly owners: FlowOwner[] = new Array<FlowOwner>(OWNERS).fill(NOBODY);
 
   /**
    * @param capacity most flows, at most 2^22.
@@ -164,6 +184,44 @@ export class Flows {
     return flow;
   }
 
+  /**
+   * The same, and when all are taken the least worthy one makes room.
+   * @param evicted called for one that did.
+   * @returns NO_FLOW when all that were looked at are to stay.
+   */
+  obtain(
+    inside: number,
+    remote: number,
+    outPorts: number,
+    outKey: number,
+    external: number,
+    inPorts: number,
+    evicted: () => void,
+  ): number {
+    const flow = this.create(inside, remote, outPorts, outKey, external, inPorts);
+    if (flow !== NO_FLOW) return flow;
+    const victim = this.leastWorthy(WORTHS);
+    if (victim === NO_FLOW) return NO_FLOW;
+    this.end(victim);
+    evicted();
+    return this.create(inside, remote, outPorts, outKey, external, inPorts);
+  }
+
+  /** Says who is told of the flows whose keys have this owner. */
+  own(owner: number, told: FlowOwner): void {
+    this.owners[owner] = told;
+  }
+
+  private ownerOf(flow: number): FlowOwner {
+    return this.owners[(this.words[(flow << FLOW_SHIFT) + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)];
+  }
+
+  /** Ends a flow, and what it uses. */
+  end(flow: number): void {
+    this.ownerOf(flow).leave(flow);
+    this.remove(flow);
+  }
+
   /** Puts both directions of an entry into the index. */
   private enter(flow: number): void {
     const { words, seed } = this;
@@ -181,7 +239,7 @@ export class Flows {
       words[at + EXTERNAL],
       remote,
       words[at + IN_PORTS],
-      words[at + OUT_KEY] & 0xff,
+      outerKey(words[at + OUT_KEY]),
     );
     this.insert(words[at + HASH_OUT], flow * 2 + OUT);
     this.insert(words[at + HASH_IN], flow * 2 + IN);
@@ -255,10 +313,9 @@ export class Flows {
   /**
    * Lets flows go whose time has come.
    * @param budget flows that may be looked at in this call.
-   * @param gone called with each, still whole, before it is removed.
    * @returns how many went.
    */
-  expire(now: number, budget: number, gone: (flow: number) => void): number {
+  expire(now: number, budget: number): number {
     const { buckets, words } = this;
     let looked = 0;
     let removed = 0;
@@ -268,12 +325,15 @@ export class Flows {
       const bucket = this.emptying & (WHEEL_SECONDS - 1);
       for (let flow = buckets[bucket]; flow !== NO_FLOW; flow = buckets[bucket]) {
         if (looked++ >= budget) return removed;
-        const expiry = words[(flow << FLOW_SHIFT) + EXPIRY];
+        let expiry = words[(flow << FLOW_SHIFT) + EXPIRY];
         if (expiry <= now) {
-          gone(flow);
-          this.remove(flow);
-          removed++;
-          continue;
+          expiry = this.ownerOf(flow).over(flow);
+          if (expiry <= now) {
+            this.end(flow);
+            removed++;
+            continue;
+          }
+          words[(flow << FLOW_SHIFT) + EXPIRY] = expiry;
         }
         this.leaveBucket(flow);
         // After a long pause a whole turn may lead back into this very bucket: one second early is met again.
@@ -359,6 +419,11 @@ export class Flows {
   }
 }
 
+/** The key of a flow's packets from outside. */
+function outerKey(key: number): number {
+  return (key & IN_DOMAIN) === 0 ? key & OUTER_KEY : key;
+}
+
 /** Bytes of memory for the entries of so many flows. */
 export function flowBytes(capacity: number): number {
   return (capacity + 1) << (FLOW_SHIFT + 2);
@@ -380,7 +445,7 @@ function createFinder(words: Int32Array, index: Int32Array, refMask: number): Fl
       if (words[at + REMOTE_END] !== remote || words[at + (ref & 1) * EXTERNAL] !== own) continue;
       if ((ref & 1) === OUT) {
         if (words[at + OUT_PORTS] === ports && words[at + OUT_KEY] === key) return ref;
-      } else if (words[at + IN_PORTS] === ports && (words[at + OUT_KEY] & 0xff) === key) return ref;
+      } else if (words[at + IN_PORTS] === ports && outerKey(words[at + OUT_KEY]) === key) return ref;
     }
   };
 }

@@ -4,7 +4,7 @@ import type { ExecutionContext } from 'ava';
 import { type NatOptions, NatTables, type Published } from '../../engine/elements/nat/tables.js';
 import { createNat, type Nat } from '../../engine/elements/nat.js';
 import { Batch } from '../../engine/graph.js';
-import { FLOW_SHIFT, PACKETS_OUT, STATE } from '../../engine/tables/flows.js';
+import { FLOW_SHIFT, Flows, PACKETS_OUT, STATE } from '../../engine/tables/flows.js';
 import {
   be16,
   type Caught,
@@ -188,19 +188,20 @@ export class NatRig {
   private readonly outside: Sink;
   private readonly inside: Sink;
 
-  constructor(options: Partial<NatOptions> = {}, seconds = 1000) {
+  constructor(
+    options: Partial<NatOptions> & { readonly maxFlows?: number; readonly seed?: number } = {},
+    seconds = 1000,
+  ) {
     this.rig = new Rig();
     this.rig.context.setTime(seconds * 1000);
-    this.tables = new NatTables({
+    const { maxFlows = 1000, seed = 1, ...rest } = options;
+    this.tables = new NatTables(new Flows(maxFlows, seed, seconds), 0, {
       external: ip(EXTERNAL),
       firstPort: 32768,
       lastPort: 60999,
-      maxFlows: 1000,
       mapping: 'endpoint-independent',
-      seed: 1,
-      now: seconds,
       random: numbers(),
-      ...options,
+      ...rest,
     });
     this.outside = this.rig.sink();
     this.inside = this.rig.sink();

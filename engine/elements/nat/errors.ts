@@ -55,7 +55,7 @@ export interface ErrorTranslator {
   translate(frame: number, direction: number, icmp: number): number;
 }
 
-export function createErrorTranslator(context: Context, { flows }: NatTables): ErrorTranslator {
+export function createErrorTranslator(context: Context, { flows, ownerKey }: NatTables): ErrorTranslator {
   const { u16, off, len, domain } = context.frames;
   const { words, seed, find } = flows;
 
@@ -90,7 +90,7 @@ export function createErrorTranslator(context: Context, { flows }: NatTables): E
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
     const own = direction === IN ? source : destination;
     const remote = direction === IN ? destination : source;
-    const key = direction === OUT ? protocol | ((domain[frame] + 1) << 16) : protocol;
+    const key = protocol | ownerKey | (direction === OUT ? (domain[frame] + 1) << 16 : 0);
     let ports = 0;
     if (protocol === PROTOCOL_ICMP) {
       const type = u16[t] & 0xff;

@@ -6,15 +6,20 @@
  * From outside: to a published port, always; to a port that stands for an endpoint, when that endpoint has a flow to
  * the sender's address (address-dependent filtering, REQ-8); else refused.
  *
+ * Packets of routed domains keep their addresses and ports: such a flow has the same ends inside and outside, and only
+ * what belongs to it enters. To the external address itself they are translated as all others are.
+ *
  * TCP without SYN makes a flow too where a SYN would, which the other side must answer: so connections live on when
  * the table was lost. An RST never makes one, nor does an ICMP reply.
  */
 import type { Context } from '../../graph.js';
-import { MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT, WORTHS } from '../../tables/connection.js';
+import { MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT } from '../../tables/connection.js';
 import {
+  EXTERNAL,
   FLOW_SHIFT,
   flowKeyHash,
   IN_PORTS,
+  INSIDE,
   NEXT_OF_PORT,
   NO_FLOW,
   OUT_KEY,
@@ -41,11 +46,7 @@ export interface FlowMaker {
    */
   outward(own: number, remote: number, ports: number, key: number, flags: number): number;
   /** The same for a packet from outside. */
-  inward(own: number, remote: number, ports: number, protocol: number, flags: number): number;
-  /** Ends a flow and what it uses. */
-  end(flow: number): void;
-  /** Gives up what a flow uses, for it is about to be removed. */
-  leave(flow: number): void;
+  inward(own: number, remote: number, ports: number, key: number, flags: number): number;
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
@@ -55,6 +56,7 @@ const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL] = FLOW_R
 /** @param evicted called for each flow that has to make room. */
 export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
   const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;
+  const { routed, ownerKey } = tables;
   const { words } = flows;
   const { endpoint: endpoints, inside: insides } = ports;
 
@@ -69,6 +71,9 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   function outward(own: number, remote: number, pair: number, key: number, flags: number): number {
     const protocol = key & 0xff;
     if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return -1 - NO_SUCH_FLOW;
+    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_OUT : MET_OUT) : NEW_OUT;
+    if (routed[(key >>> 16) - 1] === 1 && remote !== external)
+      return make(own, remote, pair, key, own, pair, state);
     const space = spaceOf(protocol);
     const endpoint = (pair & 0xffff) | (key & ~0xffff);
     let port = 0;
@@ -77,8 +82,7 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
       if (port === NO_PORT) return -1 - NO_FREE_PORT;
     } else if (taken(protocol, remote, pair)) return -1 - NO_FREE_PORT;
     const inPorts = (pair & ~0xffff) | (space >= 0 ? swap16(port) : pair & 0xffff);
-    const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_OUT : MET_OUT) : NEW_OUT;
-    return make(own, remote, pair, key, inPorts, state);
+    return make(own, remote, pair, key, external, inPorts, state);
   }
 
   /** The port that stands for an endpoint whatever it talks to. */
@@ -109,11 +113,13 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
 
   /** Whether some flow has these ends outside. */
   function taken(protocol: number, remote: number, pair: number): boolean {
-    const hash = flowKeyHash(flows.seed, external, remote, pair, protocol);
-    return flows.find(hash, external, remote, pair, protocol) !== NO_FLOW;
+    const key = protocol | ownerKey;
+    const hash = flowKeyHash(flows.seed, external, remote, pair, key);
+    return flows.find(hash, external, remote, pair, key) !== NO_FLOW;
   }
 
-  function inward(own: number, remote: number, pair: number, protocol: number, flags: number): number {
+  function inward(own: number, remote: number, pair: number, outer: number, flags: number): number {
+    const protocol = outer & 0xff;
     const space = spaceOf(protocol);
     const at = (space << 16) | swap16(pair & 0xffff);
     if (protocol === PROTOCOL_ICMP || (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0))
@@ -123,11 +129,11 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const endpoint = endpoints[at];
     const outPorts = (pair & ~0xffff) | (endpoint & 0xffff);
     const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_IN : MET_IN) : NEW_IN;
-    const key = (endpoint & ~0xffff) | protocol;
+    const key = (endpoint & ~0xffff) | outer;
     // An endpoint that is published twice, or that had a port before, may have a flow to this very end already.
     const hash = flowKeyHash(flows.seed, insides[at], remote, outPorts, key);
     if (flows.find(hash, insides[at], remote, outPorts, key) !== NO_FLOW) return -1 - NO_FREE_PORT;
-    return make(insides[at], remote, outPorts, key, pair, state);
+    return make(insides[at], remote, outPorts, key, external, pair, state);
   }
 
   /** Whether a port's endpoint has a flow to this address. */
@@ -145,13 +151,14 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     remote: number,
     outPorts: number,
     key: number,
+    outside: number,
     inPorts: number,
     state: number,
   ): number {
-    const port = portOf(key & 0xff, inPorts);
+    const port = portOf(key, inside, outside, inPorts);
     // Before anything else: the flow that makes room may be the last one of this very port.
     if (port >= 0 && independent) ports.use(port >>> 16, port & 0xffff);
-    const flow = take(inside, remote, outPorts, key, inPorts);
+    const flow = flows.obtain(inside, remote, outPorts, key, outside, inPorts, evicted);
     if (flow === NO_FLOW) {
       if (port >= 0 && independent) ports.release(port >>> 16, port & 0xffff);
       return -1 - TABLE_FULL;
@@ -162,20 +169,10 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return flow;
   }
 
-  function take(inside: number, remote: number, outPorts: number, key: number, inPorts: number): number {
-    const flow = flows.create(inside, remote, outPorts, key, external, inPorts);
-    if (flow !== NO_FLOW) return flow;
-    const victim = flows.leastWorthy(WORTHS);
-    if (victim === NO_FLOW) return NO_FLOW;
-    end(victim);
-    evicted();
-    return flows.create(inside, remote, outPorts, key, external, inPorts);
-  }
-
-  /** Index of an external port in `firstOfPort`; -1 when its protocol has no ports that are translated. */
-  function portOf(protocol: number, inPorts: number): number {
-    const space = spaceOf(protocol);
-    return space < 0 ? -1 : (space << 16) | swap16(inPorts & 0xffff);
+  /** Index of a flow's external port in `firstOfPort`; -1 when no port is translated. */
+  function portOf(key: number, inside: number, outside: number, inPorts: number): number {
+    const space = spaceOf(key & 0xff);
+    return space < 0 || inside === outside ? -1 : (space << 16) | swap16(inPorts & 0xffff);
   }
 
   function link(flow: number, port: number): void {
@@ -187,7 +184,7 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
 
   function leave(flow: number): void {
     const at = flow << FLOW_SHIFT;
-    const port = portOf(words[at + OUT_KEY] & 0xff, words[at + IN_PORTS]);
+    const port = portOf(words[at + OUT_KEY], words[at + INSIDE], words[at + EXTERNAL], words[at + IN_PORTS]);
     if (port < 0) return;
     const next = words[at + NEXT_OF_PORT];
     const previous = words[at + PREVIOUS_OF_PORT];
@@ -197,10 +194,6 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     if (independent) ports.release(port >>> 16, port & 0xffff);
   }
 
-  function end(flow: number): void {
-    leave(flow);
-    flows.remove(flow);
-  }
-
-  return { outward, inward, end, leave };
+  flows.own(tables.owner, { over: () => 0, leave });
+  return { outward, inward };
 }

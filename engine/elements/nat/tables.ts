@@ -1,6 +1,16 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
 import { DEFAULT_TIMEOUTS, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
-import { FLOW_SHIFT, Flows, INSIDE, NEXT_OF_PORT, NO_FLOW, OUT_KEY, OUT_PORTS } from '../../tables/flows.js';
+import {
+  FLOW_SHIFT,
+  type Flows,
+  INSIDE,
+  NEXT_OF_PORT,
+  NO_FLOW,
+  OUT_KEY,
+  OUT_PORTS,
+  OWNER_SHIFT,
+} from '../../tables/flows.js';
+import { MAX_DOMAINS } from '../../tables/mac-table.js';
 import { PortMappings, SPACE_ICMP, SPACE_TCP, SPACE_UDP, SPACES } from '../../tables/port-mappings.js';
 import { swap16 } from '../../wire/ethernet.js';
 import {
@@ -21,15 +31,9 @@ export interface NatOptions {
   /** Lowest and highest port that is given out, 1–65535. */
   readonly firstPort: number;
   readonly lastPort: number;
-  readonly maxFlows: number;
   readonly mapping: Mapping;
   readonly timeouts?: Timeouts;
-  readonly seed: number;
-  /** Second by the clock of the context. */
-  readonly now: number;
   readonly random: (below: number) => number;
-  /** See Flows. */
-  readonly memory?: ArrayBufferLike;
 }
 
 /** A port of the external address that stands for an endpoint inside, for whoever asks. */
@@ -62,8 +66,9 @@ export function hasPorts(protocol: number): boolean {
 }
 
 export class NatTables {
-  readonly flows: Flows;
   readonly ports: PortMappings;
+  /** Owner of this NAT's flows, as their keys have it. */
+  readonly ownerKey: number;
   /** External address as a little-endian load gives it. */
   readonly external: number;
   readonly independent: boolean;
@@ -74,15 +79,22 @@ export class NatTables {
   readonly published = new Uint8Array(SPACES << 16);
   /** First flow of each external port. */
   readonly firstOfPort = new Int32Array(SPACES << 16);
+  /** 1 for domains whose packets keep their addresses: they are tracked, and enter only as answers. */
+  readonly routed = new Uint8Array(MAX_DOMAINS);
 
-  constructor(options: NatOptions) {
-    const { external, seed, now, maxFlows, firstPort, lastPort, random, memory } = options;
+  /** @param owner number of this NAT among those who own flows in the table. */
+  constructor(
+    readonly flows: Flows,
+    readonly owner: number,
+    options: NatOptions,
+  ) {
+    const { external, firstPort, lastPort, random } = options;
+    this.ownerKey = owner << OWNER_SHIFT;
     this.external = word(external);
     this.independent = options.mapping === 'endpoint-independent';
     this.timeouts = options.timeouts ?? DEFAULT_TIMEOUTS;
     this.tcpTimeouts = tcpTimeouts(this.timeouts);
-    this.flows = new Flows(maxFlows, seed, now, memory);
-    this.ports = new PortMappings(seed, firstPort, lastPort, random);
+    this.ports = new PortMappings(flows.seed, firstPort, lastPort, random);
   }
 
   /** Bytes of everything, whatever is in it. */
@@ -104,8 +116,8 @@ export class NatTables {
     return true;
   }
 
-  /** Takes back what was published, and ends its flows by `end`. */
-  unpublish({ protocol, port }: Published, end: (flow: number) => void): void {
+  /** Takes back what was published, and ends its flows. */
+  unpublish({ protocol, port }: Published): void {
     const { words } = this.flows;
     const space = spaceOf(protocol);
     const at = (space << 16) | port;
@@ -118,7 +130,7 @@ export class NatTables {
       next = words[entry + NEXT_OF_PORT];
       // Where ports are shared, others may have flows at it.
       const its = (words[entry + OUT_PORTS] & 0xffff) | (words[entry + OUT_KEY] & ~0xffff);
-      if (words[entry + INSIDE] === inside && its === endpoint) end(flow);
+      if (words[entry + INSIDE] === inside && its === endpoint) this.flows.end(flow);
     }
     this.published[at] = 0;
     this.ports.release(space, port);

@@ -50,8 +50,9 @@ function gatewayRig({ mtu = 1500 } = {}) {
   neighbours.set(BLUE, ip(C1), station(1));
   const network = (domain: number, third: number, uplink: number) =>
     gateways.set({
-      ...{ domain, address: ip(`10.0.${third}.254`), subnet: ip(`10.0.${third}.0`), length: 24 },
-      ...{ mac: mac(`02:42:0a:00:0${third.toString(16)}:fe`), uplink, mtu: 1450 },
+      domain,
+      v4: { address: ip(`10.0.${third}.254`), subnet: ip(`10.0.${third}.0`), length: 24 },
+      ...{ mac: mac(`02:42:0a:00:0${third.toString(16)}:fe`), uplink, routed: false, mtu: 1450 },
     });
   network(BLUE, 9, 0);
   network(GREEN, 10, 0);
@@ -344,8 +345,9 @@ test('networks of this host are told from prefixes that only begin as they do', 
   const gateways = new Gateways();
   const set = (domain: number, subnet: string, length: number) =>
     gateways.set({
-      ...{ domain, address: ip(subnet), subnet: ip(subnet), length },
-      ...{ mac: station(1), uplink: 0, mtu: 1450 },
+      domain,
+      v4: { address: ip(subnet), subnet: ip(subnet), length },
+      ...{ mac: station(1), uplink: 0, routed: false, mtu: 1450 },
     });
   set(0, '10.0.0.0', 24);
   set(1, '172.16.0.0', 16);

@@ -236,8 +236,8 @@ for (const mapping of ['endpoint-independent', 'endpoint-dependent'] as const)
     connect(n, { source: '10.0.0.2' });
     t.is(n.flows, 4);
     t.throws(() => n.publish(8080, 81, { address: '10.0.0.3' }), { message: /taken/ });
-    n.nat.unpublish(published);
-    n.nat.unpublish(published);
+    n.tables.unpublish(published);
+    n.tables.unpublish(published);
     t.deepEqual(states(n), ['established']);
     t.is(n.refused(true, syn), 'not-published');
     n.publish(8080, 81, { address: '10.0.0.3' });

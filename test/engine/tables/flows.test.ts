@@ -179,7 +179,8 @@ test('property: a flow goes in the second in which it expires, and not before, h
         }
         now += wait;
         const gone: number[] = [];
-        flows.expire(now, 1e9, (flow) => gone.push(flow));
+        flows.own(0, { over: () => 0, leave: (flow) => gone.push(flow) });
+        flows.expire(now, 1e9);
         const due = [...model].filter(([, one]) => one.expiry <= now);
         t.deepEqual(gone.sort(), due.map(([, one]) => one.flow).sort());
         for (const [key] of due) model.delete(key);
@@ -202,7 +203,8 @@ test('expiry never looks at more than its budget, and comes to its end', (t) => 
   for (let left = 1000; left > 333; calls++) {
     const before = flows.size;
     let seen = 0;
-    const removed = flows.expire(NOW + 11, 64, () => seen++);
+    flows.own(0, { over: () => 0, leave: () => seen++ });
+    const removed = flows.expire(NOW + 11, 64);
     t.is(seen, removed);
     t.true(removed <= 64);
     t.is(flows.size, before - removed);
@@ -211,14 +213,8 @@ test('expiry never looks at more than its budget, and comes to its end', (t) => 
   }
   // Each was looked at once: what stays is in another bucket.
   t.true(calls >= Math.floor(1000 / 64));
-  t.is(
-    flows.expire(NOW + 4999, 1e6, () => {}),
-    0,
-  );
-  t.is(
-    flows.expire(NOW + 5000, 1e6, () => {}),
-    333,
-  );
+  t.is(flows.expire(NOW + 4999, 1e6), 0);
+  t.is(flows.expire(NOW + 5000, 1e6), 333);
   t.is(flows.size, 0);
 });
 
@@ -226,14 +222,8 @@ test('a flow that is hastened does not wait in its old bucket', (t) => {
   const flows = new Flows(10, SEED, NOW);
   const flow = add(flows, 1, NOW + 7440);
   flows.hasten(flow, NOW + 240);
-  t.is(
-    flows.expire(NOW + 239, 100, () => {}),
-    0,
-  );
-  t.is(
-    flows.expire(NOW + 240, 100, () => {}),
-    1,
-  );
+  t.is(flows.expire(NOW + 239, 100), 0);
+  t.is(flows.expire(NOW + 240, 100), 1);
 });
 
 const worthTable = (list: readonly (readonly [state: number, expiry: number])[]): Flows => {
@@ -294,14 +284,8 @@ test('a process takes over what another left, in its own time', (t) => {
     const kept = (n + 1) % 2 === 0;
     t.deepEqual(both(after, ends(n)), kept ? [(n + 1) * 2, (n + 1) * 2 + 1] : [0, 0]);
   }
-  t.is(
-    after.expire(20 + 100, 1e6, () => {}),
-    0,
-  );
-  t.is(
-    after.expire(20 + 101, 1e6, () => {}),
-    1,
-  );
+  t.is(after.expire(20 + 100, 1e6), 0);
+  t.is(after.expire(20 + 101, 1e6), 1);
   for (let n = 0; n < 31; n++) t.not(add(after, 100 + n), NO_FLOW);
   t.is(add(after, 200), NO_FLOW);
 });

@@ -11,8 +11,8 @@
  *      too, which is how the prober sees the conflict, and is counted as one;
  *   4. everything else is flooded: a bridge does not police.
  *
- * Not handled: routers – the R flag is never set, so the address of one that sends advertisements of its own must
- * not be in the table; unicast requests, which the bridge forwards to the station itself.
+ * Not handled: routers but our own gateways – the R flag is set for those alone, so the address of one that sends
+ * advertisements of its own must not be in the table; unicast requests, which the bridge forwards to the station itself.
  */
 import type { Batch, Consumer, Context } from '../graph.js';
 import { REMOTE } from '../memory/frames.js';
@@ -30,33 +30,26 @@ import {
   pair,
 } from '../wire/arp.js';
 import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV6_LE } from '../wire/ethernet.js';
-import { IPV6_DESTINATION, IPV6_HEADER, IPV6_SOURCE } from '../wire/ip.js';
+import { IPV6_SOURCE } from '../wire/ip.js';
 import {
   BAD_OPTIONS,
   isNd,
-  isSolicitedNode,
   isUnspecified,
-  LINK_LAYER_OPTION,
   linkLayerOption,
   ND_FLAGS,
-  ND_MESSAGE,
   ND_TARGET,
   NEIGHBOUR_ADVERTISEMENT_LE,
-  NEIGHBOUR_SOLICITATION_LE,
   NO_OPTION,
-  OVERRIDE_LE,
+  ROUTER_LE,
   SOLICITED_LE,
-  SOURCE_LINK_LAYER,
   TARGET_LINK_LAYER,
-  writeAdvertisement,
-  writeAllNodes,
 } from '../wire/nd.js';
+import { advertise, ND_FRAME, NO_SOLICITATION, solicitor } from './answer-nd.js';
 
 const COUNTERS = ['arp-answered', 'nd-answered', 'conflict', 'flooded'] as const;
 const [ARP_ANSWERED, ND_ANSWERED, CONFLICT, FLOODED] = COUNTERS.keys();
 
 const ARP_FRAME = ETHERNET_HEADER + ARP_PACKET;
-const ND_FRAME = ETHERNET_HEADER + IPV6_HEADER + ND_MESSAGE;
 
 /** The address is unknown, is held by the MAC that names it, or by another one. */
 const UNKNOWN = 0;
@@ -133,13 +126,9 @@ export function createNeighbour(context: Context, table: Neighbours, out: Neighb
     const ip = word + ETHERNET_HEADER / 2;
     const left = len[frame] - ETHERNET_HEADER;
     if (isNd(u16, ip, left, NEIGHBOUR_ADVERTISEMENT_LE)) return advertisement(frame, ip);
-    if (!isNd(u16, ip, left, NEIGHBOUR_SOLICITATION_LE)) return false;
-    const link = linkLayerOption(u16, ip, SOURCE_LINK_LAYER);
+    const asker = solicitor(frames, frame);
+    if (asker === NO_SOLICITATION) return false;
     const probe = isUnspecified(u16, ip + IPV6_SOURCE);
-    // 7.1.1: from the unspecified address only to a solicited-node address, and without the option.
-    if (link === BAD_OPTIONS || (u16[ip + IPV6_SOURCE] & 0xff) === 0xff) return false;
-    if (probe && (link !== NO_OPTION || !isSolicitedNode(u16, ip + IPV6_DESTINATION))) return false;
-    const asker = link === NO_OPTION ? word + 3 : link;
     const dom = domain[frame];
     if (!probe && compare(lookup6(dom, ip + IPV6_SOURCE), asker) === OTHER) {
       values[base + CONFLICT]++;
@@ -150,30 +139,17 @@ export function createNeighbour(context: Context, table: Neighbours, out: Neighb
     const port = localPort(frame);
     if (port === null || compare(known, asker) !== OTHER) return false;
     if (probe) values[base + CONFLICT]++;
-    answerNd(frame, word, known, probe);
+    advertise(
+      frames,
+      frame,
+      table.macWord(known, 0),
+      table.macWord(known, 1),
+      table.macWord(known, 2),
+      table.isRouter(known) ? ROUTER_LE : 0,
+    );
+    values[base + ND_ANSWERED]++;
     port.push(frame);
     return true;
-  }
-
-  /** 7.2.4: to the asker, solicited; or to all nodes when there is no address to answer to. */
-  function answerNd(frame: number, word: number, known: number, probe: boolean): void {
-    const ip = word + ETHERNET_HEADER / 2;
-    if (probe) {
-      writeAllNodes(u16, ip + IPV6_DESTINATION);
-      u16[word] = 0x3333;
-      u16[word + 1] = 0;
-      u16[word + 2] = 0x0100;
-    } else {
-      copyWords(ip + IPV6_SOURCE, ip + IPV6_DESTINATION, 8);
-      copyWords(word + 3, word, 3);
-    }
-    copyWords(ip + ND_TARGET, ip + IPV6_SOURCE, 8);
-    for (let i = 0; i < 3; i++) u16[word + 3 + i] = table.macWord(known, i);
-    // The MAC is the target's own, not a proxy's: it overrides what the asker has.
-    writeAdvertisement(u16, ip, OVERRIDE_LE | (probe ? 0 : SOLICITED_LE), word + 3);
-    // A solicitation without option grows by eight bytes, which the slot's tail has room for.
-    len[frame] = ND_FRAME + LINK_LAYER_OPTION;
-    values[base + ND_ANSWERED]++;
   }
 
   /** Group advertisements are unsolicited (7.1.2): claims of an address. Never answered. */

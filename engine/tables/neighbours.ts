@@ -5,7 +5,7 @@
  *   word 0     domain + 1; 0 is an empty slot
  *   words 1–4  address, as little-endian loads give it; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)
  *   word 5     first four bytes of the MAC
- *   word 6     last two bytes of the MAC
+ *   word 6     last two bytes of the MAC; ROUTER
  * Linear probing at a load of at most one half: a table that is fuller doubles, which `set` alone does, between
  * breaths. Removal shifts the run back, so there are no tombstones.
  *
@@ -18,6 +18,8 @@ import { addressWords } from './vteps.js';
 
 const ENTRY_SHIFT = 3;
 const MAC = 5;
+/** Bit of word 6: the neighbour is a router. */
+const ROUTER = 1 << 16;
 /** Third address word of a mapped IPv4 address. */
 export const MAPPED_IPV4 = 0xffff0000 | 0;
 /** No entry: what `lookup` returns for an unknown address. */
@@ -75,11 +77,16 @@ export class Neighbours {
     return (this.words[handle + MAC + (index >> 1)] >>> ((index & 1) << 4)) & 0xffff;
   }
 
+  /** Whether a neighbour is a router, and says so (RFC 4861, 4.4). */
+  isRouter(handle: number): boolean {
+    return (this.words[handle + MAC + 1] & ROUTER) !== 0;
+  }
+
   /**
    * Sets an address of 4 or 16 bytes to a MAC of six, in place of what was there.
    * @throws RangeError for a domain out of range, an address or a MAC of another length.
    */
-  set(domain: number, address: Uint8Array, mac: Uint8Array): void {
+  set(domain: number, address: Uint8Array, mac: Uint8Array, router = false): void {
     check(domain, address);
     if (mac.length !== 6) throw new RangeError(`a MAC has 6 bytes, not ${mac.length}`);
     const [a, b, c, d] = signedWords(address);
@@ -91,7 +98,7 @@ export class Neighbours {
       this.size++;
     }
     this.words[at + MAC] = mac[0] | (mac[1] << 8) | (mac[2] << 16) | (mac[3] << 24);
-    this.words[at + MAC + 1] = mac[4] | (mac[5] << 8);
+    this.words[at + MAC + 1] = mac[4] | (mac[5] << 8) | (router ? ROUTER : 0);
   }
 
   /** First word of the free slot where a key that is not there belongs. */

@@ -26,6 +26,7 @@ export const NEIGHBOUR_ADVERTISEMENT_LE = 136;
 export const SOURCE_LINK_LAYER = 1;
 export const TARGET_LINK_LAYER = 2;
 /** Flags of an advertisement (4.4), in the word behind the checksum. */
+export const ROUTER_LE = 0x80;
 export const SOLICITED_LE = 0x40;
 export const OVERRIDE_LE = 0x20;
 
@@ -115,22 +116,51 @@ export function writeAllNodes(u16: Uint16Array, word: number): void {
   u16[word + 7] = 0x0100;
 }
 
+/** Writes the solicited-node address of the address at `of`. */
+export function writeSolicitedNode(u16: Uint16Array, word: number, of: number): void {
+  u16[word] = 0x02ff;
+  for (let i = 1; i < 5; i++) u16[word + i] = 0;
+  u16[word + 5] = 0x0100;
+  u16[word + 6] = 0xff | (u16[of + 6] & 0xff00);
+  u16[word + 7] = u16[of + 7];
+}
+
+/**
+ * Writes a solicitation with a source link-layer address option around the IPv6 addresses and the target, which have
+ * been set already (4.3), lengths and checksum included.
+ * @param link index of the first word of the six-byte MAC of who asks; outside the message.
+ */
+export function writeSolicitation(u16: Uint16Array, ip: number, link: number): void {
+  writeMessage(u16, ip, NEIGHBOUR_SOLICITATION_LE, 0, SOURCE_LINK_LAYER, link);
+}
+
 /**
  * Turns a solicitation, whose IPv6 addresses and target have been set already, into an advertisement with a
  * target link-layer address option (4.4), lengths and checksum included.
  * @param link index of the first word of the six-byte MAC to announce; outside the message.
  */
 export function writeAdvertisement(u16: Uint16Array, ip: number, flags: number, link: number): void {
+  writeMessage(u16, ip, NEIGHBOUR_ADVERTISEMENT_LE, flags, TARGET_LINK_LAYER, link);
+}
+
+function writeMessage(
+  u16: Uint16Array,
+  ip: number,
+  type: number,
+  flags: number,
+  option: number,
+  link: number,
+): void {
   const payload = ND_MESSAGE + LINK_LAYER_OPTION;
   u16[ip] = 0x60;
   u16[ip + 1] = 0;
   u16[ip + IPV6_LENGTH] = swap16(payload);
   u16[ip + IPV6_NEXT_HOP] = ICMPV6_255_LE;
-  u16[ip + ND_TYPE] = NEIGHBOUR_ADVERTISEMENT_LE;
+  u16[ip + ND_TYPE] = type;
   u16[ip + ND_CHECKSUM] = 0;
   u16[ip + ND_FLAGS] = flags;
   u16[ip + ND_FLAGS + 1] = 0;
-  u16[ip + ND_OPTIONS] = TARGET_LINK_LAYER | 0x0100;
+  u16[ip + ND_OPTIONS] = option | 0x0100;
   for (let i = 0; i < 3; i++) u16[ip + ND_OPTIONS + 1 + i] = u16[link + i];
   u16[ip + ND_CHECKSUM] = ~ndSum(u16, ip, payload);
 }

@@ -102,6 +102,11 @@ function rangeOf(ip: Ip): string {
   return ipaddr.fromByteArray(Array.from(ip.bytes)).range();
 }
 
+/** Whether an address is of one link alone (RFC 3927; RFC 4291 section 2.5.6). */
+export function isLinkLocal(ip: Ip): boolean {
+  return rangeOf(ip) === 'linkLocal';
+}
+
 /**
  * Reads the address of a VTEP: an address a host can bind and be reached at.
  * @throws ValueError for multicast, unspecified, broadcast, and IPv6 link-local (which needs an interface to mean anything).

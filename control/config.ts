@@ -42,7 +42,14 @@ import {
   type UplinksDraft,
 } from './config/uplinks.js';
 
-export { algorithmSizes, defaultMtu, largestMtu, netnsPath, overlayOverhead } from './config/derived.js';
+export {
+  algorithmSizes,
+  defaultMtu,
+  gatewayAddresses,
+  largestMtu,
+  netnsPath,
+  overlayOverhead,
+} from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';
 export type {
@@ -224,6 +231,7 @@ function buildNetwork(
     subnet: fields.subnet!.text,
     subnet6: fields.subnet6?.text,
     gateway: fields.gateway?.text,
+    gateway6: fields.gateway6?.text,
     uplink: fields.uplink,
     masquerade: fields.masquerade!,
     mtu: fields.mtu ?? found,

@@ -10,7 +10,7 @@ import { existsSync } from 'node:fs';
 import { PROTOCOL_ESP } from '../engine/wire/esp.js';
 import { native, type Tap, type TapOptions } from '../native-bindings/index.js';
 import { runSync } from './command.js';
-import { type LocalEndpoint, netnsPath, type Underlay } from './config.js';
+import { gatewayAddresses, type LocalEndpoint, type Network, netnsPath, type Underlay } from './config.js';
 
 /** One interface as `ip -j address` describes it; only what is used here. */
 interface Link {
@@ -44,8 +44,15 @@ export interface OpenEndpoint {
 export interface Shape {
   /** Bytes. */
   readonly mtu: number;
-  /** Address of the default route's next hop; undefined: no such route of ours. */
+  /** Addresses of the default routes' next hops; undefined: no such route of ours. */
   readonly gateway: string | undefined;
+  readonly gateway6: string | undefined;
+}
+
+/** What a network of this MTU makes of its endpoints' interfaces; one that is internal has no way out. */
+export function shapeOf(network: Network, mtu: number): Shape {
+  const { v4, v6 } = network.internal ? {} : gatewayAddresses(network);
+  return { mtu, gateway: v4?.[0], gateway6: v6?.[0] };
 }
 
 /** Mark of our routes (rtnetlink(7), rtm_protocol): others that a container has are not touched. */
@@ -129,7 +136,8 @@ function isOurs(link: Link): boolean {
 }
 
 /** Makes the interface of an endpoint what the config says. @throws CommandError when `ip` refuses. */
-export function converge(node: string, endpoint: LocalEndpoint, { mtu, gateway }: Shape): void {
+export function converge(node: string, endpoint: LocalEndpoint, shape: Shape): void {
+  const { mtu, gateway, gateway6 } = shape;
   const netns = netnsPath(endpoint.netns);
   const name = endpoint.interface;
   const link = linkIn(netns, name);
@@ -150,7 +158,7 @@ export function converge(node: string, endpoint: LocalEndpoint, { mtu, gateway }
     batch.push(`address add ${address} dev ${name}${address.includes(':') ? ' nodad' : ''}`);
   }
   if (!link.flags.includes('UP')) batch.push(`link set dev ${name} up`);
-  batch.push(...routeChanges(netns, link, gateway));
+  batch.push(...routeChanges(netns, link, '-4', gateway), ...routeChanges(netns, link, '-6', gateway6));
   if (batch.length > 0) ipIn(netns, ['-batch', '-'], `${batch.join('\n')}\n`);
 }
 
@@ -159,12 +167,15 @@ interface Route {
   readonly metric?: number;
 }
 
-/** Makes the default route by an interface what it is to be. */
-function routeChanges(netns: string, { ifname, ifindex }: Link, gateway: string | undefined): string[] {
-  const family = gateway?.includes(':') ? '-6' : '-4';
+/** Makes the default route of a family by an interface what it is to be. */
+function routeChanges(
+  netns: string,
+  { ifname, ifindex }: Link,
+  family: '-4' | '-6',
+  wanted: string | undefined,
+): string[] {
   const list = ['-j', family, 'route', 'show', 'default', 'dev', ifname, 'proto', String(ROUTE_PROTOCOL)];
   const present = JSON.parse(ipIn(netns, list) || '[]') as Route[];
-  const wanted = gateway?.includes(':') ? undefined : gateway;
   const tail = `dev ${ifname} proto ${ROUTE_PROTOCOL} metric`;
   const gone = present.filter((route) => route.gateway !== wanted);
   const changes = gone.map((route) => `route del default via ${route.gateway} ${tail} ${route.metric}`);

@@ -44,6 +44,18 @@ export function largestMtu(config: Config, { encrypted }: Network, pathMtu: numb
   return defaultMtu(pathMtu, parseIp(config.underlay.address).family, encapsulation);
 }
 
+/** The gateway of a network and the prefix it is in, of each family. */
+export function gatewayAddresses({ gateway, gateway6, subnet, subnet6 }: Network): {
+  readonly v4?: readonly [gateway: string, subnet: string];
+  readonly v6?: readonly [gateway: string, subnet: string];
+} {
+  const ipv6 = subnet.includes(':');
+  return {
+    ...(gateway !== undefined && { [ipv6 ? 'v6' : 'v4']: [gateway, subnet] }),
+    ...(gateway6 !== undefined && subnet6 !== undefined && { v6: [gateway6, subnet6] }),
+  };
+}
+
 /** Every Algorithm. */
 export const ALGORITHMS = [16, 12, 8].flatMap((icv) =>
   [128, 192, 256].map((bits) => `aes-${bits}-gcm-${icv}` as Algorithm),

@@ -126,7 +126,7 @@ export function unusable(prefix: Prefix, ip: Ip): string | undefined {
 }
 
 function checkPrefixes({ path, fields }: NetworkDraft, findings: Findings): void {
-  const { subnet, subnet6, gateway } = fields;
+  const { subnet, subnet6, gateway, gateway6 } = fields;
   if (subnet6 !== undefined && subnet6.address.family === 4) {
     findings.add(
       [...path, 'subnet6'],
@@ -139,6 +139,15 @@ function checkPrefixes({ path, fields }: NetworkDraft, findings: Findings): void
       'subnet is an IPv6 prefix already',
       'keep the IPv6 prefix in one of them; subnet6 goes beside an IPv4 subnet',
     );
+  }
+  if (gateway6 !== undefined && subnet6 !== undefined) {
+    const wrong = unusable(subnet6, gateway6);
+    if (wrong !== undefined)
+      findings.add([...path, 'gateway6'], `gateway6 ${wrong}`, `write a host address of ${subnet6.text}`);
+  } else if (gateway6 !== undefined && subnet !== undefined) {
+    const remedy =
+      subnet.address.family === 6 ? 'write it as gateway' : 'add subnet6 to the network, or remove gateway6';
+    findings.add([...path, 'gateway6'], `network "${fields.name}" has no subnet6`, remedy);
   }
   if (subnet === undefined || gateway === undefined) return;
   const why = unusable(subnet, gateway);
@@ -330,13 +339,22 @@ function checkAddresses(
   findings: Findings,
 ): void {
   const scope = `${network.name}\0`;
-  const gatewayMac = network.gateway && deriveMac(network.gateway);
+  const first = network.gateway ?? network.gateway6;
+  const gatewayMac = first && deriveMac(first);
   const { address, address6, mac } = fields;
   if (address !== undefined && network.subnet !== undefined) {
     checkAddress(address, network.subnet, network.gateway, [...path, 'address'], scope, addresses, findings);
   }
   if (address6 !== undefined && network.subnet6 !== undefined) {
-    checkAddress(address6, network.subnet6, undefined, [...path, 'address6'], scope, addresses, findings);
+    checkAddress(
+      address6,
+      network.subnet6,
+      network.gateway6,
+      [...path, 'address6'],
+      scope,
+      addresses,
+      findings,
+    );
   } else if (address6 !== undefined && network.subnet !== undefined) {
     findings.add(
       [...path, 'address6'],
@@ -355,6 +373,10 @@ function checkAddresses(
     );
   } else if (address !== undefined && !written.has('mac')) {
     const derived = deriveMac(address.address);
+    if (derived === gatewayMac && address.address.text !== first?.text) {
+      const message = `MAC ${derived} (derived from ${address.address.text}) is that of the network's gateway`;
+      findings.add([...path, 'address'], message, 'give the endpoint a mac');
+    }
     const what = `MAC ${derived} (derived from ${address.address.text}) in network "${network.name}"`;
     macs.add(scope + derived, [...path, 'address'], what, 'give one of the two endpoints a mac');
   }

@@ -154,6 +154,7 @@ export const networkSchema = z.strictObject({
     IP_FORM,
     'Address inside the subnet at which every host is the gateway of its own endpoints.',
   ),
+  gateway6: leaf(ip().optional(), 'an IPv6 address in text', 'Likewise, inside subnet6.'),
   uplink: leaf(
     name().optional(),
     'the name of an uplink of this file',
@@ -214,6 +215,16 @@ export const uplinkSchema = z.strictObject({
     "The router's own address there.",
   ),
   gateway: leaf(ip().optional(), IP_FORM, 'Next hop of everything that is not on that link.'),
+  address6: leaf(
+    prefix().optional(),
+    'address/length on the link of the interface, such as fd00:60::10/64',
+    "The router's own IPv6 address there.",
+  ),
+  gateway6: leaf(
+    ip().optional(),
+    'an IPv6 address in text, such as fe80::1',
+    'Next hop of all IPv6 that is not on that link.',
+  ),
 });
 
 export const publishSchema = z.strictObject({

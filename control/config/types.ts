@@ -29,6 +29,8 @@ export interface Network {
   readonly subnet6: string | undefined;
   /** Address at which this host is the gateway of its endpoints here. */
   readonly gateway: string | undefined;
+  /** Another of a dual-stack network, in `subnet6`. */
+  readonly gateway6: string | undefined;
   /** Name of an uplink of this config; undefined: no way out. */
   readonly uplink: string | undefined;
   readonly masquerade: boolean;
@@ -83,6 +85,9 @@ export interface Uplink {
   readonly address: string;
   /** Next hop; undefined: only the link itself is reached. */
   readonly gateway: string | undefined;
+  /** IPv6, `address/length`, and its next hop, which may be link-local. */
+  readonly address6: string | undefined;
+  readonly gateway6: string | undefined;
 }
 
 /** A port at an uplink's address that stands for one of an endpoint. */

@@ -1,6 +1,6 @@
 /** The keys `uplinks`, `publish` and `nat`: read, checked for each other and for the networks, and built. */
 import { MAX_UPLINKS } from '../../engine/intent.js';
-import { contains, type Prefix } from '../addresses.js';
+import { contains, isLinkLocal, type Prefix } from '../addresses.js';
 import type { Findings, Path } from './problems.js';
 import { type Draft, readLeaves, readList } from './read.js';
 import { type EndpointDraft, type NetworkDraft, Unique, unknownName, unusable } from './relations.js';
@@ -90,6 +90,37 @@ function checkEach(uplinks: readonly UplinkDraft[], findings: Findings): void {
       'give each uplink its own address',
     );
     checkAddress(address, fields, path, findings);
+    checkAddress6(fields, path, addresses, findings);
+  }
+}
+
+/** IPv6 comes beside IPv4: an uplink's MAC is made of its IPv4 address. */
+function checkAddress6(
+  { address6, gateway6 }: UplinkDraft['fields'],
+  path: Path,
+  addresses: Unique,
+  findings: Findings,
+): void {
+  if (address6 === undefined) {
+    if (gateway6 === undefined) return;
+    findings.add([...path, 'gateway6'], 'gateway6 needs address6', 'add address6, or remove the key', 'key');
+    return;
+  }
+  const { address, network, length } = address6;
+  const link = `${network.text}/${length}`;
+  const why = address.family === 4 ? `${address.text} is an IPv4 address` : unusable(address6, address);
+  if (why !== undefined)
+    findings.add([...path, 'address6'], `address6 ${why}`, 'write a free IPv6 address of that link');
+  const remedy = 'give each uplink its own address';
+  addresses.add(address.text, [...path, 'address6'], `address ${address.text}`, remedy);
+  if (gateway6 === undefined || isLinkLocal(gateway6)) return;
+  const wrong =
+    gateway6.text === address.text
+      ? `${gateway6.text} is the uplink's own address`
+      : unusable(address6, gateway6);
+  if (wrong !== undefined) {
+    const such = `write the address of a router in ${link}, or its link-local one`;
+    findings.add([...path, 'gateway6'], `gateway6 ${wrong}`, such);
   }
 }
 
@@ -100,7 +131,8 @@ function checkAddress(
   findings: Findings,
 ): void {
   if (address.address.family === 6) {
-    findings.add([...path, 'address'], 'IPv6 uplinks are not built yet', 'write an IPv4 address');
+    const remedy = 'write an IPv4 address here, and this one as address6';
+    findings.add([...path, 'address'], `address ${address.address.text} is an IPv6 address`, remedy);
     return;
   }
   const why = unusable(address, address.address);
@@ -121,19 +153,24 @@ function checkNetwork(
   uplinks: readonly UplinkDraft[],
   findings: Findings,
 ): void {
-  const { name, uplink, gateway, subnet, internal, masquerade } = fields;
+  const { name, uplink, gateway, gateway6, subnet, subnet6, internal, masquerade } = fields;
   if (uplink === undefined) return;
   const at = [...path, 'uplink'];
   const way = findUplink(uplink, at, uplinks, findings);
   if (internal === true)
     findings.add(at, `network "${name}" is internal and has no way out`, 'remove uplink, or internal', 'key');
-  else if (subnet?.address.family === 6)
-    findings.add(at, 'uplinks of IPv6 networks are not built yet', 'remove uplink', 'key');
-  else if (gateway === undefined)
+  else if (gateway === undefined && gateway6 === undefined)
     findings.add(
       at,
       `network "${name}" has an uplink and no gateway`,
       'add gateway: a host address of its subnet',
+      'key',
+    );
+  else if (way !== undefined && subnet?.address.family === 6 && way.fields.address6 === undefined)
+    findings.add(
+      at,
+      `network "${name}" is IPv6, and uplink "${uplink}" has no address6`,
+      'add address6 to the uplink',
       'key',
     );
   if (masquerade === false) {
@@ -144,10 +181,12 @@ function checkNetwork(
       remedy,
     );
   }
-  const link = way?.fields.address;
-  if (link !== undefined && subnet !== undefined && overlap(link, subnet)) {
-    const message = `network "${name}" and the link of uplink "${uplink}" (${link.network.text}/${link.length}) overlap`;
-    findings.add(at, message, 'give the network another subnet, or another uplink');
+  for (const link of [way?.fields.address, way?.fields.address6]) {
+    for (const prefix of [subnet, subnet6]) {
+      if (link === undefined || prefix === undefined || !overlap(link, prefix)) continue;
+      const message = `network "${name}" and the link of uplink "${uplink}" (${link.network.text}/${link.length}) overlap`;
+      findings.add(at, message, 'give the network another subnet, or another uplink');
+    }
   }
 }
 
@@ -231,6 +270,8 @@ export function buildUplink({ fields }: UplinkDraft): Uplink {
     interface: fields.interface!,
     address: fields.address!.text,
     gateway: fields.gateway?.text,
+    address6: fields.address6?.text,
+    gateway6: fields.gateway6?.text,
   };
 }
 

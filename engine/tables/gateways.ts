@@ -2,10 +2,12 @@
  * The gateways of networks: what a router must know of each domain that has one, in parallel arrays; and which
  * prefixes are networks of this host at all, between which nothing is routed.
  *
- * Addresses are signed little-endian words.
+ * IPv4 addresses are signed little-endian words, IPv6 addresses eight 16-bit words as little-endian loads give them.
  */
 import type { GatewayIntent } from '../intent.js';
+import { maskWords, words16 } from '../wire/ipv6.js';
 import { MAX_DOMAINS } from './mac-table.js';
+import { Prefixes6 } from './prefixes6.js';
 
 /** `uplink` of a domain without a way out. */
 export const NO_UPLINK = -1;
@@ -13,11 +15,17 @@ export const NO_UPLINK = -1;
 const SLOTS = 4 * MAX_DOMAINS;
 
 export class Gateways {
-  /** Whether the domain has a gateway; the others below are valid while it has. */
+  /** Whether the domain has a gateway of IPv4; without one nothing is in its prefix. */
   readonly used = new Uint8Array(MAX_DOMAINS);
   readonly address = new Int32Array(MAX_DOMAINS);
   readonly subnet = new Int32Array(MAX_DOMAINS);
   readonly mask = new Int32Array(MAX_DOMAINS);
+  /** The same of IPv6, eight words a domain. */
+  readonly used6 = new Uint8Array(MAX_DOMAINS);
+  readonly address6 = new Uint16Array(MAX_DOMAINS * 8);
+  readonly subnet6 = new Uint16Array(MAX_DOMAINS * 8);
+  readonly mask6 = new Uint16Array(MAX_DOMAINS * 8);
+  private readonly lengths6 = new Uint8Array(MAX_DOMAINS);
   /** Three words a domain, as little-endian loads give them. */
   readonly macs = new Uint16Array(MAX_DOMAINS * 3);
   /** Index of the uplink, or NO_UPLINK. */
@@ -28,18 +36,25 @@ export class Gateways {
   private masks = new Int32Array(0);
   private readonly prefixes = new Int32Array(SLOTS);
   private readonly prefixMasks = new Int32Array(SLOTS);
+  private readonly prefixes6 = new Prefixes6();
 
-  /** Domains that have one. */
+  /** Domains that have one of IPv4. */
   get domains(): number[] {
     return [...this.used.keys()].filter((domain) => this.used[domain] === 1);
   }
 
-  set(intent: GatewayIntent): void {
-    const { domain, address, subnet, length, mac, uplink, mtu } = intent;
-    this.used[domain] = 1;
-    this.address[domain] = addressWord(address);
-    this.subnet[domain] = addressWord(subnet);
-    this.mask[domain] = maskWord(length);
+  set({ domain, v4, v6, mac, uplink, mtu }: GatewayIntent): void {
+    this.used[domain] = v4 === undefined ? 0 : 1;
+    this.address[domain] = v4 === undefined ? 0 : addressWord(v4.address);
+    this.subnet[domain] = v4 === undefined ? 0 : addressWord(v4.subnet);
+    this.mask[domain] = maskWord(v4?.length ?? 32);
+    this.used6[domain] = v6 === undefined ? 0 : 1;
+    if (v6 !== undefined) {
+      this.address6.set(words16(v6.address), domain * 8);
+      this.subnet6.set(words16(v6.subnet), domain * 8);
+      this.mask6.set(maskWords(v6.length), domain * 8);
+      this.lengths6[domain] = v6.length;
+    }
     for (let i = 0; i < 3; i++) this.macs[domain * 3 + i] = mac[2 * i] | (mac[2 * i + 1] << 8);
     this.uplink[domain] = uplink;
     this.mtu[domain] = mtu;
@@ -47,10 +62,11 @@ export class Gateways {
 
   remove(domain: number): void {
     this.used[domain] = 0;
+    this.used6[domain] = 0;
     this.uplink[domain] = NO_UPLINK;
   }
 
-  /** Makes `covers` know what `set` and `remove` did. */
+  /** Makes `covers` and `covers6` know what `set` and `remove` did. */
   reindex(): void {
     const { prefixes, prefixMasks, subnet, mask, domains } = this;
     prefixMasks.fill(0);
@@ -65,6 +81,13 @@ export class Gateways {
       prefixMasks[slot] = mask[domain];
     }
     this.masks = Int32Array.from(new Set(domains.map((domain) => mask[domain])));
+    const with6 = [...this.used6.keys()].filter((domain) => this.used6[domain] === 1);
+    this.prefixes6.set(
+      with6.map((domain) => ({
+        words: this.subnet6.slice(domain * 8, domain * 8 + 8),
+        length: this.lengths6[domain],
+      })),
+    );
   }
 
   private slot(subnet: number): number {
@@ -72,7 +95,12 @@ export class Gateways {
     return (h ^ (h >>> 15)) & (SLOTS - 1);
   }
 
-  /** Whether an address is in a network of this host. */
+  /** Whether the IPv6 address at a word is in a network of this host. */
+  covers6(u16: Uint16Array, word: number): boolean {
+    return this.prefixes6.cover(u16, word);
+  }
+
+  /** Whether an IPv4 address is in a network of this host. */
   covers(address: number): boolean {
     const { masks, prefixes, prefixMasks } = this;
     for (let i = 0; i < masks.length; i++) {

@@ -74,19 +74,38 @@ static const char *configure(int fd, int index, const uint8_t mac[6])
 	return "receive for another MAC";
 }
 
-/* packetOpen({interface, mac}): number – a non-blocking packet socket that is a station of that MAC. */
+/* Has the interface receive for a group; true when it does. */
+static bool join(int fd, int index, const uint8_t group[6])
+{
+	struct packet_mreq member = {.mr_ifindex = index, .mr_type = PACKET_MR_MULTICAST, .mr_alen = 6};
+	memcpy(member.mr_address, group, 6);
+	return setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &member, sizeof member) == 0;
+}
+
+static bool parse_mac(const char *text, uint8_t mac[6])
+{
+	unsigned octets[6];
+	if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &octets[0], &octets[1], &octets[2], &octets[3], &octets[4], &octets[5]) != 6)
+		return false;
+	for (size_t i = 0; i < 6; i++) mac[i] = (uint8_t)octets[i];
+	return true;
+}
+
+/*
+ * packetOpen({interface, mac, group?}): number – a non-blocking packet socket that is a station of that MAC, and of a
+ * group of stations if one is given.
+ */
 napi_value packet_open(napi_env env, napi_callback_info info)
 {
 	napi_value args[1];
-	char name[IFNAMSIZ], text[18];
-	unsigned octets[6];
-	uint8_t mac[6];
+	char name[IFNAMSIZ], text[18], group_text[18];
+	uint8_t mac[6], group[6];
 	if (!arguments(env, info, 1, args, "packetOpen")) return NULL;
 	if (!get_string_property(env, args[0], "interface", name, sizeof name)) return NULL;
 	if (!get_string_property(env, args[0], "mac", text, sizeof text)) return NULL;
-	if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", &octets[0], &octets[1], &octets[2], &octets[3], &octets[4], &octets[5]) != 6)
-		return throw_usage(env, "packetOpen: mac is not a MAC");
-	for (size_t i = 0; i < 6; i++) mac[i] = (uint8_t)octets[i];
+	if (!get_string_property(env, args[0], "group", group_text, sizeof group_text)) return NULL;
+	if (!parse_mac(text, mac)) return throw_usage(env, "packetOpen: mac is not a MAC");
+	if (group_text[0] && !parse_mac(group_text, group)) return throw_usage(env, "packetOpen: group is not a MAC");
 	/* Protocol 0: nothing comes in before everything is set. */
 	int fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0) return throw_errno(env, errno, "cannot open a packet socket");
@@ -94,6 +113,7 @@ napi_value packet_open(napi_env env, napi_callback_info info)
 	memcpy(request.ifr_name, name, sizeof request.ifr_name);
 	const char *what = ioctl(fd, SIOCGIFINDEX, &request) < 0 ? "find the interface" : NULL;
 	if (!what) what = configure(fd, request.ifr_ifindex, mac);
+	if (!what && group_text[0] && !join(fd, request.ifr_ifindex, group)) what = "join a group";
 	if (what) {
 		int error = errno;
 		close(fd);

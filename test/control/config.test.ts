@@ -35,6 +35,7 @@ test("the design's file gives the whole config", (t) => {
         subnet: '10.0.9.0/24',
         subnet6: undefined,
         gateway: '10.0.9.254',
+        gateway6: undefined,
         uplink: undefined,
         masquerade: true,
         mtu: 1450,
@@ -105,6 +106,7 @@ endpoints:
     subnet: '10.0.0.0/8',
     subnet6: 'fd00::/64',
     gateway: undefined,
+    gateway6: undefined,
     uplink: undefined,
     masquerade: true,
     mtu: 8930, // 9000 less 70: the underlay's MTU is known.

@@ -117,6 +117,7 @@ const validFile = fc
         subnet: `10.${i}.0.0/16`,
         subnet6: network.dual ? `fd00:${i + 1}::/64` : undefined,
         gateway: `10.${i}.255.254`,
+        gateway6: undefined,
         uplink: undefined,
         masquerade: true,
         mtu:

@@ -1,5 +1,5 @@
 import test from 'ava';
-import { parseConfig } from '../../../control/config.js';
+import { gatewayAddresses, parseConfig } from '../../../control/config.js';
 import { BLUE, HEAD, type Row, refuses } from './support.js';
 
 const OUT = 'name: out, interface: eth0, address: 192.168.60.10/24, gateway: 192.168.60.1';
@@ -46,7 +46,10 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
     'f',
   );
   t.deepEqual(config.uplinks, [
-    { name: 'out', interface: 'eth0', address: '192.168.60.10/24', gateway: '192.168.60.1' },
+    {
+      ...{ name: 'out', interface: 'eth0', address: '192.168.60.10/24', gateway: '192.168.60.1' },
+      ...{ address6: undefined, gateway6: undefined },
+    },
   ]);
   t.deepEqual(config.publish, [
     { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80, uplink: 'out' },
@@ -59,6 +62,21 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
   });
   t.is(config.networks[0].uplink, 'out');
   t.true(config.networks[0].masquerade);
+});
+
+test('IPv6 beside IPv4 reaches the config; the next hop may be link-local', (t) => {
+  const config = parseConfig(
+    file({
+      uplinks: [`${OUT}, address6: "fd00:60::10/64", gateway6: "fe80::1"`],
+      network: 'gateway: 10.0.9.254, subnet6: "fd00:9::/64", gateway6: "fd00:9::fe", uplink: out',
+    }),
+    'f',
+  );
+  t.like(config.uplinks[0], { address6: 'fd00:60::10/64', gateway6: 'fe80::1' });
+  t.deepEqual(gatewayAddresses(config.networks[0]), {
+    v4: ['10.0.9.254', '10.0.9.0/24'],
+    v6: ['fd00:9::fe', 'fd00:9::/64'],
+  });
 });
 
 const ROWS: readonly Row[] = [
@@ -86,7 +104,7 @@ const ROWS: readonly Row[] = [
   [
     'IPv6 address',
     file({ uplinks: ['name: out, interface: eth0, address: ▸"fd60::10/64"'] }),
-    'uplinks[0].address | IPv6 uplinks are not built yet | IPv4',
+    'uplinks[0].address | fd60::10 is an IPv6 address | this one as address6',
   ],
   [
     'broadcast address',
@@ -102,6 +120,46 @@ const ROWS: readonly Row[] = [
     'gateway itself',
     file({ uplinks: ['name: out, interface: eth0, address: 192.168.60.10/24, gateway: ▸192.168.60.10'] }),
     "uplinks[0].gateway | the uplink's own address | a router in",
+  ],
+  [
+    'address6 of IPv4',
+    file({ uplinks: [`${OUT}, address6: ▸192.168.61.10/24`] }),
+    'uplinks[0].address6 | is an IPv4 address | a free IPv6 address',
+  ],
+  [
+    'address6 is the anycast address of its link',
+    file({ uplinks: [`${OUT}, address6: ▸"fd00:60::/64"`] }),
+    'uplinks[0].address6 | network address | a free IPv6 address',
+  ],
+  [
+    'gateway6 alone',
+    file({ uplinks: [`${OUT}, ▸gateway6: "fe80::1"`] }),
+    'uplinks[0].gateway6 | gateway6 needs address6 | add address6',
+  ],
+  [
+    'gateway6 elsewhere',
+    file({ uplinks: [`${OUT}, address6: "fd00:60::10/64", gateway6: ▸"fd00:61::1"`] }),
+    'uplinks[0].gateway6 | outside fd00:60::/64 | or its link-local one',
+  ],
+  [
+    'gateway6 itself',
+    file({ uplinks: [`${OUT}, address6: "fd00:60::10/64", gateway6: ▸"fd00:60::10"`] }),
+    "uplinks[0].gateway6 | the uplink's own address | a router in fd00:60::/64",
+  ],
+  [
+    'an IPv6 network at an uplink without address6',
+    HEAD +
+      list('uplinks', [OUT]) +
+      'networks: [ { name: blue, vni: 42, subnet: "fd00:9::/64", gateway: "fd00:9::fe", ▸uplink: out } ]\n',
+    'networks[0].uplink | IPv6, and uplink "out" has no address6 | add address6',
+  ],
+  [
+    'subnet6 on the link of the uplink',
+    file({
+      uplinks: [`${OUT}, address6: "fd00:9::10/64"`],
+      network: 'gateway: 10.0.9.254, subnet6: "fd00:9::/64", uplink: ▸out',
+    }),
+    'networks[0].uplink | (fd00:9::/64) overlap | another subnet',
   ],
   [
     'two of a name',

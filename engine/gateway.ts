@@ -87,7 +87,7 @@ export class GatewayWay {
     const errors = createIcmpErrors(context);
     this.inward = new Batch(NOWHERE);
     this.uplinks = uplinks.map((uplink, index) =>
-      wire(context, uplink, index, nat, flows!, errors, this.inward),
+      wire(context, uplink, index, nat, flows!, this.gateways, errors, this.inward),
     );
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
@@ -204,6 +204,7 @@ function wire(
   index: number,
   options: NatIntent,
   flows: Flows,
+  gateways: Gateways,
   errors: IcmpErrors,
   inward: Batch,
 ): Uplink {
@@ -230,7 +231,7 @@ function wire(
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);
   const input = new Batch(
-    createUplinkIn(context, name, station, { resolver, port: toPort, nat: fromOutside }),
+    createUplinkIn(context, name, station, gateways, { resolver, port: toPort, nat: fromOutside }),
   );
   const publisher = new Publisher(tables);
   return {

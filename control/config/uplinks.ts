@@ -50,7 +50,7 @@ export function checkUplinks(
       'write 1, or remove the key',
     );
   }
-  for (const network of networks) checkNetwork(network, uplinks, findings);
+  for (const network of networks) checkNetwork(network, uplinks, networks, findings);
   const taken = new Unique(findings);
   for (const rule of publish) checkPublish(rule, uplinks, networks, endpoints, taken, findings);
 }
@@ -151,6 +151,7 @@ function checkAddress(
 function checkNetwork(
   { path, fields }: NetworkDraft,
   uplinks: readonly UplinkDraft[],
+  networks: readonly NetworkDraft[],
   findings: Findings,
 ): void {
   const { name, uplink, gateway, gateway6, subnet, subnet6, internal, masquerade } = fields;
@@ -173,20 +174,30 @@ function checkNetwork(
       'add address6 to the uplink',
       'key',
     );
-  if (masquerade === false) {
-    const remedy = 'remove it, or write true';
-    findings.add(
-      [...path, 'masquerade'],
-      'networks that are routed without masquerade are not built yet',
-      remedy,
-    );
-  }
+  if (masquerade === false) checkRouted(fields, path, networks, findings);
   for (const link of [way?.fields.address, way?.fields.address6]) {
     for (const prefix of [subnet, subnet6]) {
       if (link === undefined || prefix === undefined || !overlap(link, prefix)) continue;
       const message = `network "${name}" and the link of uplink "${uplink}" (${link.network.text}/${link.length}) overlap`;
       findings.add(at, message, 'give the network another subnet, or another uplink');
     }
+  }
+}
+
+/** A network that outside is known by its own addresses: no other of the same uplink may have them. */
+function checkRouted(
+  { name, uplink, subnet, subnet6 }: NetworkDraft['fields'],
+  path: Path,
+  networks: readonly NetworkDraft[],
+  findings: Findings,
+): void {
+  const mine = [subnet, subnet6].filter((prefix) => prefix !== undefined);
+  for (const { fields: other } of networks) {
+    if (other.name === name || other.uplink !== uplink) continue;
+    const theirs = [other.subnet, other.subnet6].filter((prefix) => prefix !== undefined);
+    if (!mine.some((a) => theirs.some((b) => overlap(a, b)))) continue;
+    const message = `network "${name}" keeps its addresses outside, and overlaps with network "${other.name}" of the same uplink`;
+    findings.add([...path, 'masquerade'], message, 'remove the key, or give one of them another subnet');
   }
 }
 

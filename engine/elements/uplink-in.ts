@@ -1,6 +1,6 @@
 /**
  * `uplink-in`: what enters at an uplink: ARP goes to the resolver, echo requests to the uplink's address are answered,
- * and IPv4 for that address goes to address translation, which admits what belongs to a flow or to a published port.
+ * and IPv4 for that address or for a network of this host goes to address translation, which admits what belongs to a flow or to a published port.
  * Nothing else enters.
  *
  * Not handled: IPv6; fragmented echo requests.
@@ -10,6 +10,7 @@ import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE } from '../wire/et
 import { IPV4_DESTINATION, IPV4_SOURCE } from '../wire/ip.js';
 import { hasSourceRoute, ipv4Length, isRoutable } from '../wire/ipv4-checks.js';
 import { answerEcho, isEcho } from './echo.js';
+import type { Gateways } from '../tables/gateways.js';
 import type { Resolver, Station } from './resolver.js';
 
 const REASONS = ['not-ip', 'malformed', 'not-unicast', 'not-ours', 'bad-source', 'source-route'] as const;
@@ -32,6 +33,7 @@ export function createUplinkIn(
   context: Context,
   name: string,
   station: Pick<Station, 'address'>,
+  gateways: Gateways,
   to: UplinkInOutputs,
 ): UplinkIn {
   const { frames } = context;
@@ -66,10 +68,10 @@ export function createUplinkIn(
     len[frame] = ETHERNET_HEADER + total;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-    if (destination !== address) drops.drop(frame, NOT_OURS);
+    if (destination !== address && !gateways.covers(destination)) drops.drop(frame, NOT_OURS);
     else if (!isRoutable(source) || source === address) drops.drop(frame, BAD_SOURCE);
     else if ((u16[ip] & 15) > 5 && hasSourceRoute(u16, ip)) drops.drop(frame, SOURCE_ROUTE);
-    else if (isEcho(u16, ip)) {
+    else if (destination === address && isEcho(u16, ip)) {
       answerEcho(frames, frame);
       values[base + ECHO_ANSWERED]++;
       port.push(frame);

@@ -193,11 +193,6 @@ const ROWS: readonly Row[] = [
     'networks[0].uplink | an uplink and no gateway | add gateway',
   ],
   [
-    'not masqueraded',
-    file({ network: 'gateway: 10.0.9.254, uplink: out, masquerade: ▸false' }),
-    'networks[0].masquerade | not built yet | remove it',
-  ],
-  [
     'overlap',
     file({
       uplinks: ['name: out, interface: eth0, address: 10.0.0.1/16'],

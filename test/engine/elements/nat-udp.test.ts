@@ -256,3 +256,16 @@ test('IP options and padding pass untouched', (t) => {
   t.deepEqual(badChecksums(outside), []);
   t.is(n.tables.flows.bytesOf(1), frame.length - 14 - 3);
 });
+
+test('packets of a routed domain keep their ends, and only what belongs to a flow of theirs comes in', (t) => {
+  const n = new NatRig();
+  n.tables.routed.fill(1);
+  const free = n.tables.ports.available(1);
+  const sent = packet({ sourcePort: 40000 });
+  t.is(ends(n.out(sent)), `${INSIDE}:40000 > ${REMOTE}:53`);
+  t.is(ends(n.in(answerTo(sent))), `${REMOTE}:53 > ${INSIDE}:40000`);
+  const stranger = packet({ source: OTHER, destination: INSIDE, sourcePort: 53, destinationPort: 40000 });
+  t.is(n.refused(true, stranger), 'not-published');
+  t.is(n.tables.ports.available(1), free, 'it takes no port');
+  n.finish(t);
+});

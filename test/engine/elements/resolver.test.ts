@@ -4,7 +4,7 @@ import { createResolver } from '../../../engine/elements/resolver.js';
 import { createUplinkIn } from '../../../engine/elements/uplink-in.js';
 import { Batch } from '../../../engine/graph.js';
 import { ArpCache } from '../../../engine/tables/arp-cache.js';
-import { addressWord, maskWord } from '../../../engine/tables/gateways.js';
+import { addressWord, Gateways, maskWord } from '../../../engine/tables/gateways.js';
 import { be16, concat, dropped, ethernet, ip, mac, payload, Rig, station } from '../../support/frames.js';
 import { badChecksums, dotted, ICMP, packet } from '../../support/nat.js';
 
@@ -52,7 +52,7 @@ function resolverRig({ gateway = ROUTER as string | null } = {}) {
     port: batches[0],
     unreachable: (_, route) => unreachable.push(route ? 'net' : 'host'),
   });
-  const input = createUplinkIn(rig.context, '0', own, { resolver, port: batches[0], nat: batches[1] });
+  const input = createUplinkIn(rig.context, '0', own, new Gateways(), { resolver, port: batches[0], nat: batches[1] });
   const flush = () => {
     for (const batch of batches) batch.flush();
     return { sent: sent.take(), nat: nat.take() };

@@ -12,6 +12,7 @@ import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
 import { createGateway } from './elements/gateway.js';
 import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
+import { createIcmpv6Errors } from './elements/icmpv6-errors.js';
 import { NatTables } from './elements/nat/tables.js';
 import { createNat, type Nat } from './elements/nat.js';
 import { createResolver, type Resolver, type Station } from './elements/resolver.js';
@@ -89,7 +90,8 @@ export class GatewayWay {
     this.uplinks = uplinks.map((uplink, index) =>
       wire(context, uplink, index, nat, flows!, this.gateways, errors, this.inward),
     );
-    const gateway = createGateway(context, this.gateways, neighbours, errors, {
+    const both = { v4: errors, v6: createIcmpv6Errors(context) };
+    const gateway = createGateway(context, this.gateways, neighbours, both, {
       ports,
       bridge,
       uplinks: this.uplinks.map(({ fromInside }, index) => ({
@@ -97,6 +99,7 @@ export class GatewayWay {
         ...unusable(uplinks[index]),
         mtu: uplinks[index].mtu,
         out: fromInside,
+        v6: null,
       })),
     });
     this.inward.next = gateway.fromOutside;

@@ -1,14 +1,21 @@
-/** Answers ICMP echo requests to an address of ours (RFC 792; RFC 1122, 3.2.2.6), in place. */
+/** Answers echo requests to an address of ours (RFC 792; RFC 1122, 3.2.2.6; RFC 4443, 4.2), in place. */
 import type { FrameMemory } from '../memory/frames.js';
 import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
 import { ECHO, ECHO_REPLY, ICMP_CHECKSUM, ICMP_HEADER } from '../wire/icmp.js';
+import { ECHO_REPLY_V6, ECHO_V6 } from '../wire/icmpv6.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_LENGTH,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
+  IPV6_DESTINATION,
+  IPV6_HEADER,
+  IPV6_LENGTH,
+  IPV6_NEXT_HOP,
+  IPV6_SOURCE,
   PROTOCOL_ICMP,
+  PROTOCOL_ICMPV6,
   updateChecksum,
   writeIpv4Checksum,
 } from '../wire/ip.js';
@@ -35,6 +42,24 @@ export function answerEcho({ u16, off }: FrameMemory, frame: number): void {
   const icmp = ip + words;
   u16[icmp] = ECHO_REPLY;
   u16[icmp + ICMP_CHECKSUM] = updateChecksum(u16[icmp + ICMP_CHECKSUM], ECHO, ECHO_REPLY);
+}
+
+/** Whether a sound IPv6 packet is a whole echo request, right behind its header. */
+export function isEchoV6(u16: Uint16Array, ip: number): boolean {
+  if ((u16[ip + IPV6_NEXT_HOP] & 0xff) !== PROTOCOL_ICMPV6) return false;
+  return swap16(u16[ip + IPV6_LENGTH]) >= ICMP_HEADER && u16[ip + IPV6_HEADER / 2] === ECHO_V6;
+}
+
+/** Makes it the reply. Addresses that change places leave the sum of the pseudo-header as it is. */
+export function answerEchoV6({ u16, off }: FrameMemory, frame: number): void {
+  const w = off[frame] >>> 1;
+  const ip = w + ETHERNET_HEADER / 2;
+  for (let i = 0; i < 3; i++) swap(u16, w + i, w + 3 + i);
+  for (let i = 0; i < 8; i++) swap(u16, ip + IPV6_SOURCE + i, ip + IPV6_DESTINATION + i);
+  u16[ip + IPV6_NEXT_HOP] = PROTOCOL_ICMPV6 | (TTL << 8);
+  const icmp = ip + IPV6_HEADER / 2;
+  u16[icmp] = ECHO_REPLY_V6;
+  u16[icmp + ICMP_CHECKSUM] = updateChecksum(u16[icmp + ICMP_CHECKSUM], ECHO_V6, ECHO_REPLY_V6);
 }
 
 function swap(u16: Uint16Array, a: number, b: number): void {

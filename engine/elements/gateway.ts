@@ -1,5 +1,5 @@
 /**
- * `gateway`: the router between the networks of this host and its uplinks (RFC 1812, for IPv4).
+ * `gateway`: the router between the networks of this host and its uplinks (RFC 1812); IPv6 in gateway-v6.ts.
  *
  * From inside, frames that the bridge delivers to the gateway's MAC of a network:
  *   1. ARP for the gateway's address is answered, and echo to it; nothing else is served;
@@ -12,14 +12,20 @@
  *   7. TTL and MTU again; the sender hears by an error that is translated as those of containers are;
  *   8. it gets the gateway's and the container's MAC, and goes to the bridge as a frame from the gateway's port.
  *
- * Not handled: IPv6; redirects, which a router that is nobody's neighbour never sends.
+ * Not handled: redirects, which a router that is nobody's neighbour never sends.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { GATEWAY_PORT } from '../intent.js';
 import { GSO_UDP_L4, NO_FRAME, OFFLOAD_GSO_MASK, OFFLOAD_GSO_SHIFT, REMOTE } from '../memory/frames.js';
 import { type Gateways, NO_UPLINK } from '../tables/gateways.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
-import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
+import {
+  ETHERNET_HEADER,
+  ETHERTYPE_ARP_LE,
+  ETHERTYPE_IPV4_LE,
+  ETHERTYPE_IPV6_LE,
+  swap16,
+} from '../wire/ethernet.js';
 import {
   ADMINISTRATIVELY_PROHIBITED,
   FRAGMENTATION_NEEDED,
@@ -47,12 +53,14 @@ import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { answerArp } from './answer-arp.js';
 import { answerEcho, isEcho } from './echo.js';
 import { createFragmenter } from './fragment.js';
+import { createGatewayV6, type GatewayUplinkV6 } from './gateway-v6.js';
 import type { IcmpErrors } from './icmp-errors.js';
+import type { Icmpv6Errors } from './icmpv6-errors.js';
 
 const REASONS = [
   'remote',
   'malformed',
-  'not-ipv4',
+  'not-ip',
   'bad-source',
   'bad-destination',
   'source-route',
@@ -68,7 +76,7 @@ const REASONS = [
 const [
   FROM_REMOTE,
   MALFORMED,
-  NOT_IPV4,
+  NOT_IP,
   BAD_SOURCE,
   BAD_DESTINATION,
   SOURCE_ROUTE,
@@ -97,6 +105,8 @@ interface GatewayUplink {
   readonly mtu: number;
   /** Takes packets of domains, Ethernet header still to be written. */
   readonly out: Batch;
+  /** Null without IPv6. */
+  readonly v6: GatewayUplinkV6 | null;
 }
 
 export interface GatewayOutputs {
@@ -108,6 +118,7 @@ export interface GatewayOutputs {
 
 export interface Gateway {
   readonly drops: Drops;
+  readonly dropsV6: Drops;
   readonly fromInside: Consumer;
   readonly fromOutside: Consumer;
 }
@@ -116,7 +127,7 @@ export function createGateway(
   context: Context,
   gateways: Gateways,
   neighbours: Neighbours,
-  errors: IcmpErrors,
+  { v4: errors, v6: errorsV6 }: { readonly v4: IcmpErrors; readonly v6: Icmpv6Errors },
   to: GatewayOutputs,
 ): Gateway {
   const { frames } = context;
@@ -127,6 +138,7 @@ export function createGateway(
   const drops = new Drops(context, 'gateway', REASONS);
   const { base } = context.counters.claim('gateway', COUNTERS);
   const fragmenter = createFragmenter(context);
+  const v6 = createGatewayV6(context, gateways, neighbours, errorsV6, to);
 
   function fromInside(batch: Batch): void {
     const { frames: ids, count } = batch;
@@ -136,7 +148,8 @@ export function createGateway(
       if (ingress[frame] >= REMOTE) drops.drop(frame, FROM_REMOTE);
       else if (type === ETHERTYPE_IPV4_LE) outward(frame);
       else if (type === ETHERTYPE_ARP_LE) arp(frame);
-      else drops.drop(frame, NOT_IPV4);
+      else if (type === ETHERTYPE_IPV6_LE) v6.outward(frame);
+      else drops.drop(frame, NOT_IP);
     }
     values[base + OUTWARD] += count;
   }
@@ -244,7 +257,11 @@ export function createGateway(
 
   function fromOutside(batch: Batch): void {
     const { frames: ids, count } = batch;
-    for (let k = 0; k < count; k++) inward(ids[k]);
+    for (let k = 0; k < count; k++) {
+      const frame = ids[k];
+      if (u16[(off[frame] >>> 1) + 6] === ETHERTYPE_IPV6_LE) v6.inward(frame);
+      else inward(frame);
+    }
     values[base + INWARD] += count;
   }
 
@@ -292,5 +309,10 @@ export function createGateway(
     drops.drop(frame, reason);
   }
 
-  return { drops, fromInside: { process: fromInside }, fromOutside: { process: fromOutside } };
+  return {
+    drops,
+    dropsV6: v6.drops,
+    fromInside: { process: fromInside },
+    fromOutside: { process: fromOutside },
+  };
 }

@@ -45,13 +45,26 @@ export interface IcmpErrors {
   make(about: number, type: number, code: number, argument: number, source: number): number;
 }
 
+/** Says whether an error may be sent now, and counts it as sent. */
+export function createErrorLimit(context: Context): () => boolean {
+  /** Tokens, and when they were counted, in milliseconds. */
+  const bucket = new Float64Array([BURST, 0]);
+  return () => {
+    const { now } = context;
+    bucket[0] = Math.min(BURST, bucket[0] + ((now - bucket[1]) * PER_SECOND) / 1000);
+    bucket[1] = now;
+    if (bucket[0] < 1) return false;
+    bucket[0]--;
+    return true;
+  };
+}
+
 export function createIcmpErrors(context: Context): IcmpErrors {
   const { frames } = context;
   const { u16, off, len, domain, ingress } = frames;
   const { values } = context.counters;
   const { base } = context.counters.claim('icmp-errors', COUNTERS);
-  /** Tokens, and when they were counted, in milliseconds. */
-  const bucket = new Float64Array([BURST, 0]);
+  const take = createErrorLimit(context);
 
   function make(about: number, type: number, code: number, argument: number, source: number): number {
     const w = off[about] >>> 1;
@@ -113,15 +126,6 @@ export function createIcmpErrors(context: Context): IcmpErrors {
     if (swap16(u16[ip + IPV4_LENGTH]) < header + ICMP_HEADER) return false;
     const type = u16[ip + (header >>> 1)] & 0xff;
     return !isError(type) && type !== REDIRECT;
-  }
-
-  function take(): boolean {
-    const { now } = context;
-    bucket[0] = Math.min(BURST, bucket[0] + ((now - bucket[1]) * PER_SECOND) / 1000);
-    bucket[1] = now;
-    if (bucket[0] < 1) return false;
-    bucket[0]--;
-    return true;
   }
 
   return { make };

@@ -6,11 +6,11 @@
  * Not handled: IPv6; fragmented echo requests.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
+import type { Gateways } from '../tables/gateways.js';
 import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE } from '../wire/ethernet.js';
 import { IPV4_DESTINATION, IPV4_SOURCE } from '../wire/ip.js';
 import { hasSourceRoute, ipv4Length, isRoutable } from '../wire/ipv4-checks.js';
 import { answerEcho, isEcho } from './echo.js';
-import type { Gateways } from '../tables/gateways.js';
 import type { Resolver, Station } from './resolver.js';
 
 const REASONS = ['not-ip', 'malformed', 'not-unicast', 'not-ours', 'bad-source', 'source-route'] as const;

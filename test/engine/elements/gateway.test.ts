@@ -2,6 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import { createGateway } from '../../../engine/elements/gateway.js';
 import { createIcmpErrors } from '../../../engine/elements/icmp-errors.js';
+import { createIcmpv6Errors } from '../../../engine/elements/icmpv6-errors.js';
 import { Batch } from '../../../engine/graph.js';
 import { GATEWAY_PORT } from '../../../engine/intent.js';
 import { GSO_TCPV4, OFFLOAD_GSO_SHIFT, OFFLOAD_NEEDS_CSUM, REMOTE } from '../../../engine/memory/frames.js';
@@ -60,7 +61,8 @@ function gatewayRig({ mtu = 1500 } = {}) {
   gateways.reindex();
   const [port, out, bridge] = [rig.sink(), rig.sink(), rig.sink()];
   const batches = [port, out, bridge].map((sink) => new Batch(sink));
-  const gateway = createGateway(rig.context, gateways, neighbours, createIcmpErrors(rig.context), {
+  const errors = { v4: createIcmpErrors(rig.context), v6: createIcmpv6Errors(rig.context) };
+  const gateway = createGateway(rig.context, gateways, neighbours, errors, {
     ports: [null, batches[0]],
     bridge: batches[2],
     uplinks: [
@@ -70,6 +72,7 @@ function gatewayRig({ mtu = 1500 } = {}) {
         broadcast: addressWord(ip('192.168.60.255')),
         mtu,
         out: batches[1],
+        v6: null,
       },
     ],
   });
@@ -172,7 +175,7 @@ const REFUSED: readonly (readonly [title: string, bytes: Uint8Array, reason: str
     'source-route',
   ],
   ['options that do not add up', fromC1({ options: Uint8Array.of(7, 0, 0, 0) }), 'source-route'],
-  ['IPv6', ethernet({ type: 0x86dd }, payload(60)), 'not-ipv4'],
+  ['neither IPv4 nor IPv6', ethernet({ type: 0x8847 }, payload(60)), 'not-ip'],
   ['a wrong header checksum', fromC1().map((byte, i) => (i === 25 ? byte ^ 1 : byte)), 'malformed'],
   ['half a header', fromC1().slice(0, 30), 'malformed'],
   ['an error with TTL 1', withTtl(icmpError(toC1(), { from: C1, to: FAR }), 1), 'ttl-exceeded'],

@@ -1,0 +1,107 @@
+/** Packets of IPv6 whose every checksum is right, made and read without the engine. */
+import { be16, concat, ethernet, ip, ipv6, slowSum, station } from './frames.js';
+
+export const ICMPV6 = 58;
+
+export interface PacketV6 {
+  readonly protocol?: number;
+  readonly source?: string;
+  readonly destination?: string;
+  /** Ports; of ICMPv6 the identifier is `sourcePort` and the type `icmpType`. */
+  readonly sourcePort?: number;
+  readonly destinationPort?: number;
+  readonly flags?: number;
+  readonly icmpType?: number;
+  readonly content?: Uint8Array;
+  readonly hopLimit?: number;
+  /** Extension headers, whole, and the type of the first; the last one must lead to `protocol`. */
+  readonly extensions?: Uint8Array;
+  readonly first?: number;
+  readonly to?: Uint8Array;
+  readonly from?: Uint8Array;
+}
+
+export const FROM_V6 = 'fd00:9::1';
+export const TO_V6 = '2001:db8::2';
+
+const WORD_OF_CHECKSUM: Readonly<Record<number, number>> = { 6: 16, 17: 6, [ICMPV6]: 2 };
+
+function pseudo(source: Uint8Array, destination: Uint8Array, protocol: number, length: number): number {
+  return slowSum(concat(source, destination, be16(protocol, length)));
+}
+
+/** The transport header and content of a packet, its checksum right. */
+export function transportV6(p: PacketV6): Uint8Array {
+  const { protocol = 17, source = FROM_V6, destination = TO_V6 } = p;
+  const { sourcePort = 4000, destinationPort = 53, flags = 0x10, icmpType = 128 } = p;
+  const { content = Uint8Array.of(1, 2, 3) } = p;
+  const ports = be16(sourcePort, destinationPort);
+  const header =
+    protocol === ICMPV6
+      ? concat(Uint8Array.of(icmpType, 0, 0, 0), be16(sourcePort, 1))
+      : protocol === 6
+        ? concat(ports, new Uint8Array(8), Uint8Array.of(0x50, flags), be16(1000, 0, 0))
+        : concat(ports, be16(content.length + 8, 0));
+  const whole = concat(header, content);
+  const field = WORD_OF_CHECKSUM[protocol];
+  if (field !== undefined) {
+    const sum = ~slowSum(whole, pseudo(ip(source), ip(destination), protocol, whole.length)) & 0xffff;
+    whole.set(be16(sum === 0 && protocol === 17 ? 0xffff : sum), field);
+  }
+  return whole;
+}
+
+/** A whole frame. */
+export function packetV6(p: PacketV6 = {}): Uint8Array {
+  return framedV6(p, transportV6(p));
+}
+
+/** A frame of the packet's addresses with other content behind its headers. */
+export function framedV6(p: PacketV6, content: Uint8Array): Uint8Array {
+  const { protocol = 17, source = FROM_V6, destination = TO_V6, hopLimit = 64 } = p;
+  const { extensions = new Uint8Array(0), first = protocol, to = station(2), from = station(1) } = p;
+  return ethernet(
+    { to, from, type: 0x86dd },
+    ipv6({ source, destination, next: first, hopLimit }, concat(extensions, content)),
+  );
+}
+
+/** An ICMPv6 error about the packet in `frame`, as many bytes of it as `carried` behind its IP header. */
+export function icmpv6Error(
+  frame: Uint8Array,
+  o: { from?: string; to: string; type?: number; code?: number; argument?: number; carried?: number },
+): Uint8Array {
+  const { from = '2001:db8::fe', to, type = 1, code = 3, argument = 0, carried = 1000 } = o;
+  const message = concat(
+    Uint8Array.of(type, code, 0, 0),
+    be16(0, argument),
+    frame.slice(14, 14 + 40 + carried),
+  );
+  message.set(be16(~slowSum(message, pseudo(ip(from), ip(to), ICMPV6, message.length)) & 0xffff), 2);
+  return framedV6({ source: from, destination: to, protocol: ICMPV6 }, message);
+}
+
+const at16 = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | bytes[at + 1]!;
+
+/** An address as eight groups without leading zeros, the first run of zeros left out. */
+export function colons(bytes: Uint8Array): string {
+  const groups = Array.from({ length: 8 }, (_, i) => at16(bytes, 2 * i).toString(16)).join(':');
+  return groups.replace(/(^|:)0(:0)+(:|$)/, '::');
+}
+
+export const sourceV6 = (frame: Uint8Array): string => colons(frame.slice(22, 38));
+export const destinationV6 = (frame: Uint8Array): string => colons(frame.slice(38, 54));
+
+/** Whether the transport checksum of a frame without extension headers is right. */
+export function soundV6(frame: Uint8Array): boolean {
+  const protocol = frame[20]!;
+  const whole = frame.slice(54, 54 + at16(frame, 18));
+  return slowSum(whole, pseudo(frame.slice(22, 38), frame.slice(38, 54), protocol, whole.length)) === 0xffff;
+}
+
+/** `[source]:port > [destination]:port` of a frame without extension headers; of echo the identifier. */
+export function endsV6(frame: Uint8Array): string {
+  const ends = `${sourceV6(frame)} > ${destinationV6(frame)}`;
+  if (frame[20] === ICMPV6) return `${ends} id ${at16(frame, 58)}`;
+  return `[${sourceV6(frame)}]:${at16(frame, 54)} > [${destinationV6(frame)}]:${at16(frame, 56)}`;
+}

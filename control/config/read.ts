@@ -2,8 +2,9 @@
 import type { z } from 'zod';
 import { quote } from '../addresses.js';
 import { isMapping } from './document.js';
+import { leaves } from './leaf.js';
 import type { Findings, Path } from './problems.js';
-import { leaves, SCHEMAS } from './schema.js';
+import { SCHEMAS } from './schema.js';
 import { secrecyOf } from './secrecy.js';
 
 /** What could be read of a mapping: absent keys were not written, or were wrong and reported. */

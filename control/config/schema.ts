@@ -3,53 +3,25 @@
  * `relations.ts`. docs/configuration.md is the table for people; keep the two together.
  */
 import { z } from 'zod';
-import { parseIp, parseMac, parsePrefix, parseSubnet, parseVtep, quote, ValueError } from '../addresses.js';
+import { parseMac, quote, ValueError } from '../addresses.js';
 import { Secret } from '../secret.js';
 import { ALGORITHMS } from './derived.js';
-
-interface Leaf {
-  /** What to write there, to complete "write …". */
-  readonly form: string;
-  /** Why a value that looks right is refused. */
-  readonly why?: (value: unknown) => string | undefined;
-}
-
-/** What is known of each leaf beside its type. A key without an entry is a structure, read by `read.ts`. */
-export const leaves = z.registry<Leaf>();
-
-/** A leaf with its meaning (shown by editors) and the form its value takes (shown in remedies). */
-function leaf<S extends z.ZodType>(schema: S, form: string, meaning: string, why?: Leaf['why']): S {
-  const described = schema.meta({ description: `${meaning} Write ${form}.` });
-  leaves.add(described, why ? { form, why } : { form });
-  return described;
-}
-
-/** Turns a value into what it stands for; a ValueError of `read` becomes a problem with its remedy. */
-function reads<S extends z.ZodType, T>(schema: S, read: (value: z.output<S>) => T) {
-  return schema.transform((value, context): T => {
-    try {
-      return read(value);
-    } catch (error) {
-      if (!(error instanceof ValueError)) throw error;
-      context.addIssue({ code: 'custom', message: error.message, params: { remedy: error.remedy } });
-      return z.NEVER;
-    }
-  });
-}
-
-const NAME_FORM = '1 to 63 letters, digits, "_", "." or "-", the first a letter or a digit';
-const name = () => z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
-
-const integer = (least: number, most: number) => z.int().min(least).max(most);
-const between = (least: number, most: number) => `a number from ${least} to ${most}`;
-
-const TRUTH = 'true or false';
-const IP_FORM = 'an IPv4 or IPv6 address in text';
-const VTEP_FORM = "the unicast address of a host on the underlay, of the underlay's family";
-const ip = () => reads(z.string(), parseIp);
-const prefix = () => reads(z.string(), parsePrefix);
-const subnet = () => reads(z.string(), parseSubnet);
-const vtep = () => reads(z.string(), parseVtep);
+import {
+  between,
+  duration,
+  IP_FORM,
+  integer,
+  ip,
+  leaf,
+  NAME_FORM,
+  name,
+  prefix,
+  reads,
+  subnet,
+  TRUTH,
+  VTEP_FORM,
+  vtep,
+} from './leaf.js';
 
 /** Bytes: the least a host must take of IPv4 (RFC 1122 section 3.3.2) and of IPv6 (RFC 8200 section 5). */
 export const LEAST_MTU = { 4: 576, 6: 1280 } as const;
@@ -57,23 +29,6 @@ const MOST_MTU = 65535;
 
 /** One that was, one that sends, one that is to come. */
 export const MOST_KEYS = 3;
-
-const SECONDS: Readonly<Record<string, number>> = { '': 1, s: 1, m: 60, h: 3600 };
-
-/** A leaf that is a time in seconds, written as a number or with a unit. */
-function duration(what: string, least: number, most: number, usual: number, such: string, meaning: string) {
-  const form = `a duration from ${least}s to ${most}s, such as ${such}`;
-  const read = (value: string | number): number => {
-    const found = /^([0-9]{1,7})([smh]?)$/.exec(String(value));
-    const seconds = found ? Number(found[1]) * SECONDS[found[2]] : 0;
-    if (seconds < least || seconds > most) {
-      const shown = typeof value === 'string' ? quote(value) : value;
-      throw new ValueError(`${what} ${shown} is not a duration Weft can keep`, `write ${form}`);
-    }
-    return seconds;
-  };
-  return leaf(reads(z.union([z.number(), z.string()]), read).default(usual), form, meaning);
-}
 
 /** Seconds: the upper bound of IEEE 802.1Q. Its lower bound of 10 s serves spanning tree, which Weft has not. */
 const MOST_AGEING = 1_000_000;

@@ -234,7 +234,7 @@ function wire(
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);
   const input = new Batch(
-    createUplinkIn(context, name, station, gateways, { resolver, port: toPort, nat: fromOutside }),
+    createUplinkIn(context, name, station, gateways, { resolver, port: toPort, nat: fromOutside, v6: null }),
   );
   const publisher = new Publisher(tables);
   return {

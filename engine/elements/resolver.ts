@@ -2,28 +2,14 @@
  * `resolver`: the link layer of an uplink: finds by ARP (RFC 826) the next hop of each IPv4 packet, writes its Ethernet
  * header, and answers for the uplink's own address.
  *
- * What waits for an answer is bounded, by next hop and in all (RFC 1122, 2.3.2.2); after three questions without one it
- * is dropped, and its sender hears that the host is unreachable. A neighbour in use is asked again after half a minute,
- * by unicast and then by broadcast, and forgotten when it does not answer (2.3.2.1).
+ * How frames wait and neighbours are confirmed: next-hops.ts; IPv6: resolver-v6.ts.
  *
  * Not handled: defending the address against another station that claims it more than by announcing it (RFC 5227,
  * 2.4): such claims are counted as conflicts.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { NO_FRAME } from '../memory/frames.js';
-import {
-  ARP_ASKED,
-  ARP_CONFIRMED,
-  ARP_MAC,
-  ARP_STATE,
-  ARP_TRIES,
-  ARP_USED,
-  ARP_WORDS,
-  type ArpCache,
-  ASKING,
-  KNOWN,
-  NO_ENTRY,
-} from '../tables/arp-cache.js';
+import { ARP_MAC, ARP_STATE, ARP_USED, type ArpCache, KNOWN, NO_ENTRY, setMac } from '../tables/arp-cache.js';
 import {
   ARP_OPERATION,
   ARP_PACKET,
@@ -38,26 +24,13 @@ import {
 import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE } from '../wire/ethernet.js';
 import { IPV4_DESTINATION } from '../wire/ip.js';
 import { answerArp } from './answer-arp.js';
+import { ANSWERED, createNextHops, FRAMES, HOP_COUNTERS, NO_SLOT } from './next-hops.js';
 
 const REASONS = ['no-route', 'unresolved', 'queue-full', 'arp-malformed', 'arp-for-others'] as const;
-const [NO_ROUTE, UNRESOLVED, QUEUE_FULL, ARP_MALFORMED, ARP_FOR_OTHERS] = REASONS.keys();
-const COUNTERS = ['frames', 'asked', 'answered', 'resolved', 'failed', 'conflict', 'no-slot'] as const;
-const [FRAMES, ASKED, ANSWERED, RESOLVED, FAILED, CONFLICT, NO_SLOT] = COUNTERS.keys();
+const ARP_MALFORMED = REASONS.indexOf('arp-malformed');
+const ARP_FOR_OTHERS = REASONS.indexOf('arp-for-others');
 
 const ARP_FRAME = ETHERNET_HEADER + ARP_PACKET;
-/** Frames that wait, in all and for one next hop. */
-const MOST_WAITING = 256;
-const MOST_FOR_ONE = 64;
-/** Questions, a second apart, before a next hop that was never known is given up. */
-const FIRST_TRIES = 3;
-/** Seconds after which a neighbour in use is confirmed; questions until it is forgotten, the first by unicast. */
-const CONFIRM_AFTER = 30;
-const CONFIRM_TRIES = 6;
-const UNICAST_TRIES = 3;
-/** Seconds after which a neighbour that nobody uses is forgotten. */
-const FORGET_AFTER = 600;
-/** Seconds between two announcements in answer to others that claim the address (RFC 5227, 2.4). */
-const DEFEND_INTERVAL = 10;
 
 /** What an uplink is on its link; addresses as signed little-endian words. */
 export interface Station {
@@ -100,11 +73,11 @@ export function createResolver(
   const { address, subnet, mask, gateway, mac } = station;
   const { port, unreachable } = to;
   const drops = new Drops(context, `resolver:${name}`, REASONS);
-  const { base } = context.counters.claim(`resolver:${name}`, COUNTERS);
-  const waiting = new Int32Array(MOST_WAITING);
-  const hops = new Int32Array(MOST_WAITING);
-  /** How many wait; the second of the last look at the cache; the second of the last defence. */
-  const state = new Int32Array(3);
+  const { base } = context.counters.claim(`resolver:${name}`, HOP_COUNTERS);
+  const nextHops = createNextHops(context, {
+    ...{ cache, drops, base, send, unreachable, announce },
+    request: (at, unicast) => request(words[at], unicast ? at : NO_ENTRY),
+  });
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
@@ -115,7 +88,8 @@ export function createResolver(
       const hop = ((destination ^ subnet) & mask) === 0 ? destination : gateway;
       const at = cache.find(hop);
       if (at !== NO_ENTRY && words[at + ARP_STATE] === KNOWN) send(frame, at);
-      else wait(frame, hop, at);
+      else if (hop === 0) nextHops.noRoute(frame);
+      else nextHops.wait(frame, at === NO_ENTRY ? cache.add(hop) : at);
     }
     values[base + FRAMES] += count;
   }
@@ -129,50 +103,6 @@ export function createResolver(
     u16[w + 6] = ETHERTYPE_IPV4_LE;
     words[at + ARP_USED] = context.seconds;
     port.push(frame);
-  }
-
-  function wait(frame: number, hop: number, known: number): void {
-    if (hop === 0) {
-      unreachable(frame, true);
-      drops.drop(frame, NO_ROUTE);
-      return;
-    }
-    let same = 0;
-    for (let i = 0; i < state[0]; i++) if (hops[i] === hop) same++;
-    if (state[0] === MOST_WAITING || same === MOST_FOR_ONE) {
-      drops.drop(frame, QUEUE_FULL);
-      return;
-    }
-    waiting[state[0]] = frame;
-    hops[state[0]++] = hop;
-    if (known !== NO_ENTRY) return;
-    const at = cache.add(hop);
-    words[at + ARP_STATE] = ASKING;
-    words[at + ARP_CONFIRMED] = context.seconds;
-    ask(at);
-  }
-
-  /** Lets go of what waits for a next hop, which is known now, or is given up. */
-  function settle(hop: number, at: number): void {
-    let kept = 0;
-    for (let i = 0; i < state[0]; i++) {
-      if (hops[i] !== hop) {
-        waiting[kept] = waiting[i];
-        hops[kept++] = hops[i];
-      } else if (at !== NO_ENTRY) send(waiting[i], at);
-      else {
-        unreachable(waiting[i], false);
-        drops.drop(waiting[i], UNRESOLVED);
-      }
-    }
-    state[0] = kept;
-  }
-
-  function ask(at: number): void {
-    const tries = ++words[at + ARP_TRIES];
-    words[at + ARP_ASKED] = context.seconds;
-    request(words[at], words[at + ARP_STATE] === KNOWN && tries <= UNICAST_TRIES ? at : NO_ENTRY);
-    values[base + ASKED]++;
   }
 
   /** @param known entry whose MAC is asked, or NO_ENTRY to ask everybody. */
@@ -216,7 +146,7 @@ export function createResolver(
     }
     const sender = pair(u16, at + ARP_SENDER_IP);
     const target = pair(u16, at + ARP_TARGET_IP);
-    if (sender === address) conflict();
+    if (sender === address) nextHops.conflict();
     else if (sender !== 0 && ((sender ^ subnet) & mask) === 0) {
       learn(sender, at + ARP_SENDER_MAC, target === address);
     }
@@ -239,59 +169,13 @@ export function createResolver(
       at = cache.add(sender);
       words[at + ARP_USED] = context.seconds;
     }
-    cache.setMac(at, u16[from], u16[from + 1], u16[from + 2]);
-    const asked = words[at + ARP_STATE] === ASKING;
-    words[at + ARP_STATE] = KNOWN;
-    words[at + ARP_CONFIRMED] = context.seconds;
-    words[at + ARP_TRIES] = 0;
-    if (!asked) return;
-    values[base + RESOLVED]++;
-    settle(sender, at);
-  }
-
-  function conflict(): void {
-    values[base + CONFLICT]++;
-    if (state[2] !== 0 && context.seconds - state[2] < DEFEND_INTERVAL) return;
-    state[2] = context.seconds;
-    announce();
+    setMac(words, at, u16[from], u16[from + 1], u16[from + 2]);
+    nextHops.heard(at);
   }
 
   function announce(): void {
     request(address, NO_ENTRY);
   }
 
-  function tick(): void {
-    const now = context.seconds;
-    if (state[1] === now) return;
-    state[1] = now;
-    for (let at = 0; at < words.length; at += ARP_WORDS) if (words[at] !== 0) look(at, now);
-    // Of a next hop whose entry had to make room for another.
-    for (let i = state[0] - 1; i >= 0; i--) {
-      if (i < state[0] && cache.find(hops[i]) === NO_ENTRY) settle(hops[i], NO_ENTRY);
-    }
-  }
-
-  function look(at: number, now: number): void {
-    if (words[at + ARP_STATE] === ASKING) {
-      if (now - words[at + ARP_ASKED] < 1) return;
-      if (words[at + ARP_TRIES] < FIRST_TRIES) ask(at);
-      else giveUp(at);
-    } else if (now - words[at + ARP_USED] > FORGET_AFTER) cache.remove(at);
-    else if (
-      now - words[at + ARP_CONFIRMED] >= CONFIRM_AFTER &&
-      now - words[at + ARP_USED] <= CONFIRM_AFTER
-    ) {
-      if (words[at + ARP_TRIES] < CONFIRM_TRIES) ask(at);
-      else giveUp(at);
-    }
-  }
-
-  function giveUp(at: number): void {
-    const hop = words[at];
-    cache.remove(at);
-    values[base + FAILED]++;
-    settle(hop, NO_ENTRY);
-  }
-
-  return { drops, process, arp, tick, announce };
+  return { drops, process, arp, tick: nextHops.tick, announce };
 }

@@ -1,17 +1,18 @@
 /**
  * `uplink-in`: what enters at an uplink: ARP goes to the resolver, echo requests to the uplink's address are answered,
- * and IPv4 for that address or for a network of this host goes to address translation, which admits what belongs to a flow or to a published port.
- * Nothing else enters.
+ * and IPv4 for that address or for a network of this host goes to address translation, which admits what belongs to a
+ * flow or to a published port. Nothing else enters; IPv6 by uplink-in-v6.ts.
  *
- * Not handled: IPv6; fragmented echo requests.
+ * Not handled: fragmented echo requests.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import type { Gateways } from '../tables/gateways.js';
-import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE } from '../wire/ethernet.js';
+import { ETHERNET_HEADER, ETHERTYPE_ARP_LE, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE } from '../wire/ethernet.js';
 import { IPV4_DESTINATION, IPV4_SOURCE } from '../wire/ip.js';
 import { hasSourceRoute, ipv4Length, isRoutable } from '../wire/ipv4-checks.js';
 import { answerEcho, isEcho } from './echo.js';
 import type { Resolver, Station } from './resolver.js';
+import type { UplinkInV6 } from './uplink-in-v6.js';
 
 const REASONS = ['not-ip', 'malformed', 'not-unicast', 'not-ours', 'bad-source', 'source-route'] as const;
 const [NOT_IP, MALFORMED, NOT_UNICAST, NOT_OURS, BAD_SOURCE, SOURCE_ROUTE] = REASONS.keys();
@@ -23,6 +24,8 @@ export interface UplinkInOutputs {
   /** Answers on the link. */
   readonly port: Batch;
   readonly nat: Batch;
+  /** Null where the uplink has no IPv6. */
+  readonly v6: UplinkInV6 | null;
 }
 
 export interface UplinkIn extends Consumer {
@@ -40,7 +43,7 @@ export function createUplinkIn(
   const { u16, off, len } = frames;
   const { values } = context.counters;
   const { address } = station;
-  const { resolver, port, nat } = to;
+  const { resolver, port, nat, v6 } = to;
   const drops = new Drops(context, `uplink-in:${name}`, REASONS);
   const { base } = context.counters.claim(`uplink-in:${name}`, COUNTERS);
 
@@ -51,6 +54,7 @@ export function createUplinkIn(
       const w = off[frame] >>> 1;
       const type = len[frame] < ETHERNET_HEADER ? 0 : u16[w + 6];
       if (type === ETHERTYPE_ARP_LE) resolver.arp(frame);
+      else if (type === ETHERTYPE_IPV6_LE && v6 !== null) v6.take(frame);
       else if (type !== ETHERTYPE_IPV4_LE) drops.drop(frame, NOT_IP);
       // A packet for one host in a frame for all is none to take (RFC 1122, 3.3.6).
       else if ((u16[w] & 1) !== 0) drops.drop(frame, NOT_UNICAST);

@@ -52,7 +52,12 @@ function resolverRig({ gateway = ROUTER as string | null } = {}) {
     port: batches[0],
     unreachable: (_, route) => unreachable.push(route ? 'net' : 'host'),
   });
-  const input = createUplinkIn(rig.context, '0', own, new Gateways(), { resolver, port: batches[0], nat: batches[1] });
+  const input = createUplinkIn(rig.context, '0', own, new Gateways(), {
+    resolver,
+    port: batches[0],
+    nat: batches[1],
+    v6: null,
+  });
   const flush = () => {
     for (const batch of batches) batch.flush();
     return { sent: sent.take(), nat: nat.take() };

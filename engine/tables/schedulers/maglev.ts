@@ -6,9 +6,9 @@
  * numbers, or what was there before. So each node that has the same backends gives the same answer, and there is no seed.
  * How the table is filled, and how little of it changes, is in maglev-table.ts.
  *
- * The hash is linear on purpose. Clients come with addresses and ports that are consecutive, or nearly; multiples of the
- * golden ratio lay those out at equal distances, so that 10,000 of them are spread over 10 backends more evenly than by
- * chance. It resists nobody who chooses his ports, which a hash that every node knows cannot either.
+ * The hash is linear on purpose. Clients come with addresses and ports that are consecutive, or nearly; multiples of a
+ * suitable number lay those out at nearly equal distances, so that 10,000 of them are spread over 10 backends more evenly
+ * than by chance. It resists nobody who chooses his ports, which a hash that every node knows cannot either.
  *
  * Who is down stays in the table, and his clients alone go elsewhere, each on a way of its own. A weight of 0, as a
  * backend that is removed, leaves the table.
@@ -18,9 +18,13 @@ import type { Scheduler } from './index.js';
 import { mix, TableBuilder } from './maglev-table.js';
 import { hostOrder } from './sh.js';
 
-/** 2^32 over the golden ratio, and over the plastic number squared: they stay apart when address and port grow alike. */
-const ADDRESS_STEP = 0x9e3779b1;
-const PORT_STEP = 0x91e10da5;
+/**
+ * The best of some ten thousand: 10,000 clients whose addresses or ports grow by 1, 2, 4, 256 or 65,536, or both alike,
+ * or that are a grid of both, lie more evenly in 12,288 cells than by chance (variance of what a cell gets at most 0.34,
+ * by chance 0.81). The golden ratio is fine for 1 and worse than chance for 256.
+ */
+const ADDRESS_STEP = 0x094e1805;
+const PORT_STEP = 0x6fc7e649;
 /** Places of the table that are tried before the backends are gone through one after another. */
 const TRIES = 16;
 
@@ -31,10 +35,10 @@ export interface Maglev extends Scheduler {
 
 export function createMaglev(backends: Backends): Maglev {
   const { services, lists, weight, up, available, service: owner } = backends;
-  /** Of each service: the table, whose cells are places in `members`; those; and how far a hash is shifted to a cell. */
+  /** Of each service: the table, whose cells are places in `members`; those; and cells for one of a hash. */
   const tables: Uint16Array[] = Array.from({ length: services }, () => NO_TABLE);
   const members: Int32Array[] = Array.from({ length: services }, () => NO_MEMBERS);
-  const shifts = new Uint8Array(services);
+  const scales = new Float64Array(services);
   /** Services whose table is stale, in the order in which they became so, each once. */
   const stale = new Set<number>();
   let builder: TableBuilder | undefined;
@@ -44,7 +48,7 @@ export function createMaglev(backends: Backends): Maglev {
     const hash = clientHash(client, port);
     const table = tables[service];
     if (table.length === 0) return walk(service, lists[service], hash);
-    const backend = members[service][table[hash >>> shifts[service]]];
+    const backend = members[service][table[Math.floor((hash >>> 0) * scales[service])]];
     if (owner[backend] === service && weight[backend] > 0 && up[backend] === 1) return backend;
     return elsewhere(service, table, hash);
   }
@@ -52,15 +56,16 @@ export function createMaglev(backends: Backends): Maglev {
   /** For whose backend may not be chosen: further cells, at distances of the client's own. */
   function elsewhere(service: number, table: Uint16Array, hash: number): number {
     const candidates = members[service];
-    const distance = mix(hash) | 1;
-    let cell = hash >>> shifts[service];
+    const other = mix(hash) >>> 0;
+    const distance = (other % table.length) | 1;
+    let cell = Math.floor((hash >>> 0) * scales[service]);
     for (let i = 0; i < TRIES; i++) {
-      cell = (cell + distance) & (table.length - 1);
+      cell = (cell + distance) % table.length;
       const backend = candidates[table[cell]];
       if (owner[backend] === service && weight[backend] > 0 && up[backend] === 1) return backend;
     }
-    const backend = walk(service, candidates, distance);
-    return backend === NO_BACKEND ? walk(service, lists[service], distance) : backend;
+    const backend = walk(service, candidates, other);
+    return backend === NO_BACKEND ? walk(service, lists[service], other) : backend;
   }
 
   function walk(service: number, candidates: Int32Array, hash: number): number {
@@ -87,7 +92,7 @@ export function createMaglev(backends: Backends): Maglev {
       if (!builder.done) break;
       tables[service] = builder.table;
       members[service] = builder.members;
-      shifts[service] = builder.shift;
+      scales[service] = builder.table.length / 2 ** 32;
       builder = undefined;
       stale.delete(service);
     }

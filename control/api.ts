@@ -128,7 +128,7 @@ const WAYS_OUT: Readonly<Record<number, string>> = {
 
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
-  const part = /^(resolver|uplink-in|again):(\d+)$/.exec(owner);
+  const part = /^(resolver|uplink-in|route-in|again):(\d+)$/.exec(owner);
   if (part) return `${part[1]} ${daemon.config.uplinks[Number(part[2])]?.name ?? part[2]}`;
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;

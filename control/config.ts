@@ -17,6 +17,7 @@ import {
   sealingOf,
 } from './config/encryption.js';
 import { ConfigError, type Findings, type Path } from './config/problems.js';
+import { buildPublish } from './config/publish.js';
 import { readLeaf, readLeaves, readList } from './config/read.js';
 import {
   checkRelations,
@@ -33,14 +34,7 @@ import type {
   StaticAssociation,
   Underlay,
 } from './config/types.js';
-import {
-  buildNat,
-  buildPublish,
-  buildUplink,
-  checkUplinks,
-  readUplinks,
-  type UplinksDraft,
-} from './config/uplinks.js';
+import { buildNat, buildUplink, checkUplinks, readUplinks, type UplinksDraft } from './config/uplinks.js';
 
 export {
   algorithmSizes,
@@ -57,9 +51,12 @@ export type {
   Config,
   Encryption,
   Endpoint,
+  HostUplink,
   LocalEndpoint,
   Network,
+  Publish,
   RingKey,
+  RouterUplink,
   StaticAssociation,
   Underlay,
   Uplink,

@@ -58,6 +58,7 @@ export interface ConntrackList {
 export interface PublishRow {
   readonly uplink: string;
   readonly protocol: string;
+  /** `*`: every address of the host. */
   readonly address: string;
   readonly port: number;
   readonly endpoint: string;
@@ -148,9 +149,10 @@ export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<
   });
 }
 
-export function publishRows({ config }: Daemon): PublishRow[] {
-  return config.publish.map(({ uplink, protocol, port, endpoint, target }) => {
-    const { address } = config.uplinks.find(({ name }) => name === uplink)!;
-    return { uplink, protocol, address: address.split('/')[0], port, endpoint, target };
+export function publishRows({ config, published }: Daemon): PublishRow[] {
+  return published.current.map(({ uplink, protocol, address, port, endpoint, target }) => {
+    const way = config.uplinks.find(({ name }) => name === uplink)!;
+    const at = way.mode === 'host' ? (address ?? '*') : way.address.split('/')[0];
+    return { uplink, protocol, address: at, port, endpoint, target };
   });
 }

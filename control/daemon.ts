@@ -35,6 +35,7 @@ import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } f
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
 import { createPlan, intentOf, randomSeed } from './plan.js';
+import { PublishedPorts } from './published.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
 import {
@@ -80,6 +81,7 @@ export class Daemon {
   private readonly plan = createPlan();
   private attached = new Map<string, Attached>();
   private thread: EngineTeam | undefined;
+  readonly published = new PublishedPorts();
   private reloading = Promise.resolve();
 
   /** The uplink TAP, or why there is none. */
@@ -119,7 +121,7 @@ export class Daemon {
   static async start(options: DaemonOptions, onFailure: (error: Error) => void): Promise<Daemon> {
     const config = loadConfig(options.file);
     const device = checkHost(options.file, config);
-    const daemon = new Daemon(options, config, device, openSockets(options.file, config));
+    const daemon = new Daemon(options, config, device, openSockets(options, config));
     const remembered = rememberedTaps(options.state);
     try {
       daemon.requireUplink();
@@ -129,6 +131,8 @@ export class Daemon {
       daemon.attached = daemon.attachAll(config, new Map());
       daemon.number(config);
       daemon.followLinks();
+      daemon.published.prepare(options.file, config).commit();
+      daemon.sockets.host?.apply(config, daemon.published.current, (network) => daemon.mtuOf(network));
       daemon.thread = await EngineTeam.start(
         daemon.intents(),
         randomSeed(),
@@ -142,6 +146,7 @@ export class Daemon {
       daemon.closeUplink();
       for (const attached of daemon.attached.values()) undo(attached);
       closeSockets(daemon.sockets);
+      daemon.published.close();
       rememberTaps(options.state, remembered);
       throw error;
     }
@@ -188,11 +193,12 @@ export class Daemon {
   }
 
   /** What each worker is to do. */
-  private intents(config = this.config, attached = this.attached) {
+  private intents(config = this.config, attached = this.attached, published = this.published.current) {
     const queues = new Map<string, readonly Tap[]>();
     for (const { endpoint, taps, lost } of attached.values()) if (!lost) queues.set(endpoint.name, taps);
     const opened = {
       ...this.sockets,
+      published,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
       mtu: this.underlayDevice.mtu,
       queues,
@@ -340,16 +346,21 @@ export class Daemon {
     const present = [...before.values()].map(({ endpoint }) => endpoint);
     remember(this.options.state, [...present, ...localEndpoints(config)]);
     this.underlayDevice = device;
-    let attached: Map<string, Attached>;
+    const ports = this.published.prepare(this.options.file, config);
+    let attached: Map<string, Attached> | undefined;
     try {
       attached = this.attachAll(config, before);
+      this.sockets.host?.apply(config, ports.ports, (network) => this.mtuOf(network, config));
     } catch (error) {
+      ports.abandon();
+      for (const [place, one] of attached ?? []) if (one.taps !== before.get(place)?.taps) undo(one);
       remember(this.options.state, present);
       throw error;
     }
     this.number(config);
     this.followLinks(config);
-    await this.running.apply(this.intents(config, attached));
+    await this.running.apply(this.intents(config, attached, ports.ports));
+    ports.commit();
     await this.keying.reload(config);
     this.config = config;
     this.attached = attached;
@@ -452,6 +463,7 @@ export class Daemon {
     for (const attached of this.attached.values()) remove(attached);
     this.attached.clear();
     closeSockets(this.sockets);
+    this.published.close();
     rememberTaps(this.options.state, []);
   }
 }

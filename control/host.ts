@@ -1,5 +1,6 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
+import type { UplinkIntent } from '../engine/intent.js';
 import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
@@ -11,8 +12,9 @@ import {
   openUnderlay,
   type UnderlaySockets,
 } from './devices.js';
+import { HostSide, type HostSideOptions, hostUplinkProblems } from './host-uplink.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
-import { closeRouters, type OpenRouter, openRouter, routerProblems } from './router.js';
+import { openRouter, routerProblems } from './router.js';
 
 /** Bits of CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7)). */
 const NEEDED = (1n << 12n) | (1n << 21n);
@@ -55,7 +57,7 @@ export function checkHost(file: string, config: Config): LocalInterface {
       remedy: `make it with "ip netns add ${endpoint.netns}", or correct the name`,
     });
   });
-  problems.push(...routerProblems(config));
+  problems.push(...routerProblems(config), ...hostUplinkProblems(config));
   if (problems.length > 0) throw hostError(file, problems);
   return device!;
 }
@@ -65,46 +67,57 @@ export interface Sockets {
   readonly sockets: readonly UnderlaySockets[];
   readonly esp: readonly EspSocket[];
   /** Of each uplink, in the order of the config. */
-  readonly routers: readonly OpenRouter[];
+  readonly uplinks: readonly UplinkIntent[];
+  /** That of mode host, whose rules and routes are still to be made. */
+  readonly host: HostSide | undefined;
   /** Entries of the flow table, which the data plane writes; none without uplinks. */
   readonly flows: SharedArrayBuffer | undefined;
 }
 
 /** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
-export function openSockets(file: string, config: Config): Sockets {
+export function openSockets(options: HostSideOptions, config: Config): Sockets {
+  const { file } = options;
   const sockets = openVxlan(file, config);
   let esp: EspSocket[] = [];
+  let host: HostSide | undefined;
   try {
+    host = HostSide.open(options, config);
     esp = openEspSockets(file, config);
     const flows =
       config.uplinks.length === 0 ? undefined : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
-    return { sockets, esp, routers: openRouters(file, config), flows };
+    return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows };
   } catch (error) {
+    host?.close();
     closeUnderlay(sockets);
     closeEsp(esp);
     throw error;
   }
 }
 
-export function closeSockets({ sockets, esp, routers }: Sockets): void {
+export function closeSockets({ sockets, esp, uplinks, host }: Sockets): void {
   closeUnderlay(sockets);
   closeEsp(esp);
-  closeRouters(routers);
+  closeRouters(uplinks);
+  host?.close();
 }
 
-function openRouters(file: string, config: Config): OpenRouter[] {
-  const routers: OpenRouter[] = [];
+function closeRouters(uplinks: readonly UplinkIntent[]): void {
+  for (const { fd, tap } of uplinks) if (!tap) native.close(fd);
+}
+
+function openUplinks(file: string, config: Config, host: HostSide | undefined): UplinkIntent[] {
+  const uplinks: UplinkIntent[] = [];
   const problems: HostProblem[] = [];
   config.uplinks.forEach((uplink, index) => {
     try {
-      routers.push(openRouter(uplink));
+      uplinks.push(uplink.mode === 'host' ? host!.intent : openRouter(uplink));
     } catch (error) {
       const remedy = 'check that the interface is there, and that weft may open packet sockets (CAP_NET_RAW)';
       problems.push({ path: ['uplinks', index, 'interface'], message: (error as Error).message, remedy });
     }
   });
-  if (problems.length === 0) return routers;
-  closeRouters(routers);
+  if (problems.length === 0) return uplinks;
+  closeRouters(uplinks);
   throw hostError(file, problems);
 }
 

@@ -10,13 +10,14 @@ import {
   type Intent,
   type NeighbourIntent,
   type StationIntent,
+  type UplinkIntent,
 } from '../engine/intent.js';
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
 import { type Config, type Endpoint, gatewayAddresses, type Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
-import { type OpenRouter, uplinkIntentOf } from './router.js';
+import { PROTOCOL_NUMBERS, type PublishedPort } from './published.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
@@ -121,17 +122,20 @@ function gatewayAddress(gateway: string, subnet: string): GatewayAddressIntent {
 
 /** Addresses for which the gateways answer. */
 function gatewayNeighbours({ domain, v4, v6, mac }: GatewayIntent): NeighbourIntent[] {
-  return [v4, v6].flatMap((one) => (one === undefined ? [] : { domain, address: one.address, mac, router: true }));
+  return [v4, v6].flatMap((one) =>
+    one === undefined ? [] : { domain, address: one.address, mac, router: true },
+  );
 }
 
-const PROTOCOLS = { tcp: 6, udp: 17 } as const;
-
-function publishOf(config: Config, plan: Plan): Intent['publish'] {
-  return config.publish.map(({ endpoint, protocol, port, target, uplink }) => {
+/** Ports that the data plane translates; those at the host's addresses are the host's. */
+function publishOf(config: Config, plan: Plan, published: readonly PublishedPort[]): Intent['publish'] {
+  return published.flatMap(({ endpoint, protocol, port, target, uplink }) => {
+    const index = config.uplinks.findIndex(({ name }) => name === uplink);
+    if (config.uplinks[index].mode === 'host') return [];
     const { network, address } = config.endpoints.find(({ name }) => name === endpoint)!;
     return {
-      uplink: config.uplinks.findIndex(({ name }) => name === uplink),
-      protocol: PROTOCOLS[protocol],
+      uplink: index,
+      protocol: PROTOCOL_NUMBERS[protocol],
       port,
       domain: plan.networks.of(network),
       address: addressOf(address),
@@ -153,7 +157,8 @@ export interface Opened {
   readonly queues: ReadonlyMap<string, readonly Tap[]>;
   readonly links: readonly Link[];
   /** Of each uplink, in the order of the config. */
-  readonly routers: readonly OpenRouter[];
+  readonly uplinks: readonly UplinkIntent[];
+  readonly published: readonly PublishedPort[];
   readonly flows: SharedArrayBuffer | undefined;
   /** MTU of a network's interfaces, bytes. */
   readonly mtuOf: (network: string) => number;
@@ -216,8 +221,8 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       ...gateways.flatMap(gatewayNeighbours),
     ],
     gateways,
-    uplinks: opened.routers.map(uplinkIntentOf),
-    publish: publishOf(config, plan),
+    uplinks: opened.uplinks,
+    publish: publishOf(config, plan, opened.published),
     nat: {
       mapping: config.nat.mapping,
       firstPort: config.nat.ports.first,

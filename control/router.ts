@@ -5,20 +5,13 @@
 import type { UplinkIntent } from '../engine/intent.js';
 import { native } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
-import type { Config, HostProblem, Uplink } from './config.js';
+import type { Config, HostProblem, RouterUplink } from './config.js';
 import { interfaceNamed, interfaceOf } from './interfaces.js';
-
-export interface OpenRouter {
-  readonly uplink: Uplink;
-  readonly fd: number;
-  readonly mac: string;
-  /** MTU of the interface, bytes. */
-  readonly mtu: number;
-}
 
 /** What of the host keeps uplinks from being; addresses must not be the host's own, which would answer too. */
 export function routerProblems({ uplinks }: Config): HostProblem[] {
   return uplinks.flatMap((uplink, index): HostProblem[] => {
+    if (uplink.mode !== 'router') return [];
     const device = interfaceNamed(uplink.interface);
     const problems: HostProblem[] = [];
     if (device === undefined || device.linkType !== 'ether') {
@@ -44,13 +37,21 @@ export function routerProblems({ uplinks }: Config): HostProblem[] {
   });
 }
 
-/** @throws Error with `code`, the errno's name. */
-export function openRouter(uplink: Uplink): OpenRouter {
-  const mac = deriveMac(parsePrefix(uplink.address).address);
+/** Opens the packet socket of an uplink. @throws Error with `code`, the errno's name. */
+export function openRouter(uplink: RouterUplink): UplinkIntent {
+  const { address, length } = parsePrefix(uplink.address);
+  const mac = deriveMac(address);
   const group = uplink.address6 && solicitedNodeMac(uplink.address6);
-  const fd = native.packetOpen({ interface: uplink.interface, mac, group });
-  const mtu = interfaceNamed(uplink.interface)?.mtu ?? 1500;
-  return { uplink, fd, mac, mtu };
+  return {
+    fd: native.packetOpen({ interface: uplink.interface, mac, group }),
+    tap: false,
+    mac: macBytes(mac),
+    address: Uint8Array.from(address.bytes),
+    length,
+    ...(uplink.gateway !== undefined && { gateway: bytesOf(uplink.gateway) }),
+    ...(uplink.address6 !== undefined && { v6: uplinkIntent6(uplink.address6, uplink.gateway6) }),
+    mtu: interfaceNamed(uplink.interface)?.mtu ?? 1500,
+  };
 }
 
 /** MAC of the group that is asked for an address (RFC 4291 section 2.7.1; RFC 2464 section 7). */
@@ -60,23 +61,6 @@ function solicitedNodeMac(address: string): string {
 }
 
 const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);
-
-export function closeRouters(routers: readonly OpenRouter[]): void {
-  for (const { fd } of routers) native.close(fd);
-}
-
-export function uplinkIntentOf({ uplink, fd, mac, mtu }: OpenRouter): UplinkIntent {
-  const { address, length } = parsePrefix(uplink.address);
-  return {
-    fd,
-    mac: macBytes(mac),
-    address: Uint8Array.from(address.bytes),
-    length,
-    ...(uplink.gateway !== undefined && { gateway: bytesOf(uplink.gateway) }),
-    ...(uplink.address6 !== undefined && { v6: uplinkIntent6(uplink.address6, uplink.gateway6) }),
-    mtu,
-  };
-}
 
 function uplinkIntent6(prefix: string, gateway: string | undefined): NonNullable<UplinkIntent['v6']> {
   const { address, length } = parsePrefix(prefix);

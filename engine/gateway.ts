@@ -5,6 +5,11 @@
  *   bridge ──► gateway ──► nat ──► resolver ──► packet socket
  *   packet socket ──► uplink-in ──► nat ──► gateway ──► bridge
  *
+ * An uplink of mode host has a TAP in place of the packet socket, and nothing is translated there, for the host does:
+ *
+ *   bridge ──► gateway ──► resolver ──► TAP
+ *   TAP ──► uplink-in ──► route-in ──► gateway ──► bridge
+ *
  * What must come in again at once – packets from inside to the external address (hairpinning, RFC 4787, REQ-9), and
  * errors about packets that were already translated – waits until the stages have run, which then run again.
  */
@@ -16,6 +21,7 @@ import { createIcmpv6Errors } from './elements/icmpv6-errors.js';
 import { NatTables } from './elements/nat/tables.js';
 import { createNat, type Nat } from './elements/nat.js';
 import { createResolver, type Resolver, type Station } from './elements/resolver.js';
+import { createRouteIn } from './elements/route-in.js';
 import { createUplinkIn } from './elements/uplink-in.js';
 import { Batch, type Consumer, type Context } from './graph.js';
 import {
@@ -30,11 +36,13 @@ import {
 import { NO_FRAME } from './memory/frames.js';
 import { createPacketSocket } from './ports/packet-socket.js';
 import type { Port } from './ports/port.js';
+import { createTapPort } from './ports/tap.js';
 import { type FlowFilter, Publisher } from './publisher.js';
 import { ArpCache } from './tables/arp-cache.js';
 import type { Flows } from './tables/flows.js';
 import { addressWord, Gateways, maskWord } from './tables/gateways.js';
 import type { Neighbours } from './tables/neighbours.js';
+import { Routes } from './tables/routes.js';
 import { HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
 
 /** A batch whose consumer is wired last. */
@@ -59,17 +67,24 @@ export interface GatewayOptions {
 interface Uplink {
   readonly port: Port;
   readonly input: Batch;
-  /** Into address translation, from outside and from inside. */
+  /** Into address translation, from outside and from inside; where there is none, past it. */
   readonly fromOutside: Batch;
   readonly fromInside: Batch;
   /** Translated packets on their way out, and frames on theirs. */
   readonly toResolver: Batch;
   readonly toPort: Batch;
   readonly resolver: Resolver;
+  readonly deferred: Deferred;
+  /** Its stages from inside to outside, first to last. */
+  readonly outbound: readonly Batch[];
+  readonly translation: Translation | undefined;
+  /** Where nothing is translated. */
+  readonly routes: Routes | undefined;
+}
+
+interface Translation {
   readonly tables: NatTables;
   readonly nat: Nat;
-  readonly deferred: Deferred;
-  readonly toDeferred: Batch;
   readonly publisher: Publisher;
 }
 
@@ -114,13 +129,7 @@ export class GatewayWay {
 
   /** Stages behind it. */
   get outbound(): Batch[] {
-    const last = this.uplinks.flatMap(({ fromInside, toDeferred, toResolver, toPort }) => [
-      fromInside,
-      toDeferred,
-      toResolver,
-      toPort,
-    ]);
-    return [this.fromBridge, ...last];
+    return [this.fromBridge, ...this.uplinks.flatMap(({ outbound }) => outbound)];
   }
 
   /** Lets a wait report the uplinks' ports under their numbers. */
@@ -148,8 +157,8 @@ export class GatewayWay {
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
-    for (const { nat, resolver } of this.uplinks) {
-      nat.age();
+    for (const { translation, resolver } of this.uplinks) {
+      translation?.nat.age();
       resolver.tick();
       // Twice, for the first may come before the link forwards (RFC 5227, 2.3).
       if (this.announced < 2) resolver.announce();
@@ -159,7 +168,10 @@ export class GatewayWay {
 
   /** Ends flows. Returns how many. */
   flush(filter: FlowFilter): number {
-    return this.uplinks.reduce((sum, { publisher }) => sum + publisher.flush(filter), 0);
+    return this.uplinks.reduce(
+      (sum, { translation }) => sum + (translation?.publisher.flush(filter) ?? 0),
+      0,
+    );
   }
 
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
@@ -169,7 +181,10 @@ export class GatewayWay {
     for (const gateway of next.gateways) this.gateways.set(gateway);
     this.gateways.reindex();
     const domains = new Set(gone.map(({ domain }) => domain));
-    this.uplinks.forEach(({ publisher, tables }, index) => {
+    this.uplinks.forEach(({ translation, routes }, index) => {
+      routes?.set(next.gateways.filter(({ uplink }) => uplink === index));
+      if (translation === undefined) return;
+      const { publisher, tables } = translation;
       for (const { domain, routed } of next.gateways) tables.routed[domain] = Number(routed);
       const mine = (intent: PublishIntent): boolean => intent.uplink === index;
       publisher.set(next.publish.filter(mine));
@@ -211,7 +226,9 @@ function wire(
   errors: IcmpErrors,
   inward: Batch,
 ): Uplink {
-  const port = createPacketSocket(context, { id: FIRST_UPLINK_PORT + index, fd: intent.fd });
+  const { fd, tap } = intent;
+  const id = FIRST_UPLINK_PORT + index;
+  const port = tap ? createTapPort(context, { id, fd, domain: 0 }) : createPacketSocket(context, { id, fd });
   const toPort = new Batch(port);
   const station = stationOf(intent);
   const name = String(index);
@@ -224,6 +241,25 @@ function wire(
   const cache = new ArpCache(context.seed);
   const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
+  const toUplinkIn = (fromOutside: Batch): Batch =>
+    new Batch(
+      createUplinkIn(context, name, station, gateways, {
+        resolver,
+        port: toPort,
+        nat: fromOutside,
+        v6: null,
+      }),
+    );
+  const link = { port, toResolver, toPort, resolver, deferred };
+  if (tap) {
+    const routes = new Routes();
+    const fromOutside = new Batch(createRouteIn(context, name, routes, inward));
+    return {
+      ...link,
+      ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside: toResolver },
+      ...{ outbound: [toResolver, toPort], translation: undefined, routes },
+    };
+  }
   const toDeferred = new Batch(deferred);
   const tables = new NatTables(flows, index, {
     ...options,
@@ -233,13 +269,12 @@ function wire(
   const nat = createNat(context, tables, { outside: toResolver, inside: inward, hairpin: toDeferred });
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);
-  const input = new Batch(
-    createUplinkIn(context, name, station, gateways, { resolver, port: toPort, nat: fromOutside, v6: null }),
-  );
-  const publisher = new Publisher(tables);
   return {
-    ...{ port, input, fromOutside, fromInside, toResolver, toPort },
-    ...{ resolver, tables, nat, deferred, toDeferred, publisher },
+    ...link,
+    ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside },
+    outbound: [fromInside, toDeferred, toResolver, toPort],
+    translation: { tables, nat, publisher: new Publisher(tables) },
+    routes: undefined,
   };
 }
 

@@ -104,8 +104,10 @@ export interface GatewayIntent {
 
 /** A way out of the host, where the engine is a router with an address of its own. Stays for life. */
 export interface UplinkIntent {
-  /** Packet socket that is a station of the MAC. */
+  /** Packet socket that is a station of the MAC; or a TAP. */
   readonly fd: number;
+  /** Whether `fd` is a TAP into the host's stack, which routes all the rest and translates. */
+  readonly tap: boolean;
   readonly mac: Uint8Array;
   /** Four bytes. */
   readonly address: Uint8Array;

@@ -162,12 +162,12 @@ export const uplinkSchema = z.strictObject({
   interface: leaf(
     reads(z.string(), readInterface).optional(),
     INTERFACE_FORM,
-    'Interface of this host on which the router is.',
+    'Interface of this host on which the router is; of mode host the name of the TAP.',
   ),
   address: leaf(
     prefix().optional(),
     'address/length on the link of the interface, such as 192.168.60.10/24',
-    "The router's own address there.",
+    "The router's own address there; of mode host Weft's end of the link.",
   ),
   gateway: leaf(ip().optional(), IP_FORM, 'Next hop of everything that is not on that link.'),
   address6: leaf(
@@ -182,15 +182,45 @@ export const uplinkSchema = z.strictObject({
   ),
 });
 
+const PORT_FORM = 'a number from 1 to 65535, a range such as 8000-8010';
+/** Ports of one rule: each is held by a descriptor. */
+const MOST_PORTS = 1024;
+
+/** Ports from the first to the last. */
+interface Ports {
+  readonly first: number;
+  readonly last: number;
+}
+
+/** One port, or a range of them. */
+function readPort(value: number | string, form: string): Ports {
+  const [, low, high] = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(String(value)) ?? [];
+  const first = Number(low);
+  const last = Number(high ?? low);
+  const shown = typeof value === 'string' ? quote(value) : value;
+  if (!(first >= 1 && last <= 65535 && first <= last))
+    throw new ValueError(`${shown} is no port and no range of ports`, `write ${form}`);
+  if (last - first >= MOST_PORTS)
+    throw new ValueError(`${shown} is more than ${MOST_PORTS} ports`, 'write smaller ranges');
+  return { first, last };
+}
+
 export const publishSchema = z.strictObject({
   endpoint: leaf(name(), 'the name of a local endpoint of this file', 'Endpoint that is to be reached.'),
-  protocol: leaf(z.enum(['tcp', 'udp']), 'tcp or udp', 'Protocol of the port.'),
-  port: leaf(integer(1, 65535), between(1, 65535), "Port at the uplink's address."),
+  protocol: leaf(z.enum(['tcp', 'udp', 'sctp']), 'tcp, udp or sctp', 'Protocol of the port.'),
+  port: leaf(
+    reads(z.union([z.number(), z.string()]), (value) =>
+      value === 'auto' ? undefined : readPort(value, `${PORT_FORM}, or auto`),
+    ).optional(),
+    `${PORT_FORM}, or auto`,
+    "Port at the uplink's address, or the host's; one of 30000 to 32767 when absent.",
+  ),
   target: leaf(
-    integer(1, 65535).optional(),
-    between(1, 65535),
+    reads(z.union([z.number(), z.string()]), (value) => readPort(value, PORT_FORM)).optional(),
+    PORT_FORM,
     'Port of the endpoint; the same as port when absent.',
   ),
+  address: leaf(ip().optional(), IP_FORM, 'Address of the host, with mode host; all of them when absent.'),
   uplink: leaf(
     name().optional(),
     'the name of an uplink of this file',
@@ -201,7 +231,7 @@ export const publishSchema = z.strictObject({
 const PORTS_FORM = 'two ports and a dash, such as 32768-60999';
 
 /** Lowest and highest port of a range. */
-function readPorts(text: string): { readonly first: number; readonly last: number } {
+function readPorts(text: string): Ports {
   const [, low, high] = /^([0-9]{1,5})-([0-9]{1,5})$/.exec(text) ?? [];
   const [first, last] = [Number(low), Number(high)];
   if (!(first >= 1 && last <= 65535 && first <= last))

@@ -78,8 +78,9 @@ interface RemoteEndpoint extends EndpointCommon {
 export type Endpoint = LocalEndpoint | RemoteEndpoint;
 
 /** A way out of the overlay: this host as a router with an address of its own on an interface. */
-export interface Uplink {
+export interface RouterUplink {
   readonly name: string;
+  readonly mode: 'router';
   readonly interface: string;
   /** IPv4, `address/length`. */
   readonly address: string;
@@ -90,14 +91,32 @@ export interface Uplink {
   readonly gateway6: string | undefined;
 }
 
-/** A port at an uplink's address that stands for one of an endpoint. */
+/** A way out of the overlay by a TAP into the host's own stack, which routes and translates. At most one a node. */
+export interface HostUplink {
+  readonly name: string;
+  readonly mode: 'host';
+  /** Name of the TAP. */
+  readonly interface: string;
+  /** Weft's end of the link, IPv4, `address/30` or `/31`; undefined: a link-local one is chosen. */
+  readonly address: string | undefined;
+}
+
+export type Uplink = RouterUplink | HostUplink;
+
+/** Ports at an uplink's address, or the host's, that stand for as many of an endpoint. */
 export interface Publish {
   /** Name of a local endpoint of this config, in a network that leaves by the uplink. */
   readonly endpoint: string;
-  readonly protocol: 'tcp' | 'udp';
-  readonly port: number;
+  /** `sctp` only at an uplink of mode host. */
+  readonly protocol: 'tcp' | 'udp' | 'sctp';
+  /** The first one; undefined: one is given. */
+  readonly port: number | undefined;
+  readonly count: number;
+  /** Port of the endpoint that the first one stands for. */
   readonly target: number;
   readonly uplink: string;
+  /** Of the host, at an uplink of mode host; undefined: all of them, or the uplink's. */
+  readonly address: string | undefined;
 }
 
 /** Address translation at every uplink. */
@@ -106,6 +125,82 @@ export interface Nat {
   /** Ports given out. */
   readonly ports: { readonly first: number; readonly last: number };
   readonly maxFlows: number;
+}
+
+/** Protocol, port of a virtual address, and port of its backends. */
+export interface ServicePort {
+  readonly protocol: 'tcp' | 'udp';
+  readonly port: number;
+  readonly target: number;
+}
+
+/** A port at an uplink's address at which a service is reached, at every node that has it. */
+export interface ServicePublish extends ServicePort {
+  readonly mode: 'ingress';
+  /** Name of an uplink of mode router of this config. */
+  readonly uplink: string;
+}
+
+export interface Backend {
+  /** IPv4, of the service's network. */
+  readonly address: string;
+  /** 0..65535. */
+  readonly weight: number;
+  /** Undefined: that of the endpoint with the address, or else derived from it. */
+  readonly mac: string | undefined;
+}
+
+/** How it is found out whether a backend lives: a connection is opened, or a page is asked for. */
+export interface Health {
+  readonly kind: 'tcp' | 'http';
+  readonly port: number;
+  /** Of `http`. */
+  readonly path: string | undefined;
+  /** Seconds. */
+  readonly interval: number;
+  readonly timeout: number;
+  /** Checks in a row. */
+  readonly failures: number;
+  readonly successes: number;
+}
+
+/** A virtual address of a network, at which several answer. */
+export interface Service {
+  readonly name: string;
+  /** Name of a network of this config. */
+  readonly network: string;
+  /** IPv4, inside the network's `subnet`, and nobody else's. */
+  readonly vip: string;
+  readonly scheduler: 'rr' | 'wrr' | 'lc' | 'wlc' | 'sh' | 'maglev';
+  readonly forwarding: 'masq' | 'dsr';
+  /** 1..2^32-1, of one service alone; undefined: one is given. */
+  readonly fwmark: number | undefined;
+  /** Seconds for which a client keeps its backend; 0: each flow anew. */
+  readonly affinity: number;
+  /** Seconds of silence after which an established TCP connection is reset. */
+  readonly idleTimeout: number;
+  /** Empty: every port of TCP and UDP. */
+  readonly ports: readonly ServicePort[];
+  readonly publish: readonly ServicePublish[];
+  readonly backends: readonly Backend[];
+  readonly health: Health | undefined;
+}
+
+/** A rule that gives packets a mark; the first that matches decides. */
+export interface MarkRule {
+  /** `fwmark` of a service of this config. */
+  readonly mark: number;
+  readonly network: string;
+  /** Undefined: any that has ports. */
+  readonly protocol: 'tcp' | 'udp' | undefined;
+  /** Destination, IPv4; undefined: any. */
+  readonly address: string | undefined;
+  /** Of the destination. */
+  readonly ports: { readonly first: number; readonly last: number };
+  /** IPv4 prefix of the source; undefined: any. */
+  readonly source: string | undefined;
+  /** Name of a local endpoint of the network, from which it comes; undefined: any. */
+  readonly endpoint: string | undefined;
 }
 
 /** AES-GCM for ESP (RFC 4106): bits of the key, bytes of the ICV. `algorithmSizes` takes it apart. */
@@ -166,6 +261,10 @@ export interface Config {
   /** Of each uplink and protocol every port once. */
   readonly publish: readonly Publish[];
   readonly nat: Nat;
+  /** The network by which the nodes of the routing mesh reach each other's backends; its name is `ingress`. */
+  readonly ingress: Network | undefined;
+  readonly services: readonly Service[];
+  readonly marks: readonly MarkRule[];
   /** Undefined when the file has no `encryption`, no static association and no encrypted network. */
   readonly encryption: Encryption | undefined;
   readonly associations: readonly StaticAssociation[];

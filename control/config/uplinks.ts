@@ -1,19 +1,20 @@
 /** The keys `uplinks`, `publish` and `nat`: read, checked for each other and for the networks, and built. */
+import { createHash } from 'node:crypto';
 import { MAX_UPLINKS } from '../../engine/intent.js';
 import { contains, isLinkLocal, type Prefix } from '../addresses.js';
 import type { Findings, Path } from './problems.js';
+import { checkPublish, type PublishDraft, Taken } from './publish.js';
 import { type Draft, readLeaves, readList } from './read.js';
 import { type EndpointDraft, type NetworkDraft, Unique, unknownName, unusable } from './relations.js';
 import { natSchema, publishSchema, uplinkSchema } from './schema.js';
-import type { Nat, Publish, Uplink } from './types.js';
+import type { Nat, Uplink } from './types.js';
 
-interface Part<F> {
+export interface Part<F> {
   readonly path: Path;
   readonly fields: F;
 }
 
-type UplinkDraft = Part<Draft<typeof uplinkSchema>>;
-type PublishDraft = Part<Draft<typeof publishSchema>>;
+export type UplinkDraft = Part<Draft<typeof uplinkSchema>>;
 
 export interface UplinksDraft {
   readonly uplinks: readonly UplinkDraft[];
@@ -51,7 +52,7 @@ export function checkUplinks(
     );
   }
   for (const network of networks) checkNetwork(network, uplinks, networks, findings);
-  const taken = new Unique(findings);
+  const taken = new Taken();
   for (const rule of publish) checkPublish(rule, uplinks, networks, endpoints, taken, findings);
 }
 
@@ -62,13 +63,14 @@ function checkEach(uplinks: readonly UplinkDraft[], findings: Findings): void {
   }
   const names = new Unique(findings);
   const addresses = new Unique(findings);
+  const hosts = new Unique(findings);
   for (const { path, fields } of uplinks) {
     const { name, address } = fields;
     if (name !== undefined)
       names.add(name, [...path, 'name'], `uplink name "${name}"`, 'give each uplink its own name');
     if (fields.mode === 'host') {
-      const remedy = 'leave mode out, and write interface, address and gateway';
-      findings.add([...path, 'mode'], 'mode host of uplinks is not built yet', remedy);
+      checkHost(path, fields, findings);
+      hosts.add('', [...path, 'mode'], 'mode host', 'write one uplink of mode host: it serves all networks');
       continue;
     }
     for (const key of ['interface', 'address'] as const) {
@@ -91,6 +93,26 @@ function checkEach(uplinks: readonly UplinkDraft[], findings: Findings): void {
     );
     checkAddress(address, fields, path, findings);
     checkAddress6(fields, path, addresses, findings);
+  }
+}
+
+/** An uplink of mode host has a link of its own, and the host's routes. */
+function checkHost(path: Path, fields: UplinkDraft['fields'], findings: Findings): void {
+  for (const key of ['gateway', 'address6', 'gateway6'] as const) {
+    if (fields[key] === undefined) continue;
+    const message = `${key} does not go with mode host, where the host's stack routes`;
+    findings.add([...path, key], message, 'remove it', 'key');
+  }
+  const { address } = fields;
+  if (address === undefined) return;
+  const remedy = "write an IPv4 address with /30 or /31: Weft's end of a link that nobody else has";
+  if (address.address.family === 6)
+    findings.add([...path, 'address'], `address ${address.text} is an IPv6 address`, remedy);
+  else if (address.length !== 30 && address.length !== 31)
+    findings.add([...path, 'address'], `address ${address.text} is no end of a link of two`, remedy);
+  else {
+    const why = unusable(address, address.address);
+    if (why !== undefined) findings.add([...path, 'address'], `address ${why}`, remedy);
   }
 }
 
@@ -167,6 +189,13 @@ function checkNetwork(
       'add gateway: a host address of its subnet',
       'key',
     );
+  else if (way?.fields.mode === 'host' && subnet?.address.family === 6)
+    findings.add(
+      at,
+      `network "${name}" is IPv6, which does not leave by mode host yet`,
+      'remove uplink',
+      'key',
+    );
   else if (way !== undefined && subnet?.address.family === 6 && way.fields.address6 === undefined)
     findings.add(
       at,
@@ -174,7 +203,8 @@ function checkNetwork(
       'add address6 to the uplink',
       'key',
     );
-  if (masquerade === false) checkRouted(fields, path, networks, findings);
+  const host = way?.fields.mode === 'host';
+  if (masquerade === false || host) checkDistinct(fields, path, host, networks, findings);
   for (const link of [way?.fields.address, way?.fields.address6]) {
     for (const prefix of [subnet, subnet6]) {
       if (link === undefined || prefix === undefined || !overlap(link, prefix)) continue;
@@ -184,10 +214,11 @@ function checkNetwork(
   }
 }
 
-/** A network that outside is known by its own addresses: no other of the same uplink may have them. */
-function checkRouted(
+/** A network that outside, or the host, knows by its own addresses: no other of the same uplink may have them. */
+function checkDistinct(
   { name, uplink, subnet, subnet6 }: NetworkDraft['fields'],
   path: Path,
+  host: boolean,
   networks: readonly NetworkDraft[],
   findings: Findings,
 ): void {
@@ -196,8 +227,11 @@ function checkRouted(
     if (other.name === name || other.uplink !== uplink) continue;
     const theirs = [other.subnet, other.subnet6].filter((prefix) => prefix !== undefined);
     if (!mine.some((a) => theirs.some((b) => overlap(a, b)))) continue;
-    const message = `network "${name}" keeps its addresses outside, and overlaps with network "${other.name}" of the same uplink`;
-    findings.add([...path, 'masquerade'], message, 'remove the key, or give one of them another subnet');
+    const what = host ? 'is routed by the host' : 'keeps its addresses outside';
+    const message = `network "${name}" ${what}, and overlaps with network "${other.name}" of the same uplink`;
+    const remedy = host ? 'give' : 'remove the key, or give';
+    findings.add([...path, host ? 'subnet' : 'masquerade'], message, `${remedy} one of them another subnet`);
+    if (host) return;
   }
 }
 
@@ -205,7 +239,7 @@ function overlap(a: Prefix, b: Prefix): boolean {
   return contains(a, b.network) || contains(b, a.network);
 }
 
-function findUplink(
+export function findUplink(
   name: string,
   at: Path,
   uplinks: readonly UplinkDraft[],
@@ -219,86 +253,34 @@ function findUplink(
   return undefined;
 }
 
-function checkPublish(
-  { path, fields }: PublishDraft,
-  uplinks: readonly UplinkDraft[],
-  networks: readonly NetworkDraft[],
-  endpoints: readonly EndpointDraft[],
-  taken: Unique,
-  findings: Findings,
-): void {
-  const { uplink, protocol, port } = fields;
-  const known =
-    uplink === undefined || findUplink(uplink, [...path, 'uplink'], uplinks, findings) !== undefined;
-  const network = networkOf(fields, path, networks, endpoints, findings);
-  const own = network?.fields.uplink;
-  const at = uplink ?? own;
-  if (network !== undefined && own === undefined) {
-    const message = `network "${network.fields.name}" of endpoint "${fields.endpoint}" has no uplink`;
-    findings.add([...path, 'endpoint'], message, 'add uplink to the network');
-  } else if (own !== undefined && uplink !== undefined && known && own !== uplink) {
-    findings.add(
-      [...path, 'uplink'],
-      `network "${network!.fields.name}" leaves by "${own}", and answers would not go by "${uplink}"`,
-      `write ${own}, or remove the key`,
-    );
-  }
-  if (at !== undefined && protocol !== undefined && port !== undefined) {
-    const what = `${protocol} port ${port} of uplink "${at}"`;
-    taken.add(`${at}\0${protocol}\0${port}`, [...path, 'port'], what, 'publish each port once');
-  }
-}
-
-/** Network of the endpoint that is published; undefined when it cannot be told, and that was reported. */
-function networkOf(
-  { endpoint }: PublishDraft['fields'],
-  path: Path,
-  networks: readonly NetworkDraft[],
-  endpoints: readonly EndpointDraft[],
-  findings: Findings,
-): NetworkDraft | undefined {
-  if (endpoint === undefined) return undefined;
-  const found = endpoints.find(({ fields }) => fields.name === endpoint);
-  if (found === undefined) {
-    if (endpoints.some(({ fields }) => fields.name === undefined)) return undefined;
-    const known = endpoints.map(({ fields }) => fields.name!);
-    findings.add([...path, 'endpoint'], ...unknownName('endpoint', endpoint, known, 'endpoints'));
-    return undefined;
-  }
-  if (found.written.has('vtep')) {
-    const message = `endpoint "${endpoint}" is on another host`;
-    findings.add([...path, 'endpoint'], message, 'publish it there, or name a local endpoint');
-    return undefined;
-  }
-  return networks.find(({ fields }) => fields.name !== undefined && fields.name === found.fields.network);
-}
-
 // Past this line nothing is missing: no problem was found, so every required field was read.
 
+/** Longest name of an interface, bytes. */
+const IFNAME = 15;
+
+/** What the TAP of an uplink is called: its name, cut to what still tells it from others. */
+function tapName(uplink: string): string {
+  const name = `weft-${uplink}`;
+  if (name.length <= IFNAME) return name;
+  return name.slice(0, IFNAME - 4) + createHash('sha256').update(uplink).digest('hex').slice(0, 4);
+}
+
 export function buildUplink({ fields }: UplinkDraft): Uplink {
+  if (fields.mode === 'host') {
+    const name = fields.name!;
+    return {
+      ...{ name, mode: 'host', interface: fields.interface ?? tapName(name) },
+      address: fields.address?.text,
+    };
+  }
   return {
     name: fields.name!,
+    mode: 'router',
     interface: fields.interface!,
     address: fields.address!.text,
     gateway: fields.gateway?.text,
     address6: fields.address6?.text,
     gateway6: fields.gateway6?.text,
-  };
-}
-
-export function buildPublish(
-  { fields }: PublishDraft,
-  networks: readonly NetworkDraft[],
-  endpoints: readonly EndpointDraft[],
-): Publish {
-  const endpoint = endpoints.find((one) => one.fields.name === fields.endpoint)!;
-  const network = networks.find((one) => one.fields.name === endpoint.fields.network)!;
-  return {
-    endpoint: fields.endpoint!,
-    protocol: fields.protocol!,
-    port: fields.port!,
-    target: fields.target ?? fields.port!,
-    uplink: network.fields.uplink!,
   };
 }
 

@@ -6,6 +6,10 @@ const OUT = 'name: out, interface: eth0, address: 192.168.60.10/24, gateway: 192
 const C1 = 'name: c1, network: blue, netns: cA, interface: eth0, address: 10.0.9.1/24';
 const WEB = 'endpoint: c1, protocol: tcp, port: 8080, target: 80';
 
+/** What an entry of `publish` has, if not told. */
+const ONE = { endpoint: 'c1', uplink: 'out', count: 1, address: undefined };
+const HOST = 'name: out, mode: host';
+
 interface Parts {
   readonly head?: string;
   readonly uplinks?: readonly string[];
@@ -47,13 +51,19 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
   );
   t.deepEqual(config.uplinks, [
     {
-      ...{ name: 'out', interface: 'eth0', address: '192.168.60.10/24', gateway: '192.168.60.1' },
+      ...{
+        name: 'out',
+        mode: 'router',
+        interface: 'eth0',
+        address: '192.168.60.10/24',
+        gateway: '192.168.60.1',
+      },
       ...{ address6: undefined, gateway6: undefined },
     },
   ]);
   t.deepEqual(config.publish, [
-    { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80, uplink: 'out' },
-    { endpoint: 'c1', protocol: 'udp', port: 53, target: 53, uplink: 'out' },
+    { ...ONE, protocol: 'tcp', port: 8080, target: 80 },
+    { ...ONE, protocol: 'udp', port: 53, target: 53 },
   ]);
   t.deepEqual(config.nat, {
     mapping: 'endpoint-dependent',
@@ -62,6 +72,48 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
   });
   t.is(config.networks[0].uplink, 'out');
   t.true(config.networks[0].masquerade);
+});
+
+test('mode host: its TAP has the name of the uplink, cut where it is too long, or the one that is written', (t) => {
+  const uplink = (text: string): unknown => {
+    const name = /name: ([^,]+)/.exec(text)![1];
+    const network = `gateway: 10.0.9.254, uplink: ${name}`;
+    return parseConfig(file({ uplinks: [text], network, publish: [] }), 'f').uplinks[0];
+  };
+  const host = { mode: 'host', address: undefined };
+  t.deepEqual(uplink('name: host, mode: host'), { ...host, name: 'host', interface: 'weft-host' });
+  t.deepEqual(uplink('name: h, mode: host, interface: out, address: 172.31.0.2/30'), {
+    ...{ name: 'h', mode: 'host', interface: 'out', address: '172.31.0.2/30' },
+  });
+  const long = (last: string): string =>
+    (uplink(`name: a-very-long-name-${last}, mode: host`) as { interface: string }).interface;
+  t.regex(long('1'), /^weft-a-very[0-9a-f]{4}$/);
+  t.not(long('1'), long('2'));
+});
+
+test('ports: ranges, automatic ones, and those of one address of the host', (t) => {
+  const { publish } = parseConfig(
+    file({
+      uplinks: [HOST],
+      publish: [
+        'endpoint: c1, protocol: tcp, port: 8000-8010, target: 80-90',
+        'endpoint: c1, protocol: udp, port: 8000-8010',
+        'endpoint: c1, protocol: tcp, target: 22',
+        'endpoint: c1, protocol: sctp, port: auto, target: 9',
+        'endpoint: c1, protocol: tcp, port: 443, address: 127.0.0.1',
+        'endpoint: c1, protocol: tcp, port: 443, target: 444, address: 192.0.2.1',
+      ],
+    }),
+    'f',
+  );
+  t.deepEqual(publish, [
+    { ...ONE, protocol: 'tcp', port: 8000, count: 11, target: 80 },
+    { ...ONE, protocol: 'udp', port: 8000, count: 11, target: 8000 },
+    { ...ONE, protocol: 'tcp', port: undefined, target: 22 },
+    { ...ONE, protocol: 'sctp', port: undefined, target: 9 },
+    { ...ONE, protocol: 'tcp', port: 443, target: 443, address: '127.0.0.1' },
+    { ...ONE, protocol: 'tcp', port: 443, target: 444, address: '192.0.2.1' },
+  ]);
 });
 
 test('IPv6 beside IPv4 reaches the config; the next hop may be link-local', (t) => {
@@ -82,9 +134,36 @@ test('IPv6 beside IPv4 reaches the config; the next hop may be link-local', (t) 
 const ROWS: readonly Row[] = [
   // Uplinks.
   [
-    'mode host',
-    file({ uplinks: ['name: out, mode: ▸host'] }),
-    'uplinks[0].mode | mode host of uplinks is not built yet | leave mode out',
+    'two of mode host',
+    file({ uplinks: [HOST, 'name: in, mode: ▸host'] }),
+    'uplinks[1].mode | mode host is used twice | write one',
+  ],
+  [
+    'mode host with a next hop and IPv6',
+    file({ uplinks: [`${HOST}, ▸gateway: 192.168.60.1, ▸address6: "fd00::1/64", ▸gateway6: "fe80::1"`] }),
+    'uplinks[0].gateway | does not go with mode host | remove it',
+    'uplinks[0].address6 | does not go with mode host | remove it',
+    'uplinks[0].gateway6 | does not go with mode host | remove it',
+  ],
+  [
+    'mode host on a wide link',
+    file({ uplinks: [`${HOST}, address: ▸172.31.0.2/24`] }),
+    'uplinks[0].address | no end of a link of two | /30 or /31',
+  ],
+  [
+    'mode host at the address of a link',
+    file({ uplinks: [`${HOST}, address: ▸172.31.0.0/30`] }),
+    'uplinks[0].address | 172.31.0.0 | /30 or /31',
+  ],
+  [
+    'an IPv6 network by mode host',
+    file({
+      uplinks: [HOST],
+      endpoints: [],
+      publish: [],
+      more: '  - { name: red, vni: 9, subnet: "fd00:9::/64", gateway: "fd00:9::1", ▸uplink: out }\n',
+    }).replace(/endpoints:\n/, ''),
+    'networks[1].uplink | does not leave by mode host yet | remove uplink',
   ],
   [
     'no interface',
@@ -245,12 +324,59 @@ const ROWS: readonly Row[] = [
   [
     'protocol',
     file({ publish: ['endpoint: c1, protocol: ▸icmp, port: 80'] }),
-    'publish[0].protocol | the text "icmp" | write tcp or udp',
+    'publish[0].protocol | the text "icmp" | write tcp, udp or sctp',
   ],
   [
     'port 0',
     file({ publish: ['endpoint: c1, protocol: tcp, port: ▸0'] }),
-    'publish[0].port | out of range | from 1 to 65535',
+    'publish[0].port | 0 is no port | from 1 to 65535',
+  ],
+  [
+    'a range that is none',
+    file({ publish: ['endpoint: c1, protocol: tcp, port: ▸8010-8000, target: ▸any'] }),
+    'publish[0].port | "8010-8000" is no port | a range such as 8000-8010, or auto',
+    'publish[0].target | "any" is no port | a range such as 8000-8010',
+  ],
+  [
+    'a very large range',
+    file({ publish: ['endpoint: c1, protocol: tcp, port: ▸1-2000'] }),
+    'publish[0].port | more than 1024 ports | smaller ranges',
+  ],
+  [
+    'ranges of two lengths',
+    file({ publish: ['endpoint: c1, protocol: tcp, port: 8000-8010, target: ▸80'] }),
+    'publish[0].target | not as many ports | as many',
+  ],
+  [
+    'neither port nor target',
+    file({ publish: ['▸endpoint: c1, protocol: tcp'] }),
+    'publish[0] | target is missing | add target',
+  ],
+  [
+    'ranges that overlap',
+    file({
+      publish: ['endpoint: c1, protocol: tcp, port: 8000-8010', 'endpoint: c1, protocol: tcp, port: ▸8010'],
+    }),
+    'publish[1].port | tcp port 8010 of uplink "out" is used twice | publish each port once',
+  ],
+  [
+    'a port at one address and at all',
+    file({
+      uplinks: [HOST],
+      publish: [`${WEB}, address: 192.0.2.1`, 'endpoint: c1, protocol: tcp, port: ▸8080'],
+    }),
+    'publish[1].port | tcp port 8080 of uplink "out" is used twice | publish each port once',
+  ],
+  [
+    'what only mode host has',
+    file({ publish: ['endpoint: c1, protocol: ▸sctp, port: 9, ▸address: 192.0.2.1'] }),
+    'publish[0].protocol | sctp is published only at an uplink of mode host | write tcp or udp',
+    "publish[0].address | the host's | remove it",
+  ],
+  [
+    'at an IPv6 address',
+    file({ uplinks: [HOST], publish: [`${WEB}, address: ▸"::1"`] }),
+    'publish[0].address | IPv6 address | write an IPv4 address',
   ],
   // Translation.
   [

@@ -1,0 +1,105 @@
+/**
+ * IPv4 and IPv6 forwarding of the host, no wider than an uplink of mode host needs it: of each interface that has an
+ * address, and only where it is off. The rules of the uplink see to it that such an interface forwards for nobody
+ * else. What was changed is noted, so that a start after a crash still knows it, and undone on exit.
+ */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
+
+type Family = 4 | 6;
+
+const conf = (family: Family, device: string, key: string): string =>
+  `/proc/sys/net/ipv${family}/conf/${device}/${key}`;
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    // The interface has just gone, or this host has no IPv6.
+    return '';
+  }
+}
+
+/** Sets a key of an interface unless it is so. @throws Error with `code`, EROFS where /proc/sys is not to be written. */
+export function setConf(family: Family, device: string, key: string, value: string): void {
+  const path = conf(family, device, key);
+  if (read(path) !== value) writeFileSync(path, value);
+}
+
+export class Forwarding {
+  /** Interfaces, `4 eth0`, that forward because of us. */
+  private readonly ours: Set<string>;
+
+  /**
+   * @param tap which forwards in any case, and goes by itself.
+   * @param remembered what an earlier run noted and could not undo.
+   */
+  constructor(
+    private readonly tap: string,
+    private readonly families: readonly Family[],
+    remembered: readonly string[],
+  ) {
+    this.ours = new Set(remembered.filter((key) => read(this.path(key)) === '1'));
+  }
+
+  private path(key: string): string {
+    const [family, device] = key.split(' ');
+    return conf(Number(family) as Family, device, 'forwarding');
+  }
+
+  /** What is ours, to be noted. */
+  get changed(): string[] {
+    return [...this.ours];
+  }
+
+  /** Interfaces that forward a family because of us. */
+  openedFor(family: Family): string[] {
+    return this.changed.filter((key) => key.startsWith(`${family} `)).map((key) => key.slice(2));
+  }
+
+  /** Looks at the host again. Returns the interfaces to open, which are ours from now on, or undefined when nothing differs. */
+  look(): readonly string[] | undefined {
+    const before = this.changed.join();
+    const fresh: string[] = [];
+    for (const family of this.families) {
+      // Who makes the host a router means everybody: nothing is ours any more.
+      const router = read(conf(family, 'all', 'forwarding')) === '1';
+      for (const key of this.changed)
+        if (key.startsWith(`${family} `) && (router || !existsSync(this.path(key)))) this.ours.delete(key);
+      if (!router) fresh.push(...this.closed(family));
+    }
+    for (const key of fresh) this.ours.add(key);
+    return fresh.length > 0 || this.changed.join() !== before ? fresh : undefined;
+  }
+
+  private closed(family: Family): string[] {
+    return Object.entries(networkInterfaces())
+      .filter(([name, addresses]) => name !== this.tap && addresses?.some((one) => belongs(one, family)))
+      .map(([name]) => `${family} ${name}`)
+      .filter((key) => read(this.path(key)) === '0');
+  }
+
+  /** @throws Error with `code` when the host does not let us. */
+  open(keys: readonly string[]): void {
+    for (const key of keys) writeFileSync(this.path(key), '1');
+  }
+
+  /** Puts everything back. */
+  close(): void {
+    for (const key of this.ours) {
+      try {
+        writeFileSync(this.path(key), '0');
+      } catch {
+        // The interface is gone.
+      }
+    }
+    this.ours.clear();
+  }
+}
+
+function belongs(
+  { family, internal, scopeid }: { family: string; internal: boolean; scopeid?: number | undefined },
+  wanted: Family,
+): boolean {
+  return !internal && family === `IPv${wanted}` && !scopeid;
+}

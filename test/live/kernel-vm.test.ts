@@ -3,12 +3,12 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { CommandError, ping, waitFor } from '../../cli/lab.js';
 import { be16, concat, ethernet, ipv4, ipv6, mac, slowSum, station, vxlan } from '../support/frames.js';
 import { ESP_IN_UDP_PORT, EspPeer, type KernelSa, refusals } from '../support/kernel-vm/esp.js';
+import { VmMesh } from '../support/kernel-vm/mesh.js';
 import { KernelVm } from '../support/kernel-vm.js';
 import {
   inject,
   linkOf,
   live,
-  Mesh,
   overlayAddress,
   overlayMac,
   sendUdp,
@@ -18,22 +18,6 @@ import {
 } from '../support/live.js';
 
 const skip = KernelVm.unavailable();
-
-/** Host 2 is the VM; no engine runs. */
-class VmMesh extends Mesh {
-  vm!: KernelVm;
-
-  static async boot(): Promise<VmMesh> {
-    const mesh = new VmMesh({ hosts: 2 });
-    try {
-      mesh.vm = await KernelVm.asHost(mesh, 2);
-      return mesh;
-    } catch (error) {
-      mesh.close();
-      throw error;
-    }
-  }
-}
 
 const mesh = shared(() => VmMesh.boot(), skip);
 

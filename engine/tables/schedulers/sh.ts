@@ -5,7 +5,8 @@
  * many times as it weighs and then the next, over and over; Knuth's multiplicative hash of the address is the place. When
  * that one may not be chosen, the search goes on as with IPVS's `sh-fallback`. The table depends on weights and order,
  * not on health: who goes down moves nobody but its own clients. A change of list or weights moves most of them; where
- * that matters, `maglev` is the one to use. Backends beyond the 256th are not in the table.
+ * that matters, `maglev` is the one to use. Backends beyond the
+ * 256th are not in the table, nor are those behind a weight of 256.
  */
 import { type Backends, NO_BACKEND } from '../backends.js';
 import type { Scheduler } from './index.js';
@@ -29,6 +30,8 @@ export function createSh({ services, lists, weight, up, available }: Backends): 
       const other = table[(2 * place + i) % PLACES];
       if (weight[other] > 0 && up[other] === 1) return other;
     }
+    // The table may be full of one that is down, and IPVS then has none.
+    for (const other of lists[service]) if (weight[other] > 0 && up[other] === 1) return other;
     return NO_BACKEND;
   }
 

@@ -26,6 +26,13 @@ import {
   type UnderlayDraft,
 } from './config/relations.js';
 import { configSchema, endpointSchema, networkSchema, underlaySchema } from './config/schema.js';
+import {
+  buildMark,
+  buildService,
+  checkServices,
+  readServices,
+  type ServicesDraft,
+} from './config/services.js';
 import type {
   Config,
   Encapsulation,
@@ -53,10 +60,12 @@ export type {
   Endpoint,
   HostUplink,
   LocalEndpoint,
+  MarkRule,
   Network,
   Publish,
   RingKey,
   RouterUplink,
+  Service,
   StaticAssociation,
   Underlay,
   Uplink,
@@ -132,12 +141,18 @@ function parse(text: string, name: string, mode: number | undefined): Config {
   ).filter((endpoint) => endpoint !== undefined);
   const encryption = readEncryption(value, findings);
   const ways = readUplinks(value, findings);
-  checkRelations(underlay, sealingOf(encryption), networks, endpoints, findings);
-  checkEncryption(encryption, underlay, networks, endpoints, findings);
+  const services = readServices(value, findings);
+  const { ingress } = services;
+  const sealed = ingress === undefined ? networks : [...networks, ingress];
+  checkRelations(underlay, sealingOf(encryption), networks, ingress, endpoints, findings);
+  checkEncryption(encryption, underlay, sealed, endpoints, findings);
   checkUplinks(ways, root.workers, networks, endpoints, findings);
+  checkServices(services, { workers: root.workers, ways, networks, endpoints }, findings);
   if (mode !== undefined) checkMode(encryption, name, mode, findings);
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
-  return freeze(build(root.node!, root.workers!, underlay, networks, endpoints, encryption, ways));
+  return freeze(
+    build(root.node!, root.workers!, { underlay, networks, endpoints, encryption, ways, services }),
+  );
 }
 
 /** A place in a node's file and what the host says about it. */
@@ -178,14 +193,19 @@ function readEndpoint(raw: unknown, path: Path, findings: Findings): EndpointDra
 
 // Past this line nothing is missing: no problem was found, so every required field was read.
 
+interface Drafts {
+  readonly underlay: UnderlayDraft;
+  readonly networks: readonly NetworkDraft[];
+  readonly endpoints: readonly EndpointDraft[];
+  readonly encryption: EncryptionDraft;
+  readonly ways: UplinksDraft;
+  readonly services: ServicesDraft;
+}
+
 function build(
   node: string,
   workers: number,
-  underlay: UnderlayDraft,
-  networks: readonly NetworkDraft[],
-  endpoints: readonly EndpointDraft[],
-  encryption: EncryptionDraft,
-  ways: UplinksDraft,
+  { underlay, networks, endpoints, encryption, ways, services: { ingress, services, marks } }: Drafts,
 ): Config {
   const encapsulation = encryption.fields.encapsulation!;
   return {
@@ -197,7 +217,10 @@ function build(
     uplinks: ways.uplinks.map(buildUplink),
     publish: ways.publish.map((rule) => buildPublish(rule, networks, endpoints)),
     nat: buildNat(ways.nat),
-    encryption: buildEncryption(encryption, networks),
+    ingress: ingress && buildNetwork(ingress, underlay, encapsulation),
+    services: services.map((service) => buildService(service, networks, ways)),
+    marks: marks.map(buildMark),
+    encryption: buildEncryption(encryption, ingress === undefined ? networks : [...networks, ingress]),
     associations: buildAssociations(encryption),
   };
 }

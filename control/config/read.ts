@@ -10,9 +10,6 @@ import { secrecyOf } from './secrecy.js';
 /** What could be read of a mapping: absent keys were not written, or were wrong and reported. */
 export type Draft<S extends z.ZodObject> = Partial<z.output<S>>;
 
-/** Keys that later versions have: refused by name, so that nobody hunts a typo. */
-const NOT_BUILT = new Set(['services', 'ingress']);
-
 /** Reads the leaves of a mapping; structures in it are the caller's. */
 export function readLeaves<S extends z.ZodObject>(
   schema: S,
@@ -117,7 +114,6 @@ function describe(raw: unknown, path: Path): string {
 function unknownKey(key: string, findings: Findings, schema: z.ZodObject): [message: string, remedy: string] {
   const known = Object.keys(schema.shape);
   const name = findings.shows(key) ? `unknown key ${quote(key)}` : 'unknown key';
-  if (NOT_BUILT.has(key)) return [`${key} is not built yet`, 'remove it until a later version has it'];
   if (key === '<<') return ['YAML 1.2 has no merge key "<<"', 'write the keys out'];
   const close = closest(key, known);
   if (close !== undefined) return [name, `did you mean ${close}?`];

@@ -52,21 +52,26 @@ export interface Sealing {
   readonly peers: readonly string[];
 }
 
-/** Checks everything but encryption itself; absent fields were reported already and are passed over. */
+/**
+ * Checks everything but encryption itself; absent fields were reported already and are passed over.
+ * @param ingress a network too, but one without endpoints.
+ */
 export function checkRelations(
   underlay: UnderlayDraft,
   { encapsulation, peers }: Sealing,
   networks: readonly NetworkDraft[],
+  ingress: NetworkDraft | undefined,
   endpoints: readonly EndpointDraft[],
   findings: Findings,
 ): void {
+  const all = ingress === undefined ? networks : [...networks, ingress];
   checkUnderlay(underlay, findings);
-  checkCounts(networks, endpoints, peers, findings);
+  checkCounts(all, endpoints, peers, findings);
   const names = new Unique(findings);
   const vnis = new Unique(findings);
-  for (const network of networks) {
+  for (const network of all) {
     const { name, vni } = network.fields;
-    if (name !== undefined) {
+    if (name !== undefined && network !== ingress) {
       names.add(name, [...network.path, 'name'], `network name "${name}"`, 'give each network its own name');
     }
     if (vni !== undefined) {

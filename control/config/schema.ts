@@ -22,6 +22,17 @@ import {
   VTEP_FORM,
   vtep,
 } from './leaf.js';
+import {
+  affinitySchema,
+  backendSchema,
+  healthSchema,
+  httpSchema,
+  ingressSchema,
+  markSchema,
+  servicePortSchema,
+  servicePublishSchema,
+  serviceSchema,
+} from './service-schema.js';
 
 /** Bytes: the least a host must take of IPv4 (RFC 1122 section 3.3.2) and of IPv6 (RFC 8200 section 5). */
 export const LEAST_MTU = { 4: 576, 6: 1280 } as const;
@@ -401,6 +412,12 @@ export const configSchema = z.strictObject({
     .default([])
     .meta({ description: 'Ports of endpoints, reached at an uplink.' }),
   nat: natSchema.optional().meta({ description: 'How addresses are translated at uplinks.' }),
+  ingress: ingressSchema.optional().meta({ description: 'The network of the routing mesh.' }),
+  services: z
+    .array(serviceSchema)
+    .default([])
+    .meta({ description: 'Virtual addresses of several backends.' }),
+  marks: z.array(markSchema).default([]).meta({ description: 'Rules that mark packets for services.' }),
   encryption: encryptionSchema.optional().meta({ description: 'How encrypted networks are encrypted.' }),
   security_associations: z
     .array(associationSchema)
@@ -417,6 +434,15 @@ export const SCHEMAS: readonly (readonly [place: string, schema: z.ZodObject])[]
   ['an entry of uplinks', uplinkSchema],
   ['an entry of publish', publishSchema],
   ['nat', natSchema],
+  ['ingress', ingressSchema],
+  ['an entry of services', serviceSchema],
+  ['services[].affinity', affinitySchema],
+  ['an entry of services[].ports', servicePortSchema],
+  ['an entry of services[].publish', servicePublishSchema],
+  ['an entry of services[].backends', backendSchema],
+  ['services[].health', healthSchema],
+  ['services[].health.http', httpSchema],
+  ['an entry of marks', markSchema],
   ['encryption', encryptionSchema],
   ['an entry of encryption.keys', ringKeySchema],
   ['encryption.rotate', rotateSchema],

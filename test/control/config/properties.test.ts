@@ -8,6 +8,7 @@ import {
   defaultMtu,
   type Encryption,
   parseConfig,
+  type Service,
   type StaticAssociation,
 } from '../../../control/config.js';
 import { Secret } from '../../../control/secret.js';
@@ -73,6 +74,37 @@ function inPairs(
     .map((one) => ({ ...one, peer: vtep(one.peer) }));
 }
 
+const port = fc.integer({ min: 1, max: 65535 });
+const seconds = fc.integer({ min: 1, max: 3600 });
+
+/** Of the network 10.I.0.0/16; what other services have too is put in by `validFile`. */
+const service = fc.record({
+  scheduler: fc.constantFrom('rr', 'wrr', 'lc', 'wlc', 'sh', 'maglev'),
+  forwarding: fc.constant('masq'),
+  marked: fc.boolean(),
+  affinity: fc.option(seconds, { nil: 0 }),
+  idleTimeout: fc.integer({ min: 1, max: 2_592_000 }),
+  ports: fc.uniqueArray(fc.record({ protocol: fc.constantFrom('tcp', 'udp'), port, target: port }), {
+    maxLength: 3,
+    selector: (one) => `${one.protocol} ${one.port}`,
+  }),
+  backends: fc.array(
+    fc.record({
+      weight: fc.integer({ min: 0, max: 65535 }),
+      mac: fc.option(fc.constant('02:00:00:00:01:01'), { nil: undefined }),
+    }),
+    { maxLength: 3 },
+  ),
+  health: fc.option(
+    fc.record({
+      path: fc.option(fc.constantFrom('/', '/health?a=b'), { nil: undefined }),
+      ...{ port, interval: fc.integer({ min: 100, max: 3600 }), timeout: fc.integer({ min: 1, max: 100 }) },
+      ...{ failures: fc.integer({ min: 1, max: 100 }), successes: fc.integer({ min: 1, max: 100 }) },
+    }),
+    { nil: undefined },
+  ),
+});
+
 const validFile = fc
   .record({
     six: fc.boolean(),
@@ -82,6 +114,7 @@ const validFile = fc
     mtu: fc.option(fc.integer({ min: 1400, max: 65535 }), { nil: undefined }),
     mode: fc.constantFrom('auto', 'socket', 'uplink'),
     ttl: fc.integer({ min: 1, max: 255 }),
+    ingress: fc.boolean(),
     networks: fc.array(
       fc.record({
         dual: fc.boolean(),
@@ -90,14 +123,27 @@ const validFile = fc
         limit: fc.integer({ min: 0, max: 1048576 }),
         carry: fc.boolean(),
         peers: fc.integer({ min: 0, max: 3 }),
+        services: fc.array(service, { maxLength: 3 }),
         endpoints: fc.array(fc.record({ remote: fc.boolean(), mac: fc.boolean() }), { maxLength: 4 }),
       }),
       { maxLength: 4 },
     ),
   })
-  .map(({ six, port, encryption, associations, mtu, mode, ttl, networks }): Config => {
+  .map(({ six, port, encryption, associations, mtu, mode, ttl, ingress, networks }): Config => {
     const seals = (network: { encrypted: boolean }) => encryption !== undefined && network.encrypted;
     const vtep = (n: number) => (six ? `2001:db8::${n}` : `192.0.2.${n}`);
+    const services = networks.flatMap((network, i) =>
+      network.services.map(({ marked, backends, health, ...one }, s) => ({
+        ...one,
+        ...{ name: `s${i}.${s}`, network: `net${i}`, vip: `10.${i}.200.${s}`, publish: [] },
+        fwmark: marked ? 10 * i + s + 1 : undefined,
+        backends: backends.map((backend, b) => ({ address: `10.${i}.100.${b}`, ...backend })),
+        health: health && {
+          kind: health.path === undefined ? ('tcp' as const) : ('http' as const),
+          ...health,
+        },
+      })),
+    ) as Service[];
     return {
       node: 'n',
       workers: 1,
@@ -149,6 +195,29 @@ const validFile = fc
       uplinks: [],
       publish: [],
       nat: { mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
+      ingress: ingress
+        ? {
+            ...{
+              name: 'ingress',
+              vni: 4096,
+              subnet: '10.255.0.0/16',
+              subnet6: undefined,
+              gateway: undefined,
+            },
+            ...{ gateway6: undefined, uplink: undefined, masquerade: true, encrypted: false, internal: true },
+            ...{ innerVlan: 'discard', ageing: 300, learningLimit: 65536, learning: true, peers: [vtep(2)] },
+            mtu: mtu === undefined ? undefined : defaultMtu(mtu, six ? 6 : 4),
+          }
+        : undefined,
+      services,
+      marks: services.flatMap(({ fwmark: mark, network }) =>
+        mark === undefined
+          ? []
+          : {
+              ...{ mark, network, protocol: 'udp' as const, address: '10.9.9.9', source: '10.8.0.0/13' },
+              ...{ ports: { first: mark, last: 65535 }, endpoint: undefined },
+            },
+      ),
       encryption,
       associations: encryption === undefined ? [] : inPairs(associations, vtep),
     };

@@ -34,14 +34,7 @@ const rows: readonly Row[] = [
   ['key of another level', `${HEAD}▸vni: 42\n`, 'vni | vni does not belong here | move it into an entry of networks'],
   ['key __proto__', `${HEAD}▸__proto__: { node: a }\n`, '__proto__ | unknown key "__proto__" | remove it'],
   ['key constructor', `${HEAD}▸constructor: 1\n`, 'constructor | unknown key "constructor" | remove it'],
-  ...['services', 'ingress'].map(
-    (key): [string, string, string] => [
-      `later key ${key}`,
-      `${HEAD}▸${key}: []\n`,
-      `${key} | ${key} is not built yet | remove it until`,
-    ],
-  ),
-  ['later key in a network', network('▸services: yes'), 'networks[0].services | not built yet | remove it'],
+  ['services in a network', network('▸services: []'), 'networks[0].services | services does not belong here | move it into the file itself'],
   // Underlay.
   ['underlay address missing', 'node: a\nunderlay: ▸{ port: 1 }\n', 'underlay.address | address is missing | add address: this host'],
   ['underlay address wrong', 'node: a\nunderlay: { address: ▸10.0.0 }\n', 'underlay.address | "10.0.0" is not an IP address | write an IPv4 address'],

@@ -1,7 +1,14 @@
 /** What the tests of the configuration share: files that lack one thing, and the check of a refusal's places. */
 import type { ExecutionContext } from 'ava';
 import { stringify } from 'yaml';
-import { type Config, ConfigError, type Problem, parseConfig } from '../../../control/config.js';
+import {
+  type Config,
+  ConfigError,
+  type Network,
+  type Problem,
+  parseConfig,
+  type Service,
+} from '../../../control/config.js';
 import { Secret } from '../../../control/secret.js';
 
 // The fixed part of the format, word for word from the design.
@@ -110,6 +117,9 @@ export function formatConfig(config: Config): string {
       ports: `${config.nat.ports.first}-${config.nat.ports.last}`,
       max_flows: config.nat.maxFlows,
     },
+    ingress: config.ingress && formatIngress(config.ingress),
+    services: config.services.map(formatService),
+    marks: config.marks.map(({ ports, ...same }) => ({ ...same, ports: `${ports.first}-${ports.last}` })),
     encryption: encryption && {
       keys: encryption.keys,
       encapsulation: encryption.encapsulation,
@@ -125,4 +135,19 @@ export function formatConfig(config: Config): string {
     })),
   };
   return stringify(revealed(text), { defaultStringType: 'QUOTE_DOUBLE', defaultKeyType: 'PLAIN' });
+}
+
+const formatIngress = ({ vni, subnet, peers, encrypted }: Network) => ({ vni, subnet, peers, encrypted });
+
+function formatService({ affinity, idleTimeout, health, ...same }: Service): unknown {
+  return {
+    ...same,
+    affinity: affinity === 0 ? undefined : { by: 'client', timeout: affinity },
+    idle_timeout: idleTimeout,
+    health: health && formatHealth(health),
+  };
+}
+
+function formatHealth({ kind, port, path, ...same }: NonNullable<Service['health']>): unknown {
+  return { ...same, ...(kind === 'tcp' ? { tcp: port } : { http: { port, path } }) };
 }

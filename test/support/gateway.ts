@@ -95,6 +95,22 @@ export class GatewayRig extends Rig {
   }
 }
 
+/** Keys over those of the file that make the host itself the way out. */
+export function hostFile(): Partial<NodeFile> {
+  const network = (name: string, vni: number, third: number, more: object): Record<string, unknown> => ({
+    ...{ name, vni, subnet: `10.0.${third}.0/24`, gateway: `10.0.${third}.254`, peers: [] },
+    ...more,
+  });
+  return {
+    uplinks: [{ name: 'host', mode: 'host' }],
+    networks: [
+      network('blue', 42, 9, { uplink: 'host' }),
+      network('green', 43, 10, { uplink: 'host' }),
+      network('inner', 44, 11, { internal: true }),
+    ],
+  };
+}
+
 /** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
 export async function serve(
   server: Namespace,

@@ -11,6 +11,7 @@ import {
   hostFile,
   NEAR_ADDRESS,
   serve,
+  UPLINK_ADDRESS,
 } from '../support/gateway.js';
 import { live, type NodeFile, shared } from '../support/live.js';
 
@@ -360,3 +361,51 @@ live('TCP at speed, out and in; what is too long is said or cut', async (t) => {
   t.regex(await hop(2), /^192\.168\./);
   t.is(await hop(3), NEAR_ADDRESS);
 });
+
+live(
+  'both kinds of uplink on one node, each with its published ports; an address that is written',
+  async (t) => {
+    const { networks, ...file } = hostFile();
+    const both = new GatewayRig({
+      file: {
+        ...file,
+        uplinks: [
+          { name: 'host', mode: 'host', interface: 'tap-out', address: '172.31.0.1/31' },
+          { name: 'out', interface: 'out0', address: `${UPLINK_ADDRESS}/24`, gateway: NEAR_ADDRESS },
+        ],
+        networks: networks!.map((network) =>
+          network['name'] === 'green' ? { ...network, uplink: 'out' } : network,
+        ),
+        publish: [
+          { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80 },
+          { endpoint: 'g1', protocol: 'tcp', port: '8080-8081', target: '80-81' },
+          { endpoint: 'g1', protocol: 'udp', target: 53, uplink: 'out' },
+        ],
+      },
+    });
+    try {
+      const { host, c1, g1, far, engine1 } = both;
+      host.route('default', { via: NEAR_ADDRESS });
+      await both.start(engine1);
+      t.true(host.ip('address', 'show', 'tap-out').includes('172.31.0.0/31'));
+      t.is((await ping(c1, FAR_ADDRESS, { count: 1 })).received, 1);
+      t.is((await ping(g1, FAR_ADDRESS, { count: 1 })).received, 1);
+      await serve(c1, 'TCP', 80);
+      await serve(g1, 'TCP', 81);
+      await serve(g1, 'UDP', 53);
+      t.is(await askTcp(far, HOST_ADDRESS, 8080, 'host'), `${FAR_ADDRESS} host`);
+      t.is(await askTcp(far, UPLINK_ADDRESS, 8081, 'out'), `${FAR_ADDRESS} out`);
+      const { stdout } = await engine1.cli('publish', 'ls', '--json');
+      const { published } = JSON.parse(stdout) as { published: PublishRow[] };
+      const automatic = published.find(({ protocol }) => protocol === 'udp')!;
+      t.is(automatic.address, UPLINK_ADDRESS);
+      t.is(await askUdp(far, UPLINK_ADDRESS, automatic.port, 'given'), `${FAR_ADDRESS} given`);
+      // The host does not hear what a router on its own interface sends.
+      t.is(await askTcp(g1, HOST_ADDRESS, 8080, 'across'), '');
+      t.regex((await engine1.cli('publish', 'ls')).stdout, /host +tcp +\*:8080 +c1 +80/);
+    } finally {
+      both.close();
+    }
+  },
+  TOOLS,
+);

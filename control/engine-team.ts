@@ -154,5 +154,7 @@ function mergeInspections(all: readonly Inspection[]): Inspection {
     vteps,
     seconds: Math.max(...all.map(({ seconds }) => seconds)),
     slotsInUse: all.reduce((sum, { slotsInUse }) => sum + slotsInUse, 0),
+    // A node with services has one worker.
+    backends: all.flatMap(({ backends }) => backends),
   };
 }

@@ -26,6 +26,7 @@ import { createGossip, type Gossip } from './gossip.js';
 import { Batch, type Consumer, Context, Stages } from './graph.js';
 import {
   type AssociationIntent,
+  BALANCER_PORT,
   type DomainIntent,
   ESP_PORT,
   GATEWAY_PORT,
@@ -43,12 +44,14 @@ import { createSocketUnderlay } from './ports/underlay-socket.js';
 import { createUplinkTap } from './ports/uplink-tap.js';
 import type { FlowFilter } from './publisher.js';
 import { createSecureIn, createSecureOut, type SecureOptions } from './secure.js';
+import { ServiceFront } from './services.js';
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
 import { Flows } from './tables/flows.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
+import type { BackendCounts } from './tables/services.js';
 import { type LocalVtep, SAW_NO_ASSOCIATION, Vteps } from './tables/vteps.js';
 
 /** Slots: 8 MiB of small ones for copies, segments and answers; large ones for all that is received. */
@@ -93,7 +96,7 @@ export class DataPlane {
   readonly vteps = new Vteps(MAX_VTEPS);
   readonly domains = new Domains();
   private readonly neighbours: Neighbours;
-  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(GATEWAY_PORT + 1).fill(null);
+  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(BALANCER_PORT + 1).fill(null);
   private readonly ports = new Map<number, Port>();
   private readonly stages = new Stages();
   private readonly tapInput: Batch;
@@ -108,6 +111,10 @@ export class DataPlane {
   private readonly uplink: Port | null;
   private readonly local: LocalVtep;
   private readonly gateway: GatewayWay;
+  private readonly flows: Flows | null;
+  /** Null while there never was a service. */
+  private services: ServiceFront | null = null;
+  private readonly serve: () => ServiceFront;
   private readonly wait = native.waitCreate();
   private readonly ready = new Uint32Array(256);
   private readonly gossip: Gossip | null;
@@ -202,14 +209,27 @@ export class DataPlane {
       this.gossip,
     );
     const toBridge = new Batch(this.bridge);
+    const behindServices = new Batch(this.bridge);
+    const toVirtual = new Batch(NOWHERE);
+    this.outputs[BALANCER_PORT] = toVirtual;
+    this.flows =
+      first.flows === undefined
+        ? null
+        : new Flows(first.flows.capacity, seed, context.seconds, first.flows.entries);
     this.gateway = new GatewayWay(context, {
       uplinks: first.uplinks,
       nat: first.nat,
-      flows: first.flows ? new Flows(first.flows.capacity, seed, context.seconds, first.flows.entries) : null,
+      flows: this.flows,
       neighbours: this.neighbours,
       ports: this.outputs,
       bridge: toBridge,
     });
+    const batches = { front: toBridge, behind: behindServices, station: toVirtual };
+    this.serve = () => {
+      if (this.flows === null)
+        throw new Error('services need a flow table, which this node was started without');
+      return new ServiceFront(context, this.flows, this.neighbours, batches, this.outputs);
+    };
     this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
     // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
@@ -228,6 +248,8 @@ export class DataPlane {
       toCoalesce,
       ...this.gateway.inbound,
       toBridge,
+      behindServices,
+      toVirtual,
       group,
       ...this.gateway.outbound,
       toTunnel,
@@ -321,6 +343,7 @@ export class DataPlane {
     this.ticked = this.context.now;
     this.bridge.age(SWEEP_SLOTS);
     this.gateway.tick();
+    this.services?.tick();
     this.runStages();
     this.vteps.tell((vtep, saw) => this.onSeen(this.vteps.address(vtep), saw));
     const { seconds } = this.context;
@@ -362,6 +385,8 @@ export class DataPlane {
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
     }
     this.gateway.apply(before, next);
+    if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();
+    this.services?.apply(next);
     this.invalidate();
     this.current = next;
   }
@@ -442,6 +467,11 @@ export class DataPlane {
     for (const { vtep, destination, source } of next.links) {
       this.vteps.setLink(this.vtep(vtep), destination, source);
     }
+  }
+
+  /** What is counted of the backends of services, for people. */
+  backends(): BackendCounts[] {
+    return this.services?.counts() ?? [];
   }
 
   /** A copy of the forwarding table, for people. */

@@ -2,6 +2,7 @@
  * What the data plane is told to do: an inert value of numbers and bytes that crosses to the worker as a whole.
  * The worker compares it with what it has and changes only the difference. Names, files and devices are control's.
  */
+import type { SchedulerName } from './tables/backends.js';
 
 interface UnderlayIntent {
   /** Socket bound to the VTEP's address and port. */
@@ -142,10 +143,70 @@ export interface NatIntent {
 }
 
 /** The node's flow table. Stays for life. */
-export interface FlowTableIntent {
+interface FlowTableIntent {
   readonly capacity: number;
   /** Its entries, which others may read: `flowBytes(capacity)`, zero at first. */
   readonly entries: SharedArrayBuffer;
+}
+
+/** One of those for whom a service stands: a real server. */
+export interface BackendIntent {
+  /** Below MAX_BACKENDS; its own for life, and not given to another while flows of it may be there. */
+  readonly id: number;
+  /** Four bytes, of the service's network. */
+  readonly address: Uint8Array;
+  readonly mac: Uint8Array;
+  /** Its share of new flows; 0: none, and those that are there finish. */
+  readonly weight: number;
+  /** Whether it is taken to be alive: flows of one that is not are reset. */
+  readonly alive: boolean;
+}
+
+/** A service: an address of a network at which several answer. */
+export interface ServiceIntent {
+  /** Below MAX_SERVICES; its own for life. */
+  readonly id: number;
+  readonly domain: number;
+  /** The virtual address, four bytes. Its MAC is made of it: see VIRTUAL_MAC_LE. */
+  readonly address: Uint8Array;
+  readonly scheduler: SchedulerName;
+  /** Packets keep their addresses on their way to the backend, which has the virtual one itself. */
+  readonly direct: boolean;
+  /** What is marked so is for the service, whatever its address; 0: none. */
+  readonly mark: number;
+  /** Seconds for which a client comes to the same backend again; 0: each flow anew. */
+  readonly affinity: number;
+  /** Seconds of silence after which an established TCP connection is reset. */
+  readonly idle: number;
+  /** Ports of the virtual address; without any, every port of TCP and UDP, each to the same. */
+  readonly ports: readonly ServicePort[];
+  /** In the order of the configuration, which is that of the schedulers. */
+  readonly backends: readonly BackendIntent[];
+}
+
+interface ServicePort {
+  /** 6 or 17. */
+  readonly protocol: number;
+  readonly port: number;
+  /** Port at the backend. */
+  readonly target: number;
+}
+
+/** A rule that marks packets, as the mangle table does. The first that matches decides. */
+export interface MarkIntent {
+  readonly mark: number;
+  readonly domain: number;
+  /** 0: any that has ports. */
+  readonly protocol: number;
+  /** Destination, four bytes; absent: any. */
+  readonly address?: Uint8Array;
+  readonly firstPort: number;
+  readonly lastPort: number;
+  /** Prefix of the source, four bytes; length 0: any. */
+  readonly source: Uint8Array;
+  readonly length: number;
+  /** Number of a local port; -1: any. */
+  readonly port: number;
 }
 
 /**
@@ -180,6 +241,9 @@ export interface Intent {
   readonly uplinks: readonly UplinkIntent[];
   readonly publish: readonly PublishIntent[];
   readonly nat: NatIntent;
+  /** Absent on a node without services. */
+  readonly services?: readonly ServiceIntent[];
+  readonly marks?: readonly MarkIntent[];
   /** Absent on a node that tracks nothing: without uplinks. */
   readonly flows?: FlowTableIntent;
   /** Stations that the forwarding table can hold. Stays for life. */
@@ -201,6 +265,8 @@ export const ESP_PORT = 4096;
 export const GATEWAY_PORT = 4097;
 /** Numbers of the ports of uplinks, by index from here. */
 export const FIRST_UPLINK_PORT = 4098;
+/** Number under which bridges know the balancer. */
+export const BALANCER_PORT = 4114;
 /** Most uplinks of a node. */
 export const MAX_UPLINKS = 16;
 /** Most local endpoints: ports 1 to 4094. */

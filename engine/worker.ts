@@ -10,6 +10,7 @@ import { DataPlane, type Team } from './dataplane.js';
 import type { AssociationIntent, Intent } from './intent.js';
 import type { FlowFilter } from './publisher.js';
 import type { MacEntry } from './tables/mac-table.js';
+import type { BackendCounts } from './tables/services.js';
 
 export interface WorkerData {
   readonly intent: Intent;
@@ -44,6 +45,8 @@ export interface Inspection {
   /** The worker's clock in seconds, to which `seen` relates. */
   readonly seconds: number;
   readonly slotsInUse: number;
+  /** Of services. */
+  readonly backends: BackendCounts[];
 }
 
 export interface Reply {
@@ -79,6 +82,7 @@ function inspect(plane: DataPlane): Inspection {
     vteps: known,
     seconds: context.seconds,
     slotsInUse: context.frames.inUse,
+    backends: plane.backends(),
   };
 }
 

@@ -25,7 +25,7 @@ export const REMOTE_END = 1;
 /** Port inside in the low half, remote port in the high half. ICMP queries have their identifier and zero. */
 export const OUT_PORTS = 2;
 /**
- * Protocol in bits 0–7, IN_DOMAIN in bit 9, owner in bits 10–14, domain + 1 in bits 16–31; 0 when the entry is free.
+ * Protocol in bits 0–7, IPV6_FLOW in bit 8, IN_DOMAIN in bit 9, owner in bits 10–14, domain + 1 in bits 16–31; 0 when the entry is free.
  * The key of packets from inside; that of packets from outside has no domain, unless IN_DOMAIN says so.
  */
 export const OUT_KEY = 3;
@@ -35,8 +35,9 @@ export const EXTERNAL = 4;
 export const IN_PORTS = 5;
 /** Next and previous flow of the same external port, for whoever made the flow. */
 export const NEXT_OF_PORT = 6;
-/** See connection.ts. */
+/** State of the connection in bits 0–6, see connection.ts; above, what the owner keeps. */
 export const STATE = 7;
+export const STATE_MASK = 0x7f;
 /** Second in which the flow expires. */
 export const EXPIRY = 8;
 const HASH_OUT = 9;
@@ -48,6 +49,8 @@ export const PACKETS_IN = 13;
 /** Two words, one double: bytes of IP packets of both directions. */
 const BYTES_WORD = 14;
 
+/** Addresses are numbers of IPv6 addresses, see addresses6.ts. */
+export const IPV6_FLOW = 0x100;
 /** Both sides of a flow are in its domain, as keys of both directions then say. */
 export const IN_DOMAIN = 0x200;
 /** Who made the flow and has to be told when it goes. */
@@ -115,7 +118,8 @@ export class Flows {
   private emptying: number;
   private cursor = 1;
   private readonly stride: number;
-  private readonly owners: FlowOwner[] = new Array<FlowOwner>(OWNERS).fill(NOBODY);
+  /** Of IPv4, and then of IPv6. */
+  private readonly owners: FlowOwner[] = new Array<FlowOwner>(OWNERS * 2).fill(NOBODY);
 
   /**
    * @param capacity most flows, at most 2^22.
@@ -207,13 +211,14 @@ export class Flows {
     return this.create(inside, remote, outPorts, outKey, external, inPorts);
   }
 
-  /** Says who is told of the flows whose keys have this owner. */
-  own(owner: number, told: FlowOwner): void {
-    this.owners[owner] = told;
+  /** Says who is told of the flows whose keys have this owner, and are of this family. */
+  own(owner: number, told: FlowOwner, ipv6 = false): void {
+    this.owners[owner + (ipv6 ? OWNERS : 0)] = told;
   }
 
   private ownerOf(flow: number): FlowOwner {
-    return this.owners[(this.words[(flow << FLOW_SHIFT) + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)];
+    const key = this.words[(flow << FLOW_SHIFT) + OUT_KEY];
+    return this.owners[((key >>> OWNER_SHIFT) & (OWNERS - 1)) + ((key & IPV6_FLOW) !== 0 ? OWNERS : 0)];
   }
 
   /** Ends a flow, and what it uses. */
@@ -362,7 +367,7 @@ export class Flows {
           : this.cursor + this.stride - capacity;
       const at = this.cursor << FLOW_SHIFT;
       if (words[at + OUT_KEY] === 0) continue;
-      const worth = worths[words[at + STATE]];
+      const worth = worths[words[at + STATE] & STATE_MASK];
       const older = best !== NO_FLOW && words[at + EXPIRY] < words[(best << FLOW_SHIFT) + EXPIRY];
       if (worth > least || (worth === least && !older)) continue;
       least = worth;

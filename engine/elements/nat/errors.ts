@@ -13,6 +13,7 @@ import {
   FLOW_SHIFT,
   flowKeyHash,
   IN,
+  IN_DOMAIN,
   IN_PORTS,
   INSIDE,
   NO_FLOW,
@@ -55,7 +56,11 @@ export interface ErrorTranslator {
   translate(frame: number, direction: number, icmp: number): number;
 }
 
-export function createErrorTranslator(context: Context, { flows, ownerKey }: NatTables): ErrorTranslator {
+/** @param tables the flows, and what the keys of their owner have in common. */
+export function createErrorTranslator(
+  context: Context,
+  { flows, ownerKey }: Pick<NatTables, 'flows' | 'ownerKey'>,
+): ErrorTranslator {
   const { u16, off, len, domain } = context.frames;
   const { words, seed, find } = flows;
 
@@ -90,7 +95,8 @@ export function createErrorTranslator(context: Context, { flows, ownerKey }: Nat
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
     const own = direction === IN ? source : destination;
     const remote = direction === IN ? destination : source;
-    const key = protocol | ownerKey | (direction === OUT ? (domain[frame] + 1) << 16 : 0);
+    const within = direction === OUT || (ownerKey & IN_DOMAIN) !== 0;
+    const key = protocol | ownerKey | (within ? (domain[frame] + 1) << 16 : 0);
     let ports = 0;
     if (protocol === PROTOCOL_ICMP) {
       const type = u16[t] & 0xff;

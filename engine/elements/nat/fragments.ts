@@ -1,6 +1,7 @@
 /**
  * Fragments of one direction through a NAT, in order and out of order (RFC 4787, REQ-14): only the first of a datagram
- * has ports, so what it becomes is remembered for the others, and others that come before it wait for it.
+ * has ports, so what it becomes is remembered for the others, and others that come before it wait for it. What is of one
+ * family of addresses alone is apart.
  *
  * Everything is bounded (REQ-14a): datagrams remembered, fragments waiting, fragments of one datagram, seconds. Of
  * TCP, UDP and ICMP the checksum lies in the first fragment and covers the whole, so the others change in address
@@ -30,21 +31,42 @@ export const PASSED = 0;
 export const HELD = 1;
 const REFUSED = 2;
 
-/** What a first fragment becomes. */
-interface Translated {
-  readonly address: number;
-  /** Of the frame, when it goes inside. */
-  readonly domain: number;
+/** Words that tell a datagram from others: at most two addresses, identification and protocol. */
+const KEY = 10;
+
+/** Words of an address, at most. */
+const ADDRESS = 4;
+
+/** What is of one family. */
+export interface FragmentFamily {
+  /** Writes what tells a fragment's datagram, KEY words at most. @param ip its header's first word. */
+  read(u16: Uint16Array, ip: number, key: Int32Array): void;
+  /** Replaces a fragment's destination when it goes inside, else its source, by the address at `at`. */
+  replace(u16: Uint16Array, ip: number, inward: boolean, words: Int32Array, at: number): void;
 }
+
+export const FRAGMENTS_V4: FragmentFamily = {
+  read(u16, ip, key) {
+    key[0] = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
+    key[1] = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+    key[2] = u16[ip + IPV4_ID] | ((u16[ip + IPV4_TTL_PROTOCOL] >>> 8) << 16);
+  },
+  replace(u16, ip, inward, words, at) {
+    replaceAddress(u16, ip, inward ? IPV4_DESTINATION : IPV4_SOURCE, words[at]);
+  },
+};
 
 export interface Fragments {
   /** Takes a fragment that has no ports: translates it when its first one went by, holds it, or refuses it. */
   later(frame: number): number;
+  /** Whether the first fragment of a fragment's datagram went by. */
+  known(frame: number): boolean;
   /**
-   * Remembers what a first fragment becomes, before it is translated.
+   * Remembers what a first fragment becomes, before it is translated: its address, in the words from `at` on (one of
+   * IPv4, four of IPv6), and the domain it goes into, if it goes inside.
    * @returns those that waited for it, translated.
    */
-  first(frame: number, translated: Translated): readonly number[];
+  first(frame: number, words: Int32Array, at: number, domain: number): readonly number[];
   /** Gives up what waits for a first fragment that was refused. */
   refuse(frame: number): void;
   /** Gives up what waited too long, or all. */
@@ -55,16 +77,17 @@ export interface Fragments {
 export function createFragments(
   context: Context,
   direction: number,
+  family: FragmentFamily,
   lost: (frame: number) => void,
 ): Fragments {
   const { u16, off, domain } = context.frames;
-  const sources = new Int32Array(DATAGRAMS);
-  const destinations = new Int32Array(DATAGRAMS);
-  /** Identification and protocol; and domain + 1 from inside, 0 from outside. */
-  const ids = new Int32Array(DATAGRAMS);
+  const keys = new Int32Array(DATAGRAMS * KEY);
+  /** Of the fragment at hand. */
+  const key = new Int32Array(KEY);
+  /** Domain + 1 from inside, 0 from outside. */
   const spaces = new Int32Array(DATAGRAMS);
   const states = new Uint8Array(DATAGRAMS);
-  const addresses = new Int32Array(DATAGRAMS);
+  const addresses = new Int32Array(DATAGRAMS * ADDRESS);
   const domains = new Uint16Array(DATAGRAMS);
   const seconds = new Int32Array(DATAGRAMS);
   const held = new Uint32Array(WAITING);
@@ -72,28 +95,36 @@ export function createFragments(
   let next = 0;
   let inUse = 0;
 
-  /** Place of the datagram that a fragment belongs to. */
+  /** Place of the datagram that a fragment belongs to, -1 when it has none. */
+  function find(frame: number): number {
+    family.read(u16, (off[frame] + ETHERNET_HEADER) >>> 1, key);
+    const space = spaceOf(frame);
+    for (let i = 0; i < DATAGRAMS; i++) if (states[i] !== FREE && spaces[i] === space && isKey(i)) return i;
+    return -1;
+  }
+
+  function spaceOf(frame: number): number {
+    return direction === IN ? 0 : domain[frame] + 1;
+  }
+
+  /** The same; one that has none gets one. */
   function place(frame: number): number {
-    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
-    const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-    const space = direction === IN ? 0 : domain[frame] + 1;
-    const id = u16[ip + IPV4_ID] | ((u16[ip + IPV4_TTL_PROTOCOL] >>> 8) << 16);
-    for (let i = 0; i < DATAGRAMS; i++) {
-      if (ids[i] === id && sources[i] === source && destinations[i] === destination)
-        if (states[i] !== FREE && spaces[i] === space) return i;
-    }
+    const there = find(frame);
+    if (there >= 0) return there;
     // The oldest one's, whose fragments, if any wait, are given up.
     next = (next + 1) % DATAGRAMS;
     giveUp(next);
     inUse++;
-    sources[next] = source;
-    destinations[next] = destination;
-    ids[next] = id;
-    spaces[next] = space;
+    keys.set(key, next * KEY);
+    spaces[next] = spaceOf(frame);
     states[next] = UNKNOWN;
     seconds[next] = context.seconds;
     return next;
+  }
+
+  function isKey(datagram: number): boolean {
+    for (let i = 0; i < KEY; i++) if (keys[datagram * KEY + i] !== key[i]) return false;
+    return true;
   }
 
   function giveUp(datagram: number): void {
@@ -105,6 +136,11 @@ export function createFragments(
       heldFor[i] = -1;
       lost(held[i]);
     }
+  }
+
+  function known(frame: number): boolean {
+    const datagram = find(frame);
+    return datagram >= 0 && states[datagram] === KNOWN;
   }
 
   function later(frame: number): number {
@@ -127,15 +163,15 @@ export function createFragments(
 
   function translate(frame: number, datagram: number): void {
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    replaceAddress(u16, ip, direction === IN ? IPV4_DESTINATION : IPV4_SOURCE, addresses[datagram]);
+    family.replace(u16, ip, direction === IN, addresses, datagram * ADDRESS);
     if (direction === IN) domain[frame] = domains[datagram];
   }
 
-  function first(frame: number, translated: Translated): readonly number[] {
+  function first(frame: number, words: Int32Array, at: number, dom: number): readonly number[] {
     const datagram = place(frame);
     states[datagram] = KNOWN;
-    addresses[datagram] = translated.address;
-    domains[datagram] = translated.domain;
+    for (let i = 0; i < ADDRESS; i++) addresses[datagram * ADDRESS + i] = words[at + i];
+    domains[datagram] = dom;
     const released: number[] = [];
     for (let i = 0; i < WAITING; i++) {
       if (heldFor[i] !== datagram) continue;
@@ -151,5 +187,11 @@ export function createFragments(
     for (let i = 0; i < DATAGRAMS; i++) if (all || context.seconds - seconds[i] > PATIENCE) giveUp(i);
   }
 
-  return { later, first, refuse: (frame) => giveUp(place(frame)), expire };
+  return {
+    later,
+    first,
+    known,
+    refuse: (frame) => giveUp(place(frame)),
+    expire,
+  };
 }

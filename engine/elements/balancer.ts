@@ -1,0 +1,493 @@
+/**
+ * `balance`: gives the packets of a service to its backends, by connection tracking in the node's flow table.
+ *
+ * It stands before the bridge, on the host of who asks, and sees all frames of domains that have services:
+ *   1. by their addresses, packets to a service and packets from a backend are told from the others, which pass;
+ *   2. of those, keys are read, index and entries touched, flows found, as `nat` does;
+ *   3. a packet to a service without a flow begins one: mark or virtual address and port say the service, its affinity
+ *      or its scheduler the backend; what cannot begin one is answered by an RST or an ICMP error, never left to hang;
+ *   4. to the backend it goes with the backend's address, port and MAC, and from the backend with the virtual address
+ *      and port: the backend sees who asks. Of a service that is `direct` only the MAC is replaced, for the backend has
+ *      the virtual address itself;
+ *   5. a caller that is its own backend would see its own address, which no host takes from a wire: it sees the virtual
+ *      one. Two flows that mirror each other stand for such a connection.
+ *
+ * A flow is that of a port published by `nat`, seen from the service: inside is the backend, external the virtual
+ * address. Echo to a virtual address is answered here; ARP is by the neighbour element.
+ *
+ * Not handled: IPv6; protocols other than TCP and UDP; more than one worker.
+ */
+import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
+import { BALANCER_PORT } from '../intent.js';
+import { BATCH_SIZE, NO_FRAME, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
+import {
+  ESTABLISHED,
+  NEW_IN,
+  nextTcpState,
+  SYN_IN,
+  type Timeouts,
+  TWO_SIDED,
+  tcpTimeouts,
+} from '../tables/connection.js';
+import {
+  EXPIRY,
+  EXTERNAL,
+  FLOW_SHIFT,
+  type Flows,
+  flowKeyHash,
+  IN,
+  IN_DOMAIN,
+  IN_PORTS,
+  INSIDE,
+  NO_FLOW,
+  OUT,
+  OUT_PORTS,
+  OWNER_SHIFT,
+  PACKETS_IN,
+  PACKETS_OUT,
+  REMOTE_END,
+  STATE,
+  STATE_MASK,
+} from '../tables/flows.js';
+import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
+import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
+import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
+import { HOST_UNREACHABLE, isError, PORT_UNREACHABLE, UNREACHABLE } from '../wire/icmp.js';
+import {
+  IPV4_DESTINATION,
+  IPV4_FRAGMENT,
+  IPV4_HEADER,
+  IPV4_LENGTH,
+  IPV4_SOURCE,
+  IPV4_TTL_PROTOCOL,
+  PROTOCOL_ICMP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+  UDP_HEADER,
+} from '../wire/ip.js';
+import { ipv4Length } from '../wire/ipv4-checks.js';
+import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import {
+  BALANCE_REASONS,
+  createChooser,
+  isActive,
+  NO_SERVICE_THERE,
+  NO_SUCH_FLOW,
+  WITHOUT_BACKEND,
+} from './balancer/chooser.js';
+import { createEndings } from './balancer/endings.js';
+import { createResets } from './balancer/resets.js';
+import { answerEcho, isEcho } from './echo.js';
+import type { IcmpErrors } from './icmp-errors.js';
+import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
+import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
+import { replaceAddress, replacePort } from './nat/packet.js';
+
+const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
+const FIRST_ERROR = BALANCE_REASONS.length;
+const MALFORMED = REASONS.indexOf('malformed');
+const NOT_SERVED = REASONS.indexOf('not-served');
+const FRAGMENT = REASONS.indexOf('fragment');
+
+const COUNTERS = [
+  'frames',
+  'to-backends',
+  'from-backends',
+  'flows-made',
+  'flows-expired',
+  'flows-evicted',
+  'resets',
+  'echo-answered',
+] as const;
+const [FRAMES, INWARD, OUTWARD, MADE, EXPIRED, EVICTED, RESETS, ECHO_ANSWERED] = COUNTERS.keys();
+
+/** Classes of a packet: of nobody here; to a service and from a backend, with a key; as these, but on their own way. */
+const PASS = 0;
+const TO_SERVICE = 1;
+const FROM_BACKEND = 2;
+/** These two are the two above and ODD. */
+const ODD = 2;
+const ODD_TO_SERVICE = TO_SERVICE + ODD;
+const BROKEN = 5;
+
+const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
+
+/** Flows looked at for expiry in one call. */
+const EXPIRY_BUDGET = 256;
+export interface BalancerOptions {
+  readonly flows: Flows;
+  /** Its number among those who own flows. */
+  readonly owner: number;
+  readonly services: Services;
+  readonly neighbours: Neighbours;
+  readonly timeouts: Timeouts;
+  readonly errors: IcmpErrors;
+}
+
+export interface Balancer extends Consumer {
+  readonly drops: Drops;
+  /** Lets flows go whose time has come, and those of backends that are gone. Called between breaths. */
+  age(): void;
+  /** Ends the flows of a backend, some at each `age`: both ends of a TCP connection are reset. */
+  end(backend: number): void;
+  /** Gives up the fragments that wait. */
+  flush(): void;
+}
+
+/** @param out takes what passes, to the bridge. */
+export function createBalancer(context: Context, options: BalancerOptions, out: Batch): Balancer {
+  const { frames } = context;
+  const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
+  const { flows, owner, services, neighbours, timeouts, errors } = options;
+  const { words, doubles, index, indexMask, refMask, seed, find } = flows;
+  const { backends, macs, idle, direct, inDomain, failures } = services;
+  const { active, inactive, packets, bytes, service: serviceOf } = backends;
+  const tcp = tcpTimeouts(timeouts);
+  const { values } = context.counters;
+  const drops = new Drops(context, 'balance', REASONS);
+  const { base } = context.counters.claim('balance', COUNTERS);
+  const ownerKey = (owner << OWNER_SHIFT) | IN_DOMAIN;
+  const chooser = createChooser(context, {
+    flows,
+    owner,
+    services,
+    timeouts,
+    evicted: () => values[base + EVICTED]++,
+  });
+  const translator = createErrorTranslator(context, { flows, ownerKey });
+  const resets = createResets(context);
+  const endings = createEndings(context, flows, chooser, resets, neighbours, out);
+  const fragments = [OUT, IN].map((direction) =>
+    createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, FRAGMENT)),
+  );
+  const classes = new Uint8Array(BATCH_SIZE);
+  const transports = new Uint32Array(BATCH_SIZE);
+  const owns = new Int32Array(BATCH_SIZE);
+  const remotes = new Int32Array(BATCH_SIZE);
+  const pairs = new Int32Array(BATCH_SIZE);
+  const keys = new Int32Array(BATCH_SIZE);
+  const hashes = new Int32Array(BATCH_SIZE);
+  const places = new Int32Array(BATCH_SIZE);
+  const touched = new Int32Array(1);
+
+  function process(batch: Batch): void {
+    const { frames: ids, count } = batch;
+    for (let k = 0; k < count; k++) classes[k] = classify(ids[k], k);
+    touch(count);
+    for (let k = 0; k < count; k++) {
+      const frame = ids[k];
+      const kind = classes[k];
+      if (kind === PASS) out.push(frame);
+      else if (kind === TO_SERVICE) toService(frame, k);
+      else if (kind === FROM_BACKEND) fromBackend(frame, k);
+      else if (kind === BROKEN) drops.drop(frame, MALFORMED);
+      else odd(frame, k, kind === ODD_TO_SERVICE ? IN : OUT);
+    }
+    values[base + FRAMES] += count;
+  }
+
+  /** Step 1. */
+  function classify(frame: number, k: number): number {
+    const dom = domain[frame];
+    const w = off[frame] >>> 1;
+    if (inDomain[dom] === 0 || len[frame] < ETHERNET_HEADER + IPV4_HEADER || u16[w + 6] !== ETHERTYPE_IPV4_LE)
+      return PASS;
+    const ip = w + ETHERNET_HEADER / 2;
+    const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
+    const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+    if (mark[frame] !== 0 || (services.filter(dom, destination) & MAY_BE_VIRTUAL) !== 0)
+      if (mark[frame] !== 0 || services.isVirtual(dom, destination))
+        return inward(frame, k, ip, source, destination);
+    if ((services.filter(dom, source) & MAY_BE_BACKEND) === 0) return PASS;
+    return read(frame, k, ip, source, destination, FROM_BACKEND);
+  }
+
+  function inward(frame: number, k: number, ip: number, source: number, destination: number): number {
+    const total = ipv4Length(u16, ip, len[frame] - ETHERNET_HEADER);
+    if (total === 0) return BROKEN;
+    len[frame] = ETHERNET_HEADER + total;
+    const kind = read(frame, k, ip, destination, source, TO_SERVICE);
+    return kind === PASS ? BROKEN : kind;
+  }
+
+  /** The key of a packet; PASS when it has none that makes sense. */
+  function read(frame: number, k: number, ip: number, own: number, remote: number, kind: number): number {
+    const header = (u16[ip] & 15) << 2;
+    const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
+    const t = ip + (header >>> 1);
+    const content = swap16(u16[ip + IPV4_LENGTH]) - header;
+    transports[k] = t;
+    owns[k] = own;
+    remotes[k] = remote;
+    keys[k] = protocol | ownerKey | ((domain[frame] + 1) << 16);
+    const fragment = u16[ip + IPV4_FRAGMENT] & 0xff3f;
+    if ((fragment & ~0x20) !== 0) return kind + ODD;
+    if (protocol !== PROTOCOL_TCP && protocol !== PROTOCOL_UDP) return kind + ODD;
+    const least = protocol === PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER;
+    if (header < IPV4_HEADER || content < least || content > len[frame] - ETHERNET_HEADER - header)
+      return PASS;
+    const pair = kind === FROM_BACKEND ? u16[t] | (u16[t + 1] << 16) : u16[t + 1] | (u16[t] << 16);
+    pairs[k] = pair;
+    hashes[k] = flowKeyHash(seed, own, remote, pair, keys[k]);
+    return fragment === 0 ? kind : kind + ODD;
+  }
+
+  /** Step 2. What is read of packets without a key is of an earlier batch, and does no harm. */
+  function touch(count: number): void {
+    for (let k = 0; k < count; k++) places[k] = index[hashes[k] & indexMask];
+    let sum = 0;
+    for (let k = 0; k < count; k++) sum ^= words[((places[k] & refMask) >>> 1) << FLOW_SHIFT];
+    touched[0] = sum;
+  }
+
+  function toService(frame: number, k: number): void {
+    const flow = flowOf(frame, k);
+    if (flow < 0) refuse(frame, k, -1 - flow);
+    else forward(frame, flow, transports[k], keys[k] & 0xff);
+  }
+
+  /** The flow of a packet to a service, a new one if need be; or -1 - reason. */
+  function flowOf(frame: number, k: number): number {
+    const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    if (ref !== NO_FLOW) return ref >>> 1;
+    const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : SYN_LE;
+    const made = chooser.make(mark[frame], owns[k], remotes[k], pairs[k], keys[k], flags);
+    if (made >= 0) values[base + MADE]++;
+    return made;
+  }
+
+  /** Step 4, to the backend. */
+  function forward(frame: number, flow: number, t: number, protocol: number): void {
+    const at = flow << FLOW_SHIFT;
+    const w = off[frame] >>> 1;
+    const ip = w + ETHERNET_HEADER / 2;
+    const backend = (words[at + STATE] >>> 8) - 1;
+    const size = swap16(u16[ip + IPV4_LENGTH]);
+    words[at + PACKETS_IN]++;
+    doubles[(at >>> 1) + 7] += size;
+    packets[backend]++;
+    bytes[backend] += size;
+    advance(flow, at, backend, protocol, IN, t);
+    values[base + INWARD]++;
+    if (words[at + INSIDE] === words[at + REMOTE_END]) mirror(frame, at, t, protocol);
+    else if (direct[serviceOf[backend]] !== 1) {
+      const delta = replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
+      replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, isPartial(frame, t));
+    }
+    for (let i = 0; i < 3; i++) u16[w + i] = macs[backend * 3 + i];
+    out.push(frame);
+  }
+
+  /** Step 5: also the source becomes the virtual address, and the frame one of the balancer's own. */
+  function mirror(frame: number, at: number, t: number, protocol: number): void {
+    const w = off[frame] >>> 1;
+    const ip = w + ETHERNET_HEADER / 2;
+    for (let i = 0; i < 3; i++) u16[w + 3 + i] = u16[w + i];
+    ingress[frame] = BALANCER_PORT;
+    const delta =
+      replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]) +
+      replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
+    replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, isPartial(frame, t));
+  }
+
+  /** Whether the checksum field holds the sum of the pseudo-header alone; also one within a tunnel may be meant. */
+  function isPartial(frame: number, t: number): boolean {
+    return (offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0 && off[frame] + csumStart[frame] === t << 1;
+  }
+
+  /** Step 4, from the backend. */
+  function fromBackend(frame: number, k: number): void {
+    const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    if (ref !== NO_FLOW && (ref & 1) === OUT)
+      back(frame, (ref >>> 1) << FLOW_SHIFT, transports[k], keys[k] & 0xff);
+    out.push(frame);
+  }
+
+  function back(frame: number, at: number, t: number, protocol: number): void {
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    const backend = (words[at + STATE] >>> 8) - 1;
+    const size = swap16(u16[ip + IPV4_LENGTH]);
+    words[at + PACKETS_OUT]++;
+    doubles[(at >>> 1) + 7] += size;
+    packets[backend]++;
+    bytes[backend] += size;
+    advance(at >>> FLOW_SHIFT, at, backend, protocol, OUT, t);
+    values[base + OUTWARD]++;
+    if (direct[serviceOf[backend]] === 1) return;
+    const delta = replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]);
+    replacePort(u16, t, protocol, 0, words[at + IN_PORTS] & 0xffff, delta, isPartial(frame, t));
+  }
+
+  function advance(
+    flow: number,
+    at: number,
+    backend: number,
+    protocol: number,
+    direction: number,
+    t: number,
+  ): void {
+    const state = words[at + STATE] & STATE_MASK;
+    if (protocol === PROTOCOL_TCP) {
+      const flags = u16[t + TCP_FLAGS];
+      if (state === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
+        words[at + EXPIRY] = context.seconds + idle[backend];
+      else turn(flow, at, backend, state, direction === IN, flags);
+      return;
+    }
+    if (state === NEW_IN && direction === OUT) words[at + STATE] += TWO_SIDED - NEW_IN;
+    words[at + EXPIRY] = context.seconds + timeouts.udp;
+  }
+
+  /** A TCP packet that opens, closes or resets. */
+  function turn(
+    flow: number,
+    at: number,
+    backend: number,
+    state: number,
+    inward: boolean,
+    flags: number,
+  ): void {
+    // Where only one side is seen, whatever follows its SYN says that the other has answered.
+    const oneSided = direct[serviceOf[backend]] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
+    const opened = oneSided && state === SYN_IN && (flags & TURNING_FLAGS) === 0;
+    const next = opened ? ESTABLISHED : nextTcpState(state, inward, flags);
+    // Neither accepted nor left to hang: whoever looks after its health may want to know.
+    if (state === SYN_IN && !inward && (flags & RST_LE) !== 0) failures[backend]++;
+    if (next !== state) words[at + STATE] += next - state;
+    if (isActive(state) && !isActive(next)) {
+      active[backend]--;
+      inactive[backend]++;
+    }
+    const expiry = context.seconds + (next === ESTABLISHED ? idle[backend] : tcp[next]);
+    if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
+    else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
+  }
+
+  /** What cannot begin a flow: its sender hears why. */
+  function refuse(frame: number, k: number, reason: number): void {
+    const isTcp = (keys[k] & 0xff) === PROTOCOL_TCP;
+    if (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND) {
+      const code = reason === NO_SERVICE_THERE ? PORT_UNREACHABLE : HOST_UNREACHABLE;
+      const error = errors.make(frame, UNREACHABLE, code, 0, owns[k]);
+      if (error !== NO_FRAME) {
+        ingress[error] = BALANCER_PORT;
+        out.push(error);
+      }
+    } else if (isTcp && reason === NO_SUCH_FLOW && resets.answer(frame)) {
+      values[base + RESETS]++;
+      ingress[frame] = BALANCER_PORT;
+      out.push(frame);
+      return;
+    }
+    drops.drop(frame, reason);
+  }
+
+  /** ICMP, fragments, and protocols that no service has. */
+  function odd(frame: number, k: number, direction: number): void {
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    const fragment = u16[ip + IPV4_FRAGMENT] & 0xff3f;
+    const protocol = keys[k] & 0xff;
+    if ((fragment & ~0x20) !== 0) laterFragment(frame, direction);
+    else if (protocol === PROTOCOL_ICMP && fragment === 0) icmp(frame, ip, transports[k], direction);
+    else if (fragment !== 0 && (protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP))
+      firstFragment(frame, k, direction);
+    else if (direction === OUT) out.push(frame);
+    else drops.drop(frame, NOT_SERVED);
+  }
+
+  function icmp(frame: number, ip: number, t: number, direction: number): void {
+    if (direction === IN && isEcho(u16, ip)) {
+      answerEcho(frames, frame);
+      values[base + ECHO_ANSWERED]++;
+      ingress[frame] = BALANCER_PORT;
+      out.push(frame);
+      return;
+    }
+    const verdict = isError(u16[t] & 0xff)
+      ? translator.translate(frame, direction, (t << 1) - off[frame])
+      : NOT_SERVED;
+    if (verdict === TRANSLATED) deliver(frame, direction);
+    // A backend may also answer who asked it by its own address.
+    else if (direction === OUT) out.push(frame);
+    else drops.drop(frame, verdict === NOT_SERVED ? NOT_SERVED : FIRST_ERROR + verdict);
+  }
+
+  function laterFragment(frame: number, direction: number): void {
+    const side = fragments[direction];
+    if (direction === OUT && !side.known(frame)) {
+      out.push(frame);
+      return;
+    }
+    const verdict = side.later(frame);
+    if (verdict === PASSED) deliver(frame, direction);
+    else if (verdict !== HELD) drops.drop(frame, FRAGMENT);
+  }
+
+  function firstFragment(frame: number, k: number, direction: number): void {
+    const ref =
+      direction === OUT ? find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]) : flowOf(frame, k) << 1;
+    if (direction === OUT && (ref === NO_FLOW || (ref & 1) !== OUT)) {
+      out.push(frame);
+      return;
+    }
+    if (ref < 0) {
+      fragments[direction].refuse(frame);
+      refuse(frame, k, -1 - (ref >> 1));
+      return;
+    }
+    const at = (ref >>> 1) << FLOW_SHIFT;
+    const address = at + (direction === OUT ? EXTERNAL : INSIDE);
+    const waited = fragments[direction].first(frame, words, address, domain[frame]);
+    if (direction === OUT) {
+      back(frame, at, transports[k], keys[k] & 0xff);
+      out.push(frame);
+    } else forward(frame, ref >>> 1, transports[k], keys[k] & 0xff);
+    for (const other of waited) deliver(other, direction);
+  }
+
+  /** Sends on a packet whose addresses are translated already; to a backend under its MAC. */
+  function deliver(frame: number, direction: number): void {
+    const w = off[frame] >>> 1;
+    const ip = w + ETHERNET_HEADER / 2;
+    if (direction === IN) setMac(frame, u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16));
+    out.push(frame);
+  }
+
+  /** @returns false when the address is of nobody whose MAC is known. */
+  function setMac(frame: number, address: number): boolean {
+    const known = neighbours.lookup(domain[frame], 0, 0, MAPPED_IPV4, address);
+    if (known === NO_NEIGHBOUR) return false;
+    const w = off[frame] >>> 1;
+    for (let i = 0; i < 3; i++) u16[w + i] = neighbours.macWord(known, i);
+    return true;
+  }
+
+  flows.own(owner, {
+    over(flow) {
+      const state = words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
+      const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
+      if (chooser.isTcp(flow) && isActive(state)) {
+        if (state === SYN_IN) failures[backend]++;
+        else endings.reset(flow);
+      }
+      return 0;
+    },
+    leave: chooser.leave,
+  });
+
+  function age(): void {
+    values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET);
+    endings.some();
+    for (const side of fragments) side.expire();
+  }
+
+  return {
+    drops,
+    process,
+    age,
+    end: endings.begin,
+    flush() {
+      for (const side of fragments) side.expire(true);
+    },
+  };
+}

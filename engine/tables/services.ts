@@ -1,0 +1,258 @@
+/**
+ * The services of a node: which packet is for which, by virtual address and port or by firewall mark, and what is
+ * known of each and of its backends beside what the schedulers count (backends.ts).
+ *
+ * Found by open addressing over one Int32Array, eight words an entry: domain + 1 and protocol, address, port, service
+ * + 1, target. A virtual address has an entry of its own beside those of its ports (protocol ADDRESS), and one for
+ * every port (protocol ANY) when it has no ports of its own. Marks are in the same table, under domain 0.
+ *
+ * A filter of one byte per hash says of an address whether it may be virtual or a backend's: most frames are neither,
+ * and cost two loads. Addresses and ports are words as little-endian loads give them.
+ */
+import type { BackendIntent, ServiceIntent } from '../intent.js';
+import { swap16 } from '../wire/ethernet.js';
+import { Backends, NO_SERVICE, SCHEDULERS } from './backends.js';
+import { addressWord } from './gateways.js';
+import { MAX_DOMAINS } from './mac-table.js';
+import { createSchedulers, type Schedulers } from './schedulers/index.js';
+
+/** Most services, and backends of all of them. */
+export const MAX_SERVICES = 16384;
+export const MAX_BACKENDS = 131072;
+
+/** The first two bytes of a virtual address's MAC, 06:57, locally administered; the address itself follows. */
+export const VIRTUAL_MAC_LE = 0x5706;
+
+/** No entry. */
+export const NOTHING = -1;
+/** Bits of the filter. */
+export const MAY_BE_VIRTUAL = 1;
+export const MAY_BE_BACKEND = 2;
+
+/** `protocol` of an entry for every port, for the address itself, and for a mark. */
+const ANY = 0;
+const ADDRESS = 255;
+const MARK = 254;
+
+const ENTRY_SHIFT = 3;
+const FILTER_SLOTS = 1 << 16;
+
+function filterSlot(domain: number, address: number): number {
+  const h = Math.imul(address ^ Math.imul(domain + 1, 0x85ebca6b), 0x9e3779b1);
+  return (h ^ (h >>> 15)) & (FILTER_SLOTS - 1);
+}
+
+function entryHash(key: number, address: number, port: number): number {
+  let h = Math.imul(address ^ Math.imul(key, 0xc2b2ae35), 0x9e3779b1);
+  h = Math.imul(h ^ (h >>> 15) ^ port, 0x85ebca6b);
+  return h ^ (h >>> 13);
+}
+
+export class Services {
+  readonly backends: Backends;
+  readonly schedulers: Schedulers;
+  /** Services of each domain. */
+  readonly inDomain = new Uint16Array(MAX_DOMAINS);
+  /** What the filter says of a hash; see `filter`. */
+  private readonly bits = new Uint8Array(FILTER_SLOTS);
+  /** Of each service: whether packets keep their addresses; seconds of affinity; its virtual address and domain. */
+  readonly direct: Uint8Array;
+  readonly affinity: Int32Array;
+  readonly virtual: Int32Array;
+  readonly domain: Int32Array;
+  /** Of each backend: three words of its MAC; seconds an established connection of it may be silent; failures seen. */
+  readonly macs: Uint16Array;
+  readonly idle: Int32Array;
+  readonly failures: Float64Array;
+  private entries = new Int32Array(64 << ENTRY_SHIFT);
+  private mask = 63;
+  /** What is there now: services by number, and the numbers of their backends here by those of the intent. */
+  private current = new Map<number, ServiceIntent>();
+  private readonly numbers = new Map<number, number>();
+
+  constructor(services = MAX_SERVICES, backends = MAX_BACKENDS) {
+    this.backends = new Backends(services, backends);
+    this.schedulers = createSchedulers(this.backends);
+    this.direct = new Uint8Array(services);
+    this.affinity = new Int32Array(services);
+    this.virtual = new Int32Array(services);
+    this.domain = new Int32Array(services);
+    this.macs = new Uint16Array(backends * 3);
+    this.idle = new Int32Array(backends);
+    this.failures = new Float64Array(backends);
+  }
+
+  /** What an address may be: MAY_BE_ bits. */
+  filter(domain: number, address: number): number {
+    return this.bits[filterSlot(domain, address)];
+  }
+
+  /**
+   * Finds the entry of a virtual address and port.
+   * @returns a handle for `serviceAt` and `targetAt`, good until the services change; NOTHING when there is none.
+   */
+  find(domain: number, address: number, protocol: number, port: number): number {
+    const exact = this.entry(((domain + 1) << 8) | protocol, address, port);
+    return exact === NOTHING ? this.entry(((domain + 1) << 8) | ANY, address, 0) : exact;
+  }
+
+  /** The service of a mark, NOTHING when there is none. */
+  marked(mark: number): number {
+    const at = this.entry(MARK, mark, 0);
+    return at === NOTHING ? NOTHING : this.serviceAt(at);
+  }
+
+  /** Whether an address is virtual. */
+  isVirtual(domain: number, address: number): boolean {
+    return this.entry(((domain + 1) << 8) | ADDRESS, address, 0) !== NOTHING;
+  }
+
+  serviceAt(entry: number): number {
+    return this.entries[entry + 3] - 1;
+  }
+
+  /** Port at the backend; `port` itself where every port is the same. */
+  targetAt(entry: number, port: number): number {
+    const target = this.entries[entry + 4];
+    return target < 0 ? port : target;
+  }
+
+  private entry(key: number, address: number, port: number): number {
+    const { entries, mask } = this;
+    for (let i = entryHash(key, address, port) & mask; ; i = (i + 1) & mask) {
+      const at = i << ENTRY_SHIFT;
+      if (entries[at + 3] === 0) return NOTHING;
+      if (entries[at] === key && entries[at + 1] === address && entries[at + 2] === port) return at;
+    }
+  }
+
+  /** Number here of a backend of the intent; NOTHING when it is not there. */
+  numberOf(id: number): number {
+    return this.numbers.get(id) ?? NOTHING;
+  }
+
+  /**
+   * Makes the services what the list says; what did not change keeps its state.
+   * @param ended called for each backend whose flows must end, while its number is still its own.
+   */
+  set(next: readonly ServiceIntent[], ended: (backend: number) => void): void {
+    const wanted = new Map(next.map((service) => [service.id, service]));
+    for (const [id, service] of this.current) {
+      const after = wanted.get(id);
+      if (after !== undefined && sameAddress(service, after)) continue;
+      for (const backend of service.backends) this.drop(backend, ended);
+      this.backends.close(id);
+    }
+    for (const service of next) this.open(service, ended);
+    this.current = wanted;
+    this.reindex();
+  }
+
+  private open(service: ServiceIntent, ended: (backend: number) => void): void {
+    const { id } = service;
+    this.backends.open(id, SCHEDULERS.indexOf(service.scheduler));
+    this.direct[id] = Number(service.direct);
+    this.affinity[id] = service.affinity;
+    this.virtual[id] = addressWord(service.address);
+    this.domain[id] = service.domain;
+    const kept = new Set(service.backends.map((backend) => backend.id));
+    for (const old of this.current.get(id)?.backends ?? []) if (!kept.has(old.id)) this.drop(old, ended);
+    for (const backend of service.backends) this.add(id, backend, service.idle, ended);
+  }
+
+  private add(
+    service: number,
+    { id, address, mac, weight, alive }: BackendIntent,
+    idle: number,
+    ended: (backend: number) => void,
+  ): void {
+    let number = this.numbers.get(id);
+    if (number === undefined) {
+      number = this.backends.add(service, addressWord(address), 0, weight);
+      this.numbers.set(id, number);
+      this.failures[number] = 0;
+    }
+    this.backends.setWeight(number, weight);
+    if (!alive && this.backends.up[number] === 1) ended(number);
+    this.backends.setUp(number, alive);
+    this.idle[number] = idle;
+    for (let i = 0; i < 3; i++) this.macs[number * 3 + i] = mac[2 * i] | (mac[2 * i + 1] << 8);
+  }
+
+  private drop({ id }: BackendIntent, ended: (backend: number) => void): void {
+    const number = this.numbers.get(id);
+    if (number === undefined) return;
+    this.numbers.delete(id);
+    ended(number);
+    if (this.backends.service[number] !== NO_SERVICE) this.backends.remove(number);
+  }
+
+  private reindex(): void {
+    const entries = [...this.current.values()].flatMap(entriesOf);
+    let slots = 64;
+    while (slots < entries.length * 2) slots *= 2;
+    this.entries = new Int32Array(slots << ENTRY_SHIFT);
+    this.mask = slots - 1;
+    for (const entry of entries) this.put(entry);
+    this.inDomain.fill(0);
+    this.bits.fill(0);
+    for (const { domain, address, backends } of this.current.values()) {
+      this.inDomain[domain]++;
+      this.bits[filterSlot(domain, addressWord(address))] |= MAY_BE_VIRTUAL;
+      for (const backend of backends)
+        this.bits[filterSlot(domain, addressWord(backend.address))] |= MAY_BE_BACKEND;
+    }
+  }
+
+  private put([key, address, port, service, target]: Entry): void {
+    let i = entryHash(key, address, port) & this.mask;
+    while (this.entries[(i << ENTRY_SHIFT) + 3] !== 0) i = (i + 1) & this.mask;
+    this.entries.set([key, address, port, service + 1, target], i << ENTRY_SHIFT);
+  }
+
+  /** For people: what is counted of each backend, under the numbers of the intent. */
+  counts(): BackendCounts[] {
+    const { active, inactive, flows, packets, bytes } = this.backends;
+    return [...this.numbers].map(([id, b]) => ({
+      id,
+      active: active[b],
+      inactive: inactive[b],
+      flows: flows[b],
+      packets: packets[b],
+      bytes: bytes[b],
+      failures: this.failures[b],
+    }));
+  }
+}
+
+export interface BackendCounts {
+  /** Number of the backend in the intent. */
+  readonly id: number;
+  /** Flows now: established ones, and others. */
+  readonly active: number;
+  readonly inactive: number;
+  /** Since it was added. */
+  readonly flows: number;
+  readonly packets: number;
+  readonly bytes: number;
+  /** Connections that it reset instead of accepting them, or did not answer. */
+  readonly failures: number;
+}
+
+type Entry = readonly [key: number, address: number, port: number, service: number, target: number];
+
+function entriesOf({ id, domain, address, mark, ports }: ServiceIntent): Entry[] {
+  const key = (domain + 1) << 8;
+  const word = addressWord(address);
+  const found: Entry[] = [[key | ADDRESS, word, 0, id, 0]];
+  for (const { protocol, port, target } of ports)
+    found.push([key | protocol, word, swap16(port), id, swap16(target)]);
+  if (ports.length === 0) found.push([key | ANY, word, 0, id, -1]);
+  if (mark !== 0) found.push([MARK, mark | 0, 0, id, -1]);
+  return found;
+}
+
+/** Whether flows of a service are still its own. */
+function sameAddress(a: ServiceIntent, b: ServiceIntent): boolean {
+  return a.domain === b.domain && addressWord(a.address) === addressWord(b.address) && a.direct === b.direct;
+}

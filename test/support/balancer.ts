@@ -1,0 +1,98 @@
+/** A balancer between sinks, and the services of one domain; packets are test/support/nat.ts's. */
+
+import type { Balancer } from '../../engine/elements/balancer.js';
+import { createBalancer } from '../../engine/elements/balancer.js';
+import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
+import { Batch } from '../../engine/graph.js';
+import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
+import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
+import { Flows } from '../../engine/tables/flows.js';
+import { Neighbours } from '../../engine/tables/neighbours.js';
+import { Services } from '../../engine/tables/services.js';
+import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from './frames.js';
+
+export const VIP = '10.0.9.100';
+export const CLIENT = '10.0.9.50';
+const OWNER = 16;
+
+/** Backend `n`: 10.0.9.n. */
+export function backend(n: number, more: Partial<BackendIntent> = {}): BackendIntent {
+  return { id: n, address: ip(`10.0.9.${n}`), mac: station(n), weight: 1, alive: true, ...more };
+}
+
+export function service(more: Partial<ServiceIntent> = {}): ServiceIntent {
+  return {
+    ...{
+      id: 1,
+      domain: 0,
+      address: ip(VIP),
+      scheduler: 'rr',
+      direct: false,
+      mark: 0,
+      affinity: 0,
+      idle: 7440,
+    },
+    ...{ ports: [], backends: [1, 2, 3].map((n) => backend(n)), ...more },
+  };
+}
+
+export class BalancerRig {
+  readonly rig = new Rig();
+  readonly flows: Flows;
+  readonly services = new Services(64, 1024);
+  readonly balancer: Balancer;
+  private readonly batch: Batch;
+  private readonly sink: Sink;
+
+  constructor(services: readonly ServiceIntent[] = [service()], maxFlows = 1000) {
+    const { context } = this.rig;
+    this.at(1000);
+    this.flows = new Flows(maxFlows, 1, context.seconds);
+    const neighbours = new Neighbours(1);
+    neighbours.set(0, ip(CLIENT), station(50));
+    for (const { backends } of services)
+      for (const { address, mac } of backends) neighbours.set(0, address, mac);
+    this.sink = this.rig.sink();
+    this.batch = new Batch(this.sink);
+    const shared = { flows: this.flows, owner: OWNER, services: this.services, neighbours };
+    const errors = createIcmpErrors(context);
+    this.balancer = createBalancer(context, { ...shared, errors, timeouts: DEFAULT_TIMEOUTS }, this.batch);
+    this.set(services);
+  }
+
+  set(services: readonly ServiceIntent[]): void {
+    this.services.set(services, (backend) => this.balancer.end(backend));
+  }
+
+  at(seconds: number): void {
+    this.rig.context.setTime(seconds * 1000);
+  }
+
+  /** What comes out of frames that are given as one batch. */
+  feed(frames: readonly Uint8Array[], metadata: Metadata = {}): readonly Caught[] {
+    this.rig.feed(this.balancer, ...frames.map((bytes) => this.rig.put(bytes, metadata)));
+    return this.caught();
+  }
+
+  /** Time goes on; what leaves by itself. */
+  age(seconds: number): readonly Caught[] {
+    this.at(seconds);
+    this.balancer.age();
+    return this.caught();
+  }
+
+  private caught(): readonly Caught[] {
+    this.batch.flush();
+    return this.sink.caught.splice(0);
+  }
+
+  one(frame: Uint8Array, metadata?: Metadata): Uint8Array {
+    const all = this.feed([frame], metadata);
+    if (all.length !== 1) throw new Error(`${all.length} frames came out; ${JSON.stringify(this.drops())}`);
+    return all[0]!.bytes;
+  }
+
+  drops(): Record<string, number> {
+    return dropped(this.balancer.drops);
+  }
+}

@@ -28,6 +28,8 @@ const CELLS_EACH = 100;
 const SIZES = [12288, 131072, 1048576] as const;
 /** Cells of 100 that go to whose list has them first. */
 const FIRST_COME_PERCENT = 97;
+/** A cell that is nobody's yet; a service has at most 65,535 backends, whose places are below. */
+const FREE = 0xffff;
 
 export class TableBuilder {
   readonly table: Uint16Array;
@@ -35,7 +37,6 @@ export class TableBuilder {
   readonly members: Int32Array;
   /** Of the smallest power of two that holds all cells. */
   private readonly bits: number;
-  private readonly taken: Uint8Array;
   private filled = 0;
   private readonly firstCome: number;
   /** Of each member: keys of its permutation, its weight to the heaviest, how far it is in its list, and cells it has. */
@@ -69,8 +70,7 @@ export class TableBuilder {
     const size = count === 0 ? 0 : (SIZES.find((cells) => cells >= CELLS_EACH * count) ?? largest);
     this.bits = Math.ceil(Math.log2(Math.max(size, 2)));
     this.firstCome = Math.floor((size * FIRST_COME_PERCENT) / 100);
-    this.table = new Uint16Array(size);
-    this.taken = new Uint8Array(size);
+    this.table = new Uint16Array(size).fill(FREE);
     this.keys = Int32Array.from(keyed.flatMap(({ keys }) => keys));
     const heaviest = this.members.reduce((most, backend) => Math.max(most, weight[backend]), 0);
     this.share = Float64Array.from(this.members, (backend) => weight[backend] / heaviest);
@@ -112,7 +112,7 @@ export class TableBuilder {
     const { turn, next, cells } = this;
     let steps = 1;
     if (cells[turn] < this.level * this.share[turn]) {
-      for (; this.taken[this.cell(turn)] === 1; steps++) next[turn]++;
+      for (; this.table[this.cell(turn)] !== FREE; steps++) next[turn]++;
       this.take(turn, this.cell(turn));
       next[turn]++;
     }
@@ -125,8 +125,7 @@ export class TableBuilder {
   }
 
   private take(turn: number, cell: number): void {
-    if (this.taken[cell] === 1) return;
-    this.taken[cell] = 1;
+    if (this.table[cell] !== FREE) return;
     this.table[cell] = turn;
     this.cells[turn]++;
     this.filled++;

@@ -36,6 +36,8 @@ export interface BackendObserver {
   /** @param place where it was. */
   removed(service: number, place: number): void;
   weighed(service: number): void;
+  /** The list has another order. @param before what it was. */
+  arranged(service: number, before: Int32Array): void;
   /** One went up or down. */
   turned(service: number): void;
 }
@@ -61,7 +63,7 @@ export class Backends {
 
   /** Of each service: number of its scheduler, negative while it is not open. */
   readonly scheduler: Int8Array;
-  /** Its backends in the order in which they were added. */
+  /** Its backends in the order in which they were added, or arranged. */
   readonly lists: Int32Array[];
   /** How many of them may be chosen: up, and of a weight. */
   readonly available: Int32Array;
@@ -169,6 +171,19 @@ export class Backends {
     this.lists[service] = this.lists[service].filter((other) => other !== backend);
     this.release(backend);
     this.observer?.removed(service, place);
+  }
+
+  /**
+   * Gives a service's list an order, so that one that changed step by step is as one that was made anew.
+   * @param order all of its backends. @throws RangeError when it has others.
+   */
+  arrange(service: number, order: readonly number[]): void {
+    const before = this.lists[service];
+    if (order.length !== before.length || order.some((backend) => this.service[backend] !== service))
+      throw new RangeError(`service ${service} has other backends than those that are to be arranged`);
+    if (order.every((backend, place) => before[place] === backend)) return;
+    this.lists[service] = Int32Array.from(order);
+    this.observer?.arranged(service, before);
   }
 
   setWeight(backend: number, weight: number): void {

@@ -158,6 +158,9 @@ export class Services {
     const kept = new Set(service.backends.map((backend) => backend.id));
     for (const old of this.current.get(id)?.backends ?? []) if (!kept.has(old.id)) this.drop(old, ended);
     for (const backend of service.backends) this.add(id, backend, service.idle, ended);
+    // As the file has them, so that `sh` answers as on a node that begins with this file.
+    const order = service.backends.map((backend) => this.numbers.get(backend.id)!);
+    this.backends.arrange(id, order);
   }
 
   private add(

@@ -49,6 +49,13 @@ export class ServiceRig {
     this.backends.setUp(this.number(n), up);
   }
 
+  arrange(order: readonly number[]): void {
+    this.backends.arrange(
+      this.service,
+      order.map((n) => this.number(n)),
+    );
+  }
+
   /** Its number in the table. */
   number(n: number): number {
     return this.numbers.get(n)!;

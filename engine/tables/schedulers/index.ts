@@ -60,6 +60,7 @@ export function createSchedulers(backends: Backends): Schedulers {
     added: (service) => all[scheduler[service]].added(service),
     removed: (service, place) => all[scheduler[service]].removed(service, place),
     weighed: (service) => all[scheduler[service]].weighed(service),
+    arranged: (service, before) => all[scheduler[service]].arranged(service, before),
     turned: (service) => all[scheduler[service]].turned(service),
   });
 

@@ -36,5 +36,6 @@ export const STATELESS = {
   added() {},
   removed() {},
   weighed() {},
+  arranged() {},
   turned() {},
 } as const;

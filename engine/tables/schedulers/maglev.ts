@@ -112,6 +112,7 @@ export function createMaglev(backends: Backends): Maglev {
     added: changed,
     removed: changed,
     weighed: changed,
+    arranged() {},
     turned() {},
   };
 }

@@ -39,6 +39,10 @@ export function createRr({ services, lists, weight, up, available }: Backends): 
       if (cursor[service] > place) cursor[service]--;
     },
     weighed() {},
+    arranged(service, before) {
+      const last = cursor[service];
+      if (last < before.length) cursor[service] = lists[service].indexOf(before[last]);
+    },
     turned() {},
   };
 }

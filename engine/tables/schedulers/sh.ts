@@ -58,6 +58,7 @@ export function createSh({ services, lists, weight, up, available }: Backends): 
     added: fill,
     removed: fill,
     weighed: fill,
+    arranged: fill,
     turned() {},
   };
 }

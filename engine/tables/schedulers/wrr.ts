@@ -79,6 +79,7 @@ export function createWrr({ services, lists, weight, up, available }: Backends):
     added: changed,
     removed: changed,
     weighed: changed,
+    arranged: changed,
     turned,
   };
 }

@@ -208,3 +208,29 @@ test('sh: who goes down moves its own clients alone, and has them again when it 
   rig.turn(4, true);
   t.deepEqual(rig.picks(2000), before);
 });
+
+for (const name of SCHEDULERS)
+  test(`${name}: a list that is arranged gives what one gives that was made in that order`, (t) => {
+    const rig = new ServiceRig(name, [1, 2, 1]);
+    rig.remove(2);
+    rig.add(4, 3);
+    rig.arrange([4, 3, 1]);
+    rig.settle();
+    const fresh = new ServiceRig(name);
+    for (const [n, weight] of [
+      [4, 3],
+      [3, 1],
+      [1, 1],
+    ])
+      fresh.add(n, weight);
+    fresh.settle();
+    t.deepEqual(rig.picks(100), fresh.picks(100));
+    t.throws(() => rig.arrange([4, 3]), { message: /^service 0 has other backends/ });
+  });
+
+test('rr: arranging does not begin anew', (t) => {
+  const rig = new ServiceRig('rr', [1, 1, 1, 1]);
+  t.deepEqual(rig.picks(2), [4, 3]);
+  rig.arrange([2, 1, 3, 4]);
+  t.deepEqual(rig.picks(5), [1, 2, 4, 3, 1]);
+});

@@ -17,16 +17,6 @@
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
 import {
-  ESTABLISHED,
-  FIN_BOTH,
-  NEW_IN,
-  NEW_OUT,
-  nextTcpState,
-  TRANSITORY,
-  TWO_SIDED,
-} from '../tables/connection.js';
-import {
-  EXPIRY,
   EXTERNAL,
   FLOW_SHIFT,
   flowKeyHash,
@@ -39,7 +29,6 @@ import {
   OUT_PORTS,
   PACKETS_IN,
   PACKETS_OUT,
-  STATE,
 } from '../tables/flows.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
 import { ICMP_IDENTIFIER, isError, isQuery, isReply } from '../wire/icmp.js';
@@ -52,13 +41,13 @@ import {
   IPV4_TTL_PROTOCOL,
   PROTOCOL_ICMP,
   PROTOCOL_TCP,
-  PROTOCOL_UDP,
 } from '../wire/ip.js';
-import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
 import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
-import { createFragments, HELD, PASSED } from './nat/fragments.js';
+import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
+import { createProgress } from './nat/progress.js';
 import { hasPorts, type NatTables } from './nat/tables.js';
 
 const REASONS = [
@@ -88,9 +77,6 @@ const ICMP_ERROR = 2;
 const FIRST_FRAGMENT = 3;
 const REFUSED = 16;
 
-/** Flags of a TCP packet that may do more than prolong an established connection. */
-const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
-
 /** Flows that are looked at for expiry in one call, which takes 70 µs when all are over and none is in the cache. */
 const EXPIRY_BUDGET = 256;
 
@@ -115,15 +101,16 @@ export interface Nat {
 
 export function createNat(context: Context, tables: NatTables, to: NatOutputs): Nat {
   const { u16, off, len, domain, offload, csumStart } = context.frames;
-  const { flows, external, timeouts, tcpTimeouts, ownerKey } = tables;
+  const { flows, external, ownerKey } = tables;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
   const { values } = context.counters;
   const drops = new Drops(context, 'nat', REASONS);
   const { base } = context.counters.claim('nat', COUNTERS);
   const maker = createFlowMaker(context, tables, () => values[base + EVICTED]++);
+  const progress = createProgress(context, tables);
   const errors = createErrorTranslator(context, tables);
   const fragments = [OUT, IN].map((direction) =>
-    createFragments(context, direction, (frame) => drops.drop(frame, FRAGMENT)),
+    createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, FRAGMENT)),
   );
   /**
    * Per packet: class, word of its transport header, own and remote address, ports, key and hash. Each direction has a
@@ -242,7 +229,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   function rewrite(frame: number, flow: number, t: number, protocol: number, direction: number): void {
     const at = flow << FLOW_SHIFT;
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    advance(flow, at, protocol, direction, t);
+    progress(flow, protocol, direction, u16[t + TCP_FLAGS]);
     doubles[(at >>> 1) + 7] += swap16(u16[ip + IPV4_LENGTH]);
     // A partial checksum may also be one within a tunnel that the packet is.
     const partial = (offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0 && off[frame] + csumStart[frame] === t << 1;
@@ -256,31 +243,6 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
     const delta = replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
     replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, partial);
-  }
-
-  function advance(flow: number, at: number, protocol: number, direction: number, t: number): void {
-    if (protocol === PROTOCOL_TCP) {
-      const flags = u16[t + TCP_FLAGS];
-      if (words[at + STATE] === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
-        words[at + EXPIRY] = context.seconds + timeouts.established;
-      else turn(flow, at, direction === IN, flags);
-      return;
-    }
-    if (words[at + STATE] === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] = TWO_SIDED;
-    const silence =
-      protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
-    words[at + EXPIRY] = context.seconds + silence;
-  }
-
-  /** A TCP packet that opens, closes or resets. */
-  function turn(flow: number, at: number, inward: boolean, flags: number): void {
-    const state = words[at + STATE];
-    const next = nextTcpState(state, inward, flags);
-    words[at + STATE] = next;
-    const expiry = context.seconds + tcpTimeouts[next];
-    if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
-    // An RST does not prolong what is ending (RFC 7857, section 2.2).
-    else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
   }
 
   /** Errors and fragments. */
@@ -313,10 +275,9 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     }
     const at = flow << FLOW_SHIFT;
     const remote = remotes[k];
-    const waited = fragments[direction].first(frame, {
-      address: words[at + (direction === OUT ? EXTERNAL : INSIDE)],
-      domain: (words[at + OUT_KEY] >>> 16) - 1,
-    });
+    const translated = at + (direction === OUT ? EXTERNAL : INSIDE);
+    const dom = (words[at + OUT_KEY] >>> 16) - 1;
+    const waited = fragments[direction].first(frame, words, translated, dom);
     rewrite(frame, flow, transports[k], keys[k] & 0xff, direction);
     send(frame, remote, direction);
     for (const other of waited) send(other, remote, direction);

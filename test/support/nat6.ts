@@ -1,5 +1,25 @@
 /** Packets of IPv6 whose every checksum is right, made and read without the engine. */
-import { be16, concat, ethernet, ip, ipv6, slowSum, station } from './frames.js';
+import { type NatOptions, NatTables } from '../../engine/elements/nat/tables.js';
+import type { Nat } from '../../engine/elements/nat.js';
+import { createNatV6 } from '../../engine/elements/nat-v6.js';
+import { Batch } from '../../engine/graph.js';
+import { Addresses6 } from '../../engine/tables/addresses6.js';
+import { Flows } from '../../engine/tables/flows.js';
+import {
+  be16,
+  type Caught,
+  concat,
+  dropped,
+  ethernet,
+  ip,
+  ipv6,
+  type Metadata,
+  Rig,
+  type Sink,
+  slowSum,
+  station,
+} from './frames.js';
+import { numbers } from './nat.js';
 
 export const ICMPV6 = 58;
 
@@ -104,4 +124,92 @@ export function endsV6(frame: Uint8Array): string {
   const ends = `${sourceV6(frame)} > ${destinationV6(frame)}`;
   if (frame[20] === ICMPV6) return `${ends} id ${at16(frame, 58)}`;
   return `[${sourceV6(frame)}]:${at16(frame, 54)} > [${destinationV6(frame)}]:${at16(frame, 56)}`;
+}
+
+export const EXTERNAL_V6 = 'fd00:60::10';
+
+/** A NAT of IPv6 with sinks on both sides. */
+export class NatRigV6 {
+  readonly rig = new Rig();
+  readonly addresses: Addresses6;
+  readonly flows: Flows;
+  readonly tables: NatTables;
+  readonly nat: Nat;
+  private readonly batches: readonly Batch[];
+  private readonly outside: Sink;
+  private readonly inside: Sink;
+
+  constructor(options: Partial<NatOptions> & { maxFlows?: number; maxAddresses?: number } = {}) {
+    const { maxFlows = 1000, maxAddresses = 2 * maxFlows + 8, ...rest } = options;
+    const { context } = this.rig;
+    context.setTime(1_000_000);
+    this.addresses = new Addresses6(maxAddresses, 1);
+    this.flows = new Flows(maxFlows, 1, 1000);
+    const given: NatOptions = {
+      external: ip(EXTERNAL_V6),
+      ...{ firstPort: 32768, lastPort: 60999, mapping: 'endpoint-independent', random: numbers() },
+      ...rest,
+    };
+    this.tables = new NatTables(this.flows, 0, given, this.addresses);
+    this.outside = this.rig.sink();
+    this.inside = this.rig.sink();
+    const [outside, inside] = [new Batch(this.outside), new Batch(this.inside)];
+    const hairpin: Batch = new Batch({ process: (batch) => this.nat.fromOutside.process(batch) });
+    this.batches = [hairpin, outside, inside];
+    this.nat = createNatV6(context, this.tables, this.addresses, { outside, inside, hairpin });
+  }
+
+  /** Gives frames to the NAT as one batch. */
+  feed(inward: boolean, frames: readonly Uint8Array[], metadata: Metadata = {}) {
+    const ids = frames.map((bytes) => this.rig.put(bytes, metadata));
+    this.rig.feed(inward ? this.nat.fromOutside : this.nat.fromInside, ...ids);
+    for (const batch of this.batches) batch.flush();
+    return { outside: this.outside.caught.splice(0), inside: this.inside.caught.splice(0) };
+  }
+
+  /** A frame from inside that must leave outside. */
+  out(frame: Uint8Array, metadata?: Metadata): Uint8Array {
+    return only(this.feed(false, [frame], metadata).outside);
+  }
+
+  /** A frame from outside that must arrive inside. */
+  in(frame: Uint8Array, metadata?: Metadata): Uint8Array {
+    return only(this.feed(true, [frame], metadata).inside);
+  }
+
+  /** Why a frame is dropped; `passed` when it is not. */
+  refused(inward: boolean, frame: Uint8Array, metadata?: Metadata): string {
+    const before = dropped(this.nat.drops);
+    this.feed(inward, [frame], metadata);
+    const after = Object.entries(dropped(this.nat.drops));
+    return after.find(([name, count]) => count !== (before[name] ?? 0))?.[0] ?? 'passed';
+  }
+
+  /** Lets seconds pass, with everything done that they bring. */
+  pass(seconds: number): void {
+    const { context } = this.rig;
+    context.setTime(context.now + seconds * 1000);
+    for (let i = 0; i < 100; i++) {
+      this.flows.expire(context.seconds, 256);
+      this.nat.age();
+    }
+  }
+}
+
+function only(caught: readonly Caught[]): Uint8Array {
+  if (caught.length !== 1) throw new Error(`${caught.length} frames left, not one`);
+  return caught[0]!.bytes;
+}
+
+/** The answer to a packet: addresses and ports change places, which leaves every sum as it is; an echo becomes a reply. */
+export function answerToV6(frame: Uint8Array, flags?: number): Uint8Array {
+  const protocol = frame[20]!;
+  const o: PacketV6 = {
+    ...{ protocol, source: destinationV6(frame), destination: sourceV6(frame) },
+    ...(protocol === ICMPV6
+      ? { icmpType: 129, sourcePort: at16(frame, 58) }
+      : { sourcePort: at16(frame, 56), destinationPort: at16(frame, 54) }),
+    ...(flags === undefined ? {} : { flags }),
+  };
+  return packetV6(o);
 }

@@ -56,7 +56,7 @@ const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL] = FLOW_R
 /** @param evicted called for each flow that has to make room. */
 export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
   const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;
-  const { routed, ownerKey } = tables;
+  const { routed, ownerKey, addresses } = tables;
   const { words } = flows;
   const { endpoint: endpoints, inside: insides } = ports;
 
@@ -158,8 +158,12 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const port = portOf(key, inside, outside, inPorts);
     // Before anything else: the flow that makes room may be the last one of this very port.
     if (port >= 0 && independent) ports.use(port >>> 16, port & 0xffff);
+    addresses?.keep(inside);
+    addresses?.keep(remote);
     const flow = flows.obtain(inside, remote, outPorts, key, outside, inPorts, evicted);
     if (flow === NO_FLOW) {
+      addresses?.release(inside);
+      addresses?.release(remote);
       if (port >= 0 && independent) ports.release(port >>> 16, port & 0xffff);
       return -1 - TABLE_FULL;
     }
@@ -184,6 +188,12 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
 
   function leave(flow: number): void {
     const at = flow << FLOW_SHIFT;
+    leavePort(at);
+    addresses?.release(words[at + INSIDE]);
+    addresses?.release(words[at + REMOTE_END]);
+  }
+
+  function leavePort(at: number): void {
     const port = portOf(words[at + OUT_KEY], words[at + INSIDE], words[at + EXTERNAL], words[at + IN_PORTS]);
     if (port < 0) return;
     const next = words[at + NEXT_OF_PORT];
@@ -194,6 +204,6 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     if (independent) ports.release(port >>> 16, port & 0xffff);
   }
 
-  flows.own(tables.owner, { over: () => 0, leave });
+  flows.own(tables.owner, { over: () => 0, leave }, addresses !== null);
   return { outward, inward };
 }

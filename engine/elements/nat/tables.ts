@@ -1,9 +1,11 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
+import type { Addresses6 } from '../../tables/addresses6.js';
 import { DEFAULT_TIMEOUTS, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
 import {
   FLOW_SHIFT,
   type Flows,
   INSIDE,
+  IPV6_FLOW,
   NEXT_OF_PORT,
   NO_FLOW,
   OUT_KEY,
@@ -21,12 +23,13 @@ import {
   PROTOCOL_UDP,
   PROTOCOL_UDP_LITE,
 } from '../../wire/ip.js';
+import { words16 } from '../../wire/ipv6.js';
 
 /** Whether an endpoint has one external port for all it talks to, or ports are shared by who talks to different ends. */
 type Mapping = 'endpoint-independent' | 'endpoint-dependent';
 
 export interface NatOptions {
-  /** External address, four bytes. */
+  /** External address, four bytes; 16 with `addresses`. */
   readonly external: Uint8Array;
   /** Lowest and highest port that is given out, 1–65535. */
   readonly firstPort: number;
@@ -42,7 +45,7 @@ export interface Published {
   readonly protocol: number;
   readonly port: number;
   readonly domain: number;
-  /** Four bytes. */
+  /** Four bytes, or 16. */
   readonly address: Uint8Array;
   readonly target: number;
 }
@@ -69,7 +72,7 @@ export class NatTables {
   readonly ports: PortMappings;
   /** Owner of this NAT's flows, as their keys have it. */
   readonly ownerKey: number;
-  /** External address as a little-endian load gives it. */
+  /** External address as a little-endian load gives it; of IPv6 its number. */
   readonly external: number;
   readonly independent: boolean;
   readonly timeouts: Timeouts;
@@ -82,15 +85,19 @@ export class NatTables {
   /** 1 for domains whose packets keep their addresses: they are tracked, and enter only as answers. */
   readonly routed = new Uint8Array(MAX_DOMAINS);
 
-  /** @param owner number of this NAT among those who own flows in the table. */
+  /**
+   * @param owner number of this NAT among those who own flows in the table.
+   * @param addresses numbers of the addresses, of a NAT of IPv6.
+   */
   constructor(
     readonly flows: Flows,
     readonly owner: number,
     options: NatOptions,
+    readonly addresses: Addresses6 | null = null,
   ) {
     const { external, firstPort, lastPort, random } = options;
-    this.ownerKey = owner << OWNER_SHIFT;
-    this.external = word(external);
+    this.ownerKey = (owner << OWNER_SHIFT) | (addresses === null ? 0 : IPV6_FLOW);
+    this.external = this.holdAddress(external);
     this.independent = options.mapping === 'endpoint-independent';
     this.timeouts = options.timeouts ?? DEFAULT_TIMEOUTS;
     this.tcpTimeouts = tcpTimeouts(this.timeouts);
@@ -103,14 +110,23 @@ export class NatTables {
     return flows.bytes + ports.bytes + published.byteLength + firstOfPort.byteLength;
   }
 
+  /** What an address is in flows; of IPv6 a number, which is held from now on. */
+  private holdAddress(address: Uint8Array): number {
+    return this.addresses === null ? word(address) : this.addresses.hold(words16(address), 0);
+  }
+
   /** @returns false when the port stands for another endpoint already, until that one's flows are over. */
   publish({ protocol, port, domain, address, target }: Published): boolean {
     const space = spaceOf(protocol);
     const endpoint = swap16(target) | ((domain + 1) << 16);
     const at = (space << 16) | port;
     if (this.published[at] === 1) return false;
-    const same = this.ports.endpoint[at] === endpoint && this.ports.inside[at] === word(address);
-    if (!same && !this.ports.claim(space, word(address), endpoint, port)) return false;
+    const inside = this.holdAddress(address);
+    const same = this.ports.endpoint[at] === endpoint && this.ports.inside[at] === inside;
+    if (!same && !this.ports.claim(space, inside, endpoint, port)) {
+      this.addresses?.release(inside);
+      return false;
+    }
     this.ports.use(space, port);
     this.published[at] = 1;
     return true;
@@ -134,6 +150,7 @@ export class NatTables {
     }
     this.published[at] = 0;
     this.ports.release(space, port);
+    this.addresses?.release(inside);
   }
 }
 

@@ -1,0 +1,52 @@
+/** How a flow goes on with each packet: its state, and the second in which it expires. */
+import type { Context } from '../../graph.js';
+import {
+  ESTABLISHED,
+  FIN_BOTH,
+  NEW_IN,
+  NEW_OUT,
+  nextTcpState,
+  TRANSITORY,
+  TWO_SIDED,
+} from '../../tables/connection.js';
+import { EXPIRY, FLOW_SHIFT, IN, STATE } from '../../tables/flows.js';
+import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
+import { FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
+import type { NatTables } from './tables.js';
+
+/** Flags of a TCP packet that may do more than prolong an established connection. */
+const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
+
+/** @param flags TCP's, as the view gives their word; anything for others. */
+export type Progress = (flow: number, protocol: number, direction: number, flags: number) => void;
+
+export function createProgress(context: Context, { flows, timeouts, tcpTimeouts }: NatTables): Progress {
+  const { words } = flows;
+
+  function progress(flow: number, protocol: number, direction: number, flags: number): void {
+    const at = flow << FLOW_SHIFT;
+    if (protocol === PROTOCOL_TCP) {
+      if (words[at + STATE] === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
+        words[at + EXPIRY] = context.seconds + timeouts.established;
+      else turn(flow, at, direction === IN, flags);
+      return;
+    }
+    if (words[at + STATE] === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] = TWO_SIDED;
+    const silence =
+      protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
+    words[at + EXPIRY] = context.seconds + silence;
+  }
+
+  /** A TCP packet that opens, closes or resets. */
+  function turn(flow: number, at: number, inward: boolean, flags: number): void {
+    const state = words[at + STATE];
+    const next = nextTcpState(state, inward, flags);
+    words[at + STATE] = next;
+    const expiry = context.seconds + tcpTimeouts[next];
+    if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
+    // An RST does not prolong what is ending (RFC 7857, section 2.2).
+    else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
+  }
+
+  return progress;
+}

@@ -239,8 +239,25 @@ export function macBytes(mac: string): Uint8Array {
   return Uint8Array.from(parseMac(mac).split(':'), (octet) => Number.parseInt(octet, 16));
 }
 
+/** By its first two bytes a virtual address is told from stations. */
+const VIRTUAL = '06:57:';
+
+/** The MAC at which a virtual address is found: 06:57 and its last four bytes. */
+export function virtualMac(bytes: Uint8Array): string {
+  return VIRTUAL + formatMac(bytes.slice(-4));
+}
+
+/** Whether a canonical MAC is one of virtual addresses. */
+export function isVirtualMac(mac: string): boolean {
+  return mac.startsWith(VIRTUAL);
+}
+
 /** The MAC an address gets when none is written: 02:42 and the last four bytes, as Docker does for IPv4. */
 export function deriveMac(ip: Ip): string {
-  const tail = Array.from(ip.bytes.slice(-4), (byte) => byte.toString(16).padStart(2, '0'));
-  return `02:42:${tail.join(':')}`;
+  return `02:42:${formatMac(ip.bytes.slice(-4))}`;
+}
+
+/** Text of the bytes of a MAC. */
+export function formatMac(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
 }

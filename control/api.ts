@@ -8,18 +8,18 @@ import { connect } from 'node:net';
 import { dirname } from 'node:path';
 import { ESP_PORT, FIRST_UPLINK_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
 import { REMOTE } from '../engine/memory/frames.js';
-import { formatIp } from './addresses.js';
+import { formatIp, formatMac } from './addresses.js';
 import {
   type ConntrackList,
   conntrackList,
   flushConntrack,
   type PublishRow,
   publishRows,
-  UnknownName,
 } from './conntrack.js';
 import type { Daemon } from './daemon.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
+import { UnknownName } from './unknown-name.js';
 
 export type { ConntrackList, PublishRow, SaRow };
 
@@ -95,9 +95,6 @@ export interface Status {
   readonly workers: readonly { readonly load: number }[];
 }
 
-const hex = (bytes: Uint8Array): string =>
-  Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
-
 async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
   const { stations, vteps, seconds } = await daemon.inspect();
   const addresses = new Map(vteps.map(({ index, address }) => [index, formatIp(address)]));
@@ -106,7 +103,7 @@ async function fdbRows(daemon: Daemon): Promise<FdbRow[]> {
       const remote = station.destination >= REMOTE;
       return {
         network: daemon.networkName(station.domain),
-        mac: hex(station.mac),
+        mac: formatMac(station.mac),
         ...(remote
           ? { vtep: addresses.get(station.destination & 0xffff) ?? 'gone' }
           : { endpoint: daemon.endpointName(station.destination) }),

@@ -55,6 +55,7 @@ export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';
 export type {
   Algorithm,
+  Backend,
   Config,
   Encryption,
   Endpoint,

@@ -20,9 +20,7 @@ import {
 } from '../engine/tables/flows.js';
 import { parseIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
-
-/** A name of a request that nothing here has. */
-export class UnknownName extends Error {}
+import { UnknownName } from './unknown-name.js';
 
 /** Flows in one answer, unless told. */
 const USUAL_LIMIT = 1000;

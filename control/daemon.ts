@@ -78,7 +78,7 @@ export class Daemon {
   config: Config;
   underlayDevice: LocalInterface;
   readonly started = Date.now();
-  private readonly plan = createPlan();
+  readonly plan = createPlan();
   private attached = new Map<string, Attached>();
   private thread: EngineTeam | undefined;
   readonly published = new PublishedPorts();
@@ -152,7 +152,7 @@ export class Daemon {
     }
     daemon.sayPath();
     // What changed while the worker started.
-    daemon.applyLinks();
+    daemon.applyAgain();
     daemon.thread.on('failed', onFailure);
     daemon.thread.on('segmentation-refused', () =>
       options.log('the way to the underlay does not segment UDP for us: frames go one by one from now on'),
@@ -226,7 +226,7 @@ export class Daemon {
     if (typeof this.uplink === 'string') return;
     this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice.name, (links) => {
       this.links = links;
-      this.applyLinks();
+      this.applyAgain();
     });
     const remote = config.endpoints.flatMap((endpoint) =>
       endpoint.kind === 'remote' ? [endpoint.vtep] : [],
@@ -234,12 +234,13 @@ export class Daemon {
     this.links = this.watch.follow([...config.networks.flatMap(({ peers }) => peers), ...remote]);
   }
 
-  /** Tells the worker, once there is one. After a reload under way, or its network would be what it was before it. */
-  private applyLinks(): void {
+  /** Tells the worker what is now, once there is one. After a reload under way, or it would be what was before it. */
+  applyAgain(): Promise<void> {
     const applied = this.reloading.then(() => this.thread?.apply(this.intents()));
     this.reloading = applied.catch((error: Error) => {
-      this.options.log(`next hops not applied: ${error.message}`);
+      this.options.log(`not applied: ${error.message}`);
     });
+    return applied;
   }
 
   /**
@@ -440,7 +441,7 @@ export class Daemon {
     return this.running.flush();
   }
 
-  /** Entries of the flow table, written by the data plane meanwhile; none without uplinks. */
+  /** Entries of the flow table, written by the data plane meanwhile; none without uplinks and services. */
   flowEntries(): SharedArrayBuffer | undefined {
     return this.sockets.flows;
   }

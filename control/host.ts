@@ -70,7 +70,7 @@ export interface Sockets {
   readonly uplinks: readonly UplinkIntent[];
   /** That of mode host, whose rules and routes are still to be made. */
   readonly host: HostSide | undefined;
-  /** Entries of the flow table, which the data plane writes; none without uplinks. */
+  /** Entries of the flow table, which the data plane writes; none without uplinks and services. */
   readonly flows: SharedArrayBuffer | undefined;
 }
 
@@ -84,7 +84,9 @@ export function openSockets(options: HostSideOptions, config: Config): Sockets {
     host = HostSide.open(options, config);
     esp = openEspSockets(file, config);
     const flows =
-      config.uplinks.length === 0 ? undefined : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
+      config.uplinks.length + config.services.length === 0
+        ? undefined
+        : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
     return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows };
   } catch (error) {
     host?.close();

@@ -18,6 +18,7 @@ import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
 import { type Config, type Endpoint, gatewayAddresses, type Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
 import { PROTOCOL_NUMBERS, type PublishedPort } from './published.js';
+import { ServiceBook } from './services.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
@@ -55,10 +56,11 @@ class Numbers {
 export interface Plan {
   readonly networks: Numbers;
   readonly endpoints: Numbers;
+  readonly services: ServiceBook;
 }
 
 export function createPlan(): Plan {
-  return { networks: new Numbers(0), endpoints: new Numbers(1) };
+  return { networks: new Numbers(0), endpoints: new Numbers(1), services: new ServiceBook() };
 }
 
 /** Seed of the engine's hashes, so that nobody outside can choose colliding keys. */
@@ -183,6 +185,10 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
   const { sockets, esp, uplink, mtu, queues, links } = opened;
   const present = config.endpoints.filter(({ kind, name }) => kind === 'remote' || queues.has(name));
   const gateways = gatewaysOf(config, plan, opened.mtuOf);
+  const { services, marks, ...virtual } = plan.services.intents(config, {
+    domainOf: (network) => plan.networks.of(network),
+    portOf: (endpoint) => plan.endpoints.of(endpoint),
+  });
   return {
     underlay: {
       ...sockets[worker],
@@ -215,10 +221,12 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
     stations: [
       ...present.map((endpoint) => stationOf(plan, endpoint)),
       ...gateways.map(({ domain, mac }) => ({ domain, mac, at: GATEWAY_PORT })),
+      ...virtual.stations,
     ],
     neighbours: [
       ...present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
       ...gateways.flatMap(gatewayNeighbours),
+      ...virtual.neighbours,
     ],
     gateways,
     uplinks: opened.uplinks,
@@ -228,6 +236,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       firstPort: config.nat.ports.first,
       lastPort: config.nat.ports.last,
     },
+    ...(services.length > 0 && { services, marks }),
     ...(opened.flows && { flows: { capacity: config.nat.maxFlows, entries: opened.flows } }),
   };
 }

@@ -31,12 +31,20 @@ export function unchangeable(before: Config, after: Config): HostProblem[] {
     message: `${path.join('.')} cannot change while the engine runs`,
     remedy: REMEDY,
   }));
-  return keys
+  const fixed = keys
     .filter(({ old, next }) => old !== next)
     .map(({ path, old }) => ({
       path,
       message: `${path.join('.')} cannot change while the engine runs (it is ${old})`,
       remedy: REMEDY,
-    }))
-    .concat(changed);
+    }));
+  return [...fixed, ...changed, ...firstServices(before, after)];
+}
+
+/** The table of flows is made once, when there is use for it. */
+function firstServices(before: Config, after: Config): HostProblem[] {
+  const tracked = before.uplinks.length + before.services.length > 0;
+  if (tracked || after.services.length === 0) return [];
+  const message = 'services need a table of flows, which the engine was started without';
+  return [{ path: ['services'], message, remedy: 'restart weft up, or remove them' }];
 }

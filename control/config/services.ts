@@ -1,6 +1,6 @@
 /** The keys `ingress`, `services` and `marks`: read, checked for each other and for the rest of the file, and built. */
 import { MAX_BACKENDS, MAX_SERVICES } from '../../engine/tables/services.js';
-import { type Ip, quote } from '../addresses.js';
+import { type Ip, isVirtualMac, quote } from '../addresses.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { type Draft, readLeaf, readLeaves, readList } from './read.js';
@@ -272,11 +272,8 @@ function checkAddresses(
   }
 }
 
-/** By its first two bytes the engine tells a virtual address. */
-const VIRTUAL_MAC = '06:57:';
-
 function checkMac(mac: string | undefined, path: Path, findings: Findings): void {
-  if (!mac?.startsWith(VIRTUAL_MAC)) return;
+  if (mac === undefined || !isVirtualMac(mac)) return;
   findings.add(path, `MACs with 06:57 are those of virtual addresses, and ${mac} is none`, 'write another');
 }
 

@@ -1,0 +1,301 @@
+/**
+ * Services of a node while it runs: their numbers and those of their backends, what its operator and the health checks
+ * made of them, and what the data plane is told.
+ *
+ * What an operator set holds until the file says something else of the same entry: a reload keeps it, a restart does
+ * not. Health lasts as long as the backend.
+ */
+import {
+  BALANCER_PORT,
+  type BackendIntent,
+  type MarkIntent,
+  type NeighbourIntent,
+  type ServiceIntent,
+  type StationIntent,
+} from '../engine/intent.js';
+import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
+import { deriveMac, macBytes, parseIp, parsePrefix, virtualMac } from './addresses.js';
+import { FIRST_MARK } from './config/service-schema.js';
+import type { Backend, Config, MarkRule, Service } from './config.js';
+import { UnknownName } from './unknown-name.js';
+
+/** Seconds for which the number of what is gone is nobody's: flows of it are gone then. */
+const REST = 300;
+const PROTOCOLS = { tcp: 6, udp: 17 } as const;
+const EVERYWHERE = new Uint8Array(4);
+
+/** Names to numbers, for what the data plane needs them. */
+interface ServiceNumbers {
+  domainOf(network: string): number;
+  portOf(endpoint: string): number;
+}
+
+/** Numbers below a limit. One that was given back rests before it is given out again, unless there is no other. */
+class Numbers {
+  private next = 0;
+  /** Oldest first. */
+  private readonly resting: { readonly number: number; readonly since: number }[] = [];
+
+  constructor(
+    private readonly limit: number,
+    private readonly seconds: () => number,
+  ) {}
+
+  take(): number {
+    const [oldest] = this.resting;
+    const rested = oldest !== undefined && this.seconds() - oldest.since >= REST;
+    if (oldest === undefined || (!rested && this.next < this.limit)) return this.next++;
+    this.resting.shift();
+    return oldest.number;
+  }
+
+  giveBack(number: number): void {
+    this.resting.push({ number, since: this.seconds() });
+  }
+}
+
+interface KnownBackend {
+  readonly id: number;
+  /** Its entry in the file, as text. */
+  entry: string;
+  /** Set by the operator. */
+  weight: number | undefined;
+  removed: boolean;
+  alive: boolean;
+}
+
+interface Known {
+  readonly id: number;
+  entry: string;
+  removed: boolean;
+  /** Given when the file has none. */
+  mark: number;
+  readonly backends: Map<string, KnownBackend>;
+  /** Made when it is asked for; undefined when something changed since. */
+  intent: ServiceIntent | undefined;
+}
+
+/** A backend as it is now. */
+interface BackendView {
+  /** Its number in the data plane. */
+  readonly id: number;
+  readonly address: string;
+  readonly mac: string;
+  readonly weight: number;
+  readonly alive: boolean;
+}
+
+/** A service as it is now. */
+interface ServiceView {
+  readonly service: Service;
+  readonly fwmark: number;
+  readonly backends: readonly BackendView[];
+}
+
+interface ServiceIntents {
+  readonly services: readonly ServiceIntent[];
+  readonly marks: readonly MarkIntent[];
+  /** Virtual addresses, and where they are. */
+  readonly stations: readonly StationIntent[];
+  readonly neighbours: readonly NeighbourIntent[];
+}
+
+export class ServiceBook {
+  private config: Config | undefined;
+  private readonly known = new Map<string, Known>();
+  private readonly ids: Numbers;
+  private readonly backendIds: Numbers;
+  /** MACs of endpoints, by network and address. */
+  private macs: ReadonlyMap<string, string> = new Map();
+
+  /** @param seconds a clock that never goes back. */
+  constructor(seconds = () => performance.now() / 1000) {
+    this.ids = new Numbers(MAX_SERVICES, seconds);
+    this.backendIds = new Numbers(MAX_BACKENDS, seconds);
+  }
+
+  /** Makes the file's services those of the node. The same config again changes nothing. */
+  private follow(config: Config): void {
+    if (config === this.config) return;
+    this.config = config;
+    this.macs = macsOf(config);
+    const names = new Set(config.services.map(({ name }) => name));
+    for (const [name, known] of this.known) if (!names.has(name)) this.forget(name, known);
+    for (const service of config.services) this.followOne(service);
+    this.giveMarks(config.services);
+  }
+
+  private followOne(service: Service): void {
+    const entry = JSON.stringify(service);
+    let known = this.known.get(service.name);
+    if (known === undefined) {
+      const backends = new Map<string, KnownBackend>();
+      known = { id: this.ids.take(), entry, removed: false, mark: 0, backends, intent: undefined };
+      this.known.set(service.name, known);
+    }
+    if (known.entry !== entry) known.removed = false;
+    known.entry = entry;
+    // Numbers of networks and MACs of endpoints may be others now.
+    known.intent = undefined;
+    this.followBackends(known.backends, service.backends);
+  }
+
+  private followBackends(known: Map<string, KnownBackend>, backends: readonly Backend[]): void {
+    const addresses = new Set(backends.map(({ address }) => address));
+    for (const [address, { id }] of known) {
+      if (addresses.has(address)) continue;
+      this.backendIds.giveBack(id);
+      known.delete(address);
+    }
+    for (const backend of backends) {
+      const entry = JSON.stringify(backend);
+      const before = known.get(backend.address);
+      if (before?.entry === entry) continue;
+      const id = before?.id ?? this.backendIds.take();
+      const alive = before?.alive ?? true;
+      known.set(backend.address, { id, entry, weight: undefined, removed: false, alive });
+    }
+  }
+
+  private forget(name: string, { id, backends }: Known): void {
+    for (const backend of backends.values()) this.backendIds.giveBack(backend.id);
+    this.ids.giveBack(id);
+    this.known.delete(name);
+  }
+
+  /** Marks for services that have none of their own; one that was given stays unless the file gives it to another. */
+  private giveMarks(services: readonly Service[]): void {
+    const used = new Set(services.flatMap(({ fwmark }) => fwmark ?? []));
+    const without = services
+      .filter(({ fwmark }) => fwmark === undefined)
+      .map(({ name }) => this.known.get(name)!);
+    for (const known of without) {
+      if (used.has(known.mark)) known.mark = 0;
+      else if (known.mark !== 0) used.add(known.mark);
+    }
+    let next = FIRST_MARK;
+    for (const known of without) {
+      if (known.mark !== 0) continue;
+      while (used.has(next)) next++;
+      known.mark = next++;
+    }
+  }
+
+  /** What the data plane is to do. */
+  intents(config: Config, numbers: ServiceNumbers): ServiceIntents {
+    this.follow(config);
+    const present = config.services.filter(({ name }) => !this.known.get(name)!.removed);
+    const services = present.map((service) => this.intentOf(service, numbers));
+    return {
+      services,
+      marks: config.marks.map((rule) => markIntentOf(rule, numbers)),
+      stations: services.map(({ domain, address }) => ({ domain, mac: macAt(address), at: BALANCER_PORT })),
+      neighbours: services.map(({ domain, address }) => ({ domain, address, mac: macAt(address) })),
+    };
+  }
+
+  private intentOf(service: Service, numbers: ServiceNumbers): ServiceIntent {
+    const known = this.known.get(service.name)!;
+    known.intent ??= {
+      id: known.id,
+      domain: numbers.domainOf(service.network),
+      address: bytesOf(service.vip),
+      scheduler: service.scheduler,
+      direct: service.forwarding === 'dsr',
+      mark: service.fwmark ?? known.mark,
+      affinity: service.affinity,
+      idle: service.idleTimeout,
+      ports: service.ports.map(({ protocol, port, target }) => ({
+        ...{ protocol: PROTOCOLS[protocol], port, target },
+      })),
+      backends: this.backendsOf(service, known).map(backendIntentOf),
+    };
+    return known.intent;
+  }
+
+  private backendsOf({ network, backends }: Service, known: Known): BackendView[] {
+    return backends.flatMap(({ address, weight, mac }) => {
+      const { id, weight: set, removed, alive } = known.backends.get(address)!;
+      if (removed) return [];
+      const found = this.macs.get(keyOf(network, address)) ?? mac ?? deriveMac(parseIp(address));
+      return { id, address, mac: found, weight: set ?? weight, alive };
+    });
+  }
+
+  /** What there is now, in the order of the file. */
+  list(): ServiceView[] {
+    return (this.config?.services ?? []).flatMap((service) => {
+      const known = this.known.get(service.name)!;
+      if (known.removed) return [];
+      return { service, fwmark: service.fwmark ?? known.mark, backends: this.backendsOf(service, known) };
+    });
+  }
+
+  /** @throws UnknownName */
+  private find(name: string): Known {
+    const known = this.known.get(name);
+    if (known === undefined || known.removed) throw new UnknownName(`there is no service ${name}`);
+    return known;
+  }
+
+  /** @throws UnknownName */
+  private findBackend(name: string, address: string): KnownBackend {
+    const known = this.find(name);
+    const backend = known.backends.get(address);
+    if (backend === undefined || backend.removed)
+      throw new UnknownName(`service ${name} has no backend ${address}`);
+    known.intent = undefined;
+    return backend;
+  }
+
+  /** Gives a backend another weight, 0 to 65535; with 0 it gets no new flows. @throws UnknownName */
+  setWeight(service: string, address: string, weight: number): void {
+    this.findBackend(service, address).weight = weight;
+  }
+
+  /** Takes a backend out, or the whole service. @throws UnknownName */
+  remove(service: string, address?: string): void {
+    if (address === undefined) this.find(service).removed = true;
+    else this.findBackend(service, address).removed = true;
+  }
+
+  /** Tells whether a backend lives. Returns whether that is news. @throws UnknownName */
+  setAlive(service: string, address: string, alive: boolean): boolean {
+    const backend = this.findBackend(service, address);
+    const news = backend.alive !== alive;
+    backend.alive = alive;
+    return news;
+  }
+}
+
+const keyOf = (network: string, address: string): string => `${network} ${address}`;
+
+function macsOf({ endpoints, services }: Config): Map<string, string> {
+  if (services.length === 0) return new Map();
+  return new Map(endpoints.map(({ network, address, mac }) => [keyOf(network, address.split('/')[0]), mac]));
+}
+
+const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);
+const macAt = (address: Uint8Array): Uint8Array => macBytes(virtualMac(address));
+
+function backendIntentOf({ id, address, mac, weight, alive }: BackendView): BackendIntent {
+  return { id, address: bytesOf(address), mac: macBytes(mac), weight, alive };
+}
+
+function markIntentOf(
+  { mark, network, protocol, address, ports, source, endpoint }: MarkRule,
+  numbers: ServiceNumbers,
+): MarkIntent {
+  const from = source === undefined ? undefined : parsePrefix(source);
+  return {
+    mark,
+    domain: numbers.domainOf(network),
+    protocol: protocol === undefined ? 0 : PROTOCOLS[protocol],
+    ...(address !== undefined && { address: bytesOf(address) }),
+    firstPort: ports.first,
+    lastPort: ports.last,
+    source: from === undefined ? EVERYWHERE : Uint8Array.from(from.network.bytes),
+    length: from?.length ?? 0,
+    port: endpoint === undefined ? -1 : numbers.portOf(endpoint),
+  };
+}

@@ -1,0 +1,206 @@
+/** Services while a node runs: numbers that stay, marks, MACs, and what an operator made of them across reloads. */
+import test, { type ExecutionContext } from 'ava';
+import { parseConfig } from '../../control/config.js';
+import { ServiceBook } from '../../control/services.js';
+import { UnknownName } from '../../control/unknown-name.js';
+import { BALANCER_PORT } from '../../engine/intent.js';
+
+const NUMBERS = {
+  domainOf: (network: string) => ['blue', 'red'].indexOf(network),
+  portOf: (endpoint: string) => Number(endpoint.slice(1)),
+};
+
+const HEAD = `
+node: a
+underlay: { address: 192.168.50.1 }
+networks:
+  - { name: blue, vni: 42, subnet: 10.0.9.0/24 }
+  - { name: red, vni: 43, subnet: 10.0.9.0/24 }
+endpoints:
+  - { name: c1, network: blue, netns: n, interface: eth0, address: 10.0.9.1/24, mac: "02:00:00:00:00:01" }
+  - { name: c2, network: blue, vtep: 192.168.50.2, address: 10.0.9.2/24, mac: "02:00:00:00:00:02" }
+  - { name: c3, network: red, vtep: 192.168.50.2, address: 10.0.9.3/24, mac: "02:00:00:00:00:03" }
+`;
+
+const file = (services: readonly string[], more = '') =>
+  parseConfig(
+    `${HEAD}services:\n${services.map((one) => `  - { ${one} }\n`).join('') || '  []\n'}${more}`,
+    'f',
+  );
+
+const web = (backends: string, more = '') =>
+  `name: web, network: blue, vip: 10.0.9.100, ${more} backends: [${backends}]`;
+const at = (last: number, more = '') => `{ address: 10.0.9.${last}${more} }`;
+
+/** A book, its clock, and what it tells of a file. */
+function bookOf(t: ExecutionContext) {
+  const clock = { now: 1000 };
+  const book = new ServiceBook(() => clock.now);
+  let config = file([]);
+  const look = (next = config) => {
+    config = next;
+    return book.intents(config, NUMBERS);
+  };
+  const idsOf = (next = config) => look(next).services.map((one) => one.backends.map(({ id }) => id));
+  t.deepEqual(look(), { services: [], marks: [], stations: [], neighbours: [] });
+  return { book, clock, look, idsOf };
+}
+
+test('a service is told with all its keys; its virtual address is a station and a neighbour', (t) => {
+  const { look } = bookOf(t);
+  const { services, marks, stations, neighbours } = look(
+    file(
+      [
+        'name: web, network: red, vip: 10.0.9.100, scheduler: maglev, forwarding: dsr, fwmark: 4294967295, affinity: { timeout: 5m }, idle_timeout: 20m, ports: [{ protocol: udp, port: 53 }], backends: [{ address: 10.0.9.3, weight: 7 }]',
+      ],
+      'marks:\n  - { mark: 4294967295, network: red, protocol: tcp, address: 10.1.2.3, ports: 80-90, source: 10.0.8.0/22 }\n  - { mark: 4294967295, network: red }\n',
+    ),
+  );
+  const address = Uint8Array.of(10, 0, 9, 100);
+  t.deepEqual(services, [
+    {
+      ...{ id: 0, domain: 1, address, scheduler: 'maglev', direct: true, mark: 4294967295, affinity: 300 },
+      ...{ idle: 1200, ports: [{ protocol: 17, port: 53, target: 53 }] },
+      backends: [
+        {
+          ...{ id: 0, address: Uint8Array.of(10, 0, 9, 3), mac: Uint8Array.of(2, 0, 0, 0, 0, 3) },
+          ...{ weight: 7, alive: true },
+        },
+      ],
+    },
+  ]);
+  t.deepEqual(marks, [
+    {
+      ...{ mark: 4294967295, domain: 1, protocol: 6, address: Uint8Array.of(10, 1, 2, 3) },
+      ...{ firstPort: 80, lastPort: 90, source: Uint8Array.of(10, 0, 8, 0), length: 22, port: -1 },
+    },
+    {
+      ...{ mark: 4294967295, domain: 1, protocol: 0, firstPort: 1, lastPort: 65535 },
+      ...{ source: new Uint8Array(4), length: 0, port: -1 },
+    },
+  ]);
+  const mac = Uint8Array.of(0x06, 0x57, 10, 0, 9, 100);
+  t.deepEqual(stations, [{ domain: 1, mac, at: BALANCER_PORT }]);
+  t.deepEqual(neighbours, [{ domain: 1, address, mac }]);
+});
+
+test('a rule of an endpoint names its port', (t) => {
+  const { look } = bookOf(t);
+  const rule = 'marks: [{ mark: 300, network: blue, ports: 80, endpoint: c1 }]\n';
+  const [mark] = look(file([web(at(1), 'fwmark: 300,')], rule)).marks;
+  t.like(mark, { port: 1, firstPort: 80, lastPort: 80 });
+});
+
+test('the MAC of a backend is that of the endpoint of its network, or that of the file, or derived', (t) => {
+  const { look } = bookOf(t);
+  const [{ backends }] = look(
+    file([web([at(1), at(2), at(3), at(4, ', mac: "02:00:00:00:00:44"')].join(', '))]),
+  ).services;
+  t.deepEqual(
+    backends.map(({ mac }) => Buffer.from(mac).toString('hex')),
+    ['020000000001', '020000000002', '02420a000903', '020000000044'],
+  );
+});
+
+test('numbers stay; one that was given back rests for 300 s', (t) => {
+  const { clock, idsOf } = bookOf(t);
+  t.deepEqual(idsOf(file([web(`${at(1)}, ${at(2)}`)])), [[0, 1]]);
+  t.deepEqual(idsOf(file([web(`${at(3)}, ${at(2)}`)])), [[2, 1]]);
+  clock.now += 299;
+  t.deepEqual(idsOf(file([web(`${at(4)}, ${at(2)}`)])), [[3, 1]]);
+  clock.now += 1;
+  t.deepEqual(idsOf(file([web(`${at(1)}, ${at(2)}`)])), [[0, 1]]);
+});
+
+test('services keep their numbers while others come and go', (t) => {
+  const { clock, look } = bookOf(t);
+  const one = (name: string, last: number) => `name: ${name}, network: blue, vip: 10.0.9.${last}`;
+  const ids = (...services: string[]) => look(file(services)).services.map(({ id }) => id);
+  t.deepEqual(ids(one('a', 100), one('b', 101)), [0, 1]);
+  t.deepEqual(ids(one('b', 101), one('c', 102)), [1, 2]);
+  t.deepEqual(ids(one('c', 103), one('b', 101), one('a', 100)), [2, 1, 3]);
+  clock.now += 300;
+  t.deepEqual(ids(one('d', 104), one('b', 101)), [0, 1]);
+});
+
+test('services without a mark get one from 256 which they keep, and which gives way to one of the file', (t) => {
+  const { look } = bookOf(t);
+  const one = (name: string, last: number, more = '') =>
+    `name: ${name}, network: blue, vip: 10.0.9.${last}${more}`;
+  const marks = (...services: string[]) => look(file(services)).services.map(({ mark }) => mark);
+  t.deepEqual(marks(one('a', 100), one('b', 101), one('c', 102, ', fwmark: 257')), [256, 258, 257]);
+  t.deepEqual(marks(one('b', 101), one('d', 103)), [258, 256]);
+  t.deepEqual(marks(one('b', 101), one('d', 103, ', fwmark: 258')), [256, 258]);
+});
+
+test('what an operator set holds across reloads until the entry is another', (t) => {
+  const { book, look } = bookOf(t);
+  const weights = (backends: string, more = '') =>
+    look(file([web(backends, more)])).services[0].backends.map(({ weight }) => weight);
+  t.deepEqual(weights(`${at(1)}, ${at(2)}`), [1, 1]);
+  book.setWeight('web', '10.0.9.1', 0);
+  book.setWeight('web', '10.0.9.2', 9);
+  t.deepEqual(weights(`${at(1)}, ${at(2)}`), [0, 9]);
+  t.deepEqual(weights(`${at(2)}, ${at(1)}`, 'scheduler: wrr,'), [9, 0]);
+  t.deepEqual(weights(`${at(1, ', weight: 3')}, ${at(2)}`), [3, 9]);
+  t.deepEqual(weights(at(1, ', weight: 3')), [3]);
+  t.deepEqual(weights(`${at(1)}, ${at(2)}`), [1, 1]);
+});
+
+test('a backend that was removed stays away until its entry is another, and then is who it was', (t) => {
+  const { book, idsOf } = bookOf(t);
+  const both = `${at(1)}, ${at(2)}`;
+  t.deepEqual(idsOf(file([web(both)])), [[0, 1]]);
+  book.remove('web', '10.0.9.1');
+  t.deepEqual(idsOf(), [[1]]);
+  t.deepEqual(idsOf(file([web(both, 'scheduler: sh,')])), [[1]]);
+  t.throws(() => book.setWeight('web', '10.0.9.1', 1), {
+    instanceOf: UnknownName,
+    message: /no backend 10.0.9.1/,
+  });
+  t.deepEqual(idsOf(file([web(`${at(1, ', weight: 2')}, ${at(2)}`)])), [[0, 1]]);
+});
+
+test('a service that was removed stays away, address and all, until its entry is another', (t) => {
+  const { book, look } = bookOf(t);
+  const names = (more = '') => {
+    const { services, stations, neighbours } = look(file([web(at(1), more)]));
+    t.is(stations.length, services.length);
+    t.is(neighbours.length, services.length);
+    return book.list().map(({ service }) => service.name);
+  };
+  t.deepEqual(names(), ['web']);
+  book.remove('web');
+  t.deepEqual(names(), []);
+  for (const call of [
+    () => book.remove('web'),
+    () => book.setWeight('web', '10.0.9.1', 1),
+    () => book.setAlive('web', '10.0.9.1', false),
+  ])
+    t.throws(call, { instanceOf: UnknownName, message: 'there is no service web' });
+  t.deepEqual(names('idle_timeout: 1h,'), ['web']);
+});
+
+test('health is news once, lasts across reloads and edits of the entry, and ends with the backend', (t) => {
+  const { book, look } = bookOf(t);
+  const alive = (backends: string) =>
+    look(file([web(backends)])).services[0].backends.map((one) => one.alive);
+  t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
+  t.true(book.setAlive('web', '10.0.9.1', false));
+  t.false(book.setAlive('web', '10.0.9.1', false));
+  t.deepEqual(alive(`${at(1)}, ${at(2)}`), [false, true]);
+  t.deepEqual(alive(`${at(1, ', weight: 2')}, ${at(2)}`), [false, true]);
+  t.deepEqual(alive(at(2)), [true]);
+  t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
+});
+
+test('a service of which nothing changed is the same value again', (t) => {
+  const { book, look } = bookOf(t);
+  const one = (name: string, last: number) =>
+    `name: ${name}, network: blue, vip: 10.0.9.${last}, backends: [${at(1)}]`;
+  const before = look(file([one('a', 100), one('b', 101)])).services;
+  book.setWeight('a', '10.0.9.1', 5);
+  const after = look().services;
+  t.not(after[0], before[0]);
+  t.is(after[1], before[1]);
+});

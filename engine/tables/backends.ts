@@ -45,6 +45,8 @@ export interface BackendObserver {
 export class Backends {
   /** Of each backend: signed little-endian word; of IPv6 the number that its address was given. */
   readonly address: Int32Array;
+  /** What stands for the address where a hash is to be the same on every node. */
+  readonly identity: Int32Array;
   /** As a little-endian load gives it. */
   readonly port: Int32Array;
   /** 0: drained, it gets no new flows. */
@@ -84,6 +86,7 @@ export class Backends {
     if (!(services >= 1 && capacity >= 1))
       throw new RangeError(`there must be room for a service and a backend, not ${services} and ${capacity}`);
     this.address = new Int32Array(capacity);
+    this.identity = new Int32Array(capacity);
     this.port = new Int32Array(capacity);
     this.weight = new Int32Array(capacity);
     this.up = new Uint8Array(capacity);
@@ -133,10 +136,11 @@ export class Backends {
 
   /**
    * Adds a backend, which is up.
+   * @param identity the address itself for IPv4; for IPv6, whose numbers are each node's own, `identityOf` its bytes.
    * @returns its number.
    * @throws RangeError when there is no room, the service is not open, or the weight is none.
    */
-  add(service: number, address: number, port: number, weight: number): number {
+  add(service: number, address: number, port: number, weight: number, identity = address): number {
     const list = this.lists[service];
     if (!(this.scheduler[service] >= 0)) throw new RangeError(`service ${service} is not open`);
     if (this.freeCount === 0)
@@ -148,6 +152,7 @@ export class Backends {
     this.freeFirst = (this.freeFirst + 1) % this.capacity;
     this.freeCount--;
     this.address[backend] = address;
+    this.identity[backend] = identity;
     this.port[backend] = port;
     this.weight[backend] = weight;
     this.up[backend] = 1;
@@ -213,6 +218,14 @@ export class Backends {
     this.service[backend] = NO_SERVICE;
     this.free[(this.freeFirst + this.freeCount++) % this.capacity] = backend;
   }
+}
+
+/** A word of an IPv6 address: a hash, so that of a few thousand addresses hardly two have the same. */
+export function identityOf(address: Uint8Array): number {
+  return address.reduce((hash, byte) => {
+    const h = Math.imul(hash ^ byte, 0x85ebca6b);
+    return h ^ (h >>> 15);
+  }, 0x9e3779b1 | 0);
 }
 
 const EMPTY = new Int32Array(0);

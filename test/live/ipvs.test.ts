@@ -9,7 +9,7 @@ import { waitFor } from '../../cli/lab.js';
 import { Backends, SCHEDULERS, type SchedulerName } from '../../engine/tables/backends.js';
 import { addressWord } from '../../engine/tables/gateways.js';
 import { createSchedulers } from '../../engine/tables/schedulers/index.js';
-import { be16, concat, ethernet, ip, ipv4, mac, payload, udp } from '../support/frames.js';
+import { be16, concat, ethernet, ip, ipv4, ipv6, mac, payload, udp, udpSum } from '../support/frames.js';
 import { VmMesh } from '../support/kernel-vm/mesh.js';
 import { KernelVm } from '../support/kernel-vm.js';
 import { inject, linkOf, live, shared, underlayAddress } from '../support/live.js';
@@ -28,8 +28,9 @@ type Step =
 interface Scenario {
   readonly title: string;
   readonly scheduler: SchedulerName;
-  /** UDP unless told. */
+  /** UDP and IPv4 unless told. */
   readonly tcp?: boolean;
+  readonly v6?: boolean;
   /** Further arguments of ipvsadm for the service. */
   readonly flags?: string;
   readonly steps: readonly Step[];
@@ -38,8 +39,8 @@ interface Scenario {
 const add = (...weights: number[]): Step[] => weights.map((weight, i) => ({ add: i + 1, weight }));
 
 const scenarios: Scenario[] = [
-  { title: 'rr', scheduler: 'rr', steps: [...add(1, 1, 1), { arrive: 10 }] },
-  { title: 'rr over TCP', scheduler: 'rr', tcp: true, steps: [...add(1, 3, 1, 1), { arrive: 10 }] },
+  { title: 'rr', scheduler: 'rr', steps: [...add(1, 1, 1), { arrive: 7 }] },
+  { title: 'rr over TCP', scheduler: 'rr', tcp: true, steps: [...add(1, 3, 1, 1), { arrive: 9 }] },
   {
     title: 'rr, with changes: drained, added, and the one chosen last removed',
     scheduler: 'rr',
@@ -57,9 +58,9 @@ const scenarios: Scenario[] = [
       { arrive: 6 },
     ],
   },
-  { title: 'wrr, 3 2 1', scheduler: 'wrr', steps: [...add(3, 2, 1), { arrive: 14 }] },
+  { title: 'wrr, 3 2 1', scheduler: 'wrr', steps: [...add(3, 2, 1), { arrive: 13 }] },
   { title: 'wrr, 5 0 1 1', scheduler: 'wrr', steps: [...add(5, 0, 1, 1), { arrive: 16 }] },
-  { title: 'wrr, 6 4 2: a common divisor', scheduler: 'wrr', steps: [...add(6, 4, 2), { arrive: 14 }] },
+  { title: 'wrr, 6 4 2: a common divisor', scheduler: 'wrr', steps: [...add(6, 4, 2), { arrive: 8 }] },
   {
     title: 'wrr, with changes',
     scheduler: 'wrr',
@@ -82,36 +83,46 @@ const scenarios: Scenario[] = [
     steps: [...add(1, 5, 1), { arrive: 7 }, { add: 4, weight: 1 }, { arrive: 6 }],
   },
   { title: 'wlc', scheduler: 'wlc', steps: [...add(3, 2, 0, 1), { arrive: 14 }] },
-  { title: 'sh', scheduler: 'sh', steps: [...add(1, 1, 1), { arrive: 30 }] },
+  { title: 'sh', scheduler: 'sh', steps: [...add(1, 1, 1), { arrive: 20 }] },
+  { title: 'sh over IPv6', scheduler: 'sh', v6: true, steps: [...add(1, 2, 1), { arrive: 16 }] },
   {
     title: 'sh, with weights and changes',
     scheduler: 'sh',
     steps: [
       ...add(3, 1, 2),
-      { arrive: 15 },
+      { arrive: 10 },
       { add: 4, weight: 5 },
-      { arrive: 15 },
+      { arrive: 10 },
       { remove: 1 },
-      { arrive: 15 },
+      { arrive: 10 },
     ],
   },
   {
     title: 'sh, one drained: as with sh-fallback',
     scheduler: 'sh',
     flags: '-b sh-fallback',
-    steps: [...add(2, 0, 1), { arrive: 30 }],
+    steps: [...add(2, 0, 1), { arrive: 18 }],
   },
 ];
 
-const realServer = (n: number): string => `10.77.0.${n}`;
+const realServer = (n: number, v6 = false): string => (v6 ? `fd77::${n}` : `10.77.0.${n}`);
 /** Of arrival `i`: addresses differ in all of their bytes, ports too. */
-const clientOf = (i: number): { address: string; port: number } => ({
-  address: `10.${80 + (i % 7)}.${(i * 37) % 256}.${1 + ((i * 101) % 254)}`,
+const clientOf = (i: number, v6 = false): { address: string; port: number } => ({
+  address: v6
+    ? `fd80:${i % 7}::${(i * 7919 + 1).toString(16)}:${(i * 101).toString(16)}`
+    : `10.${80 + (i % 7)}.${(i * 37) % 256}.${1 + ((i * 101) % 254)}`,
   port: 20000 + i * 7,
 });
 
+/** The exclusive or of an address's words, of which one of IPv4 has one. */
+const fold = (address: Uint8Array): number => {
+  let word = 0;
+  for (let at = 0; at < address.length; at += 4) word ^= addressWord(address.subarray(at, at + 4));
+  return word;
+};
+
 /** What the engine chooses. */
-function choose({ scheduler, steps }: Scenario): number[] {
+function choose({ scheduler, steps, v6 = false }: Scenario): number[] {
   const backends = new Backends(1, 16);
   const { pick } = createSchedulers(backends);
   backends.open(0, SCHEDULERS.indexOf(scheduler));
@@ -124,7 +135,7 @@ function choose({ scheduler, steps }: Scenario): number[] {
     else if ('remove' in step) backends.remove(numbers.get(step.remove)!);
     else
       for (let i = 0; i < step.arrive; i++) {
-        const client = addressWord(ip(clientOf(chosen.length).address));
+        const client = fold(ip(clientOf(chosen.length, v6).address));
         const backend = pick(0, client, 0);
         backends.active[backend]++;
         chosen.push([...numbers].find(([, number]) => number === backend)![0]);
@@ -135,27 +146,29 @@ function choose({ scheduler, steps }: Scenario): number[] {
 
 /** What IPVS chooses, of the service at this port. */
 async function chooseByKernel(
-  { scheduler, tcp, flags = '', steps }: Scenario,
+  { scheduler, tcp, v6 = false, flags = '', steps }: Scenario,
   port: number,
 ): Promise<number[]> {
   const { vm, hosts } = mesh();
   const [to, from] = [macOf(1), macOf(0)];
-  const service = `-${tcp ? 't' : 'u'} ${underlayAddress(2, false)}:${port}`;
+  const bracketed = (address: string) => (v6 ? `[${address}]` : address);
+  const destination = underlayAddress(2, v6);
+  const service = `-${tcp ? 't' : 'u'} ${bracketed(destination)}:${port}`;
   await vm.sh(`ipvsadm -A ${service} -s ${scheduler} ${flags}`);
   const connections = async (): Promise<Map<number, number>> => {
     const table = await vm.run('cat', ['/proc/net/ip_vs_conn']);
     const rows = table.split('\n').map((line) => line.trim().split(/\s+/));
     const ours = rows.filter((row) => Number.parseInt(row[4], 16) === port);
-    return new Map(ours.map((row) => [Number.parseInt(row[2], 16), Number.parseInt(row[5], 16) & 0xff]));
+    return new Map(ours.map((row) => [Number.parseInt(row[2], 16), Number.parseInt(row[5].slice(-2), 16)]));
   };
   let arrived = 0;
   // The kernel has seen all that arrived so far before anything changes.
   const settle = () =>
     waitFor(async () => (await connections()).size === arrived, { what: `${arrived} connections` });
   const command = (step: Exclude<Step, { arrive: number }>): string => {
-    if ('remove' in step) return `ipvsadm -d ${service} -r ${realServer(step.remove)}:80`;
+    if ('remove' in step) return `ipvsadm -d ${service} -r ${bracketed(realServer(step.remove, v6))}:80`;
     const [verb, n] = 'add' in step ? ['-a', step.add] : ['-e', step.weigh];
-    return `ipvsadm ${verb} ${service} -r ${realServer(n)}:80 -m -w ${step.weight}`;
+    return `ipvsadm ${verb} ${service} -r ${bracketed(realServer(n, v6))}:80 -m -w ${step.weight}`;
   };
   let commands: string[] = [];
   const seen = new Map<number, number>();
@@ -167,12 +180,15 @@ async function chooseByKernel(
     if (commands.length > 0) await vm.sh(commands.join(' && '));
     commands = [];
     for (let i = 0; i < step.arrive; i++) {
-      const client = clientOf(arrived++);
-      const packet = ipv4(
-        { source: client.address, destination: underlayAddress(2, false), protocol: tcp ? 6 : 17 },
-        tcp ? syn(client.port, port) : udp(client.port, port, payload(8)),
-      );
-      await inject(hosts[0], 'under0', ethernet({ from, to, type: 0x0800 }, packet));
+      const client = clientOf(arrived++, v6);
+      const segment = tcp ? syn(client.port, port) : udp(client.port, port, payload(8));
+      const packet = v6
+        ? ipv6(
+            { source: client.address, destination, next: 17 },
+            checked(client.address, destination, segment),
+          )
+        : ipv4({ source: client.address, destination, protocol: tcp ? 6 : 17 }, segment);
+      await inject(hosts[0], 'under0', ethernet({ from, to, type: v6 ? 0x86dd : 0x0800 }, packet));
     }
     await settle();
     for (const [client, server] of await connections()) seen.set(client, server);
@@ -182,6 +198,12 @@ async function chooseByKernel(
 }
 
 const macOf = (host: number): Uint8Array => mac(linkOf(mesh().hosts[host], 'under0')!.address);
+
+/** A datagram over IPv6 must have its checksum. */
+function checked(source: string, destination: string, datagram: Uint8Array): Uint8Array {
+  datagram.set(be16(~udpSum(ip(source), ip(destination), datagram) & 0xffff), 6);
+  return datagram;
+}
 
 const syn = (source: number, destination: number): Uint8Array =>
   concat(be16(source, destination, 0, 1, 0, 0, 0x5002, 65535, 0, 0));

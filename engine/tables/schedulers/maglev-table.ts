@@ -54,15 +54,15 @@ export class TableBuilder {
     backends: Backends,
     readonly service: number,
   ) {
-    const { weight, address, port } = backends;
+    const { weight, identity, port } = backends;
     const eligible = backends.lists[service].filter((backend) => weight[backend] > 0);
     const keyed = [...eligible].map((backend) => {
-      const key = mix(address[backend] ^ mix(port[backend] + 1));
+      const key = mix(identity[backend] ^ mix(port[backend] + 1));
       return { backend, order: key >>> 0, keys: [mix(key ^ 0x3c6ef372), mix(key ^ 0x1b873593)] };
     });
     keyed.sort(
       (a, b) =>
-        a.order - b.order || address[a.backend] - address[b.backend] || port[a.backend] - port[b.backend],
+        a.order - b.order || identity[a.backend] - identity[b.backend] || port[a.backend] - port[b.backend],
     );
     this.members = Int32Array.from(keyed, ({ backend }) => backend);
     const count = keyed.length;

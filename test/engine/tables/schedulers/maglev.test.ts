@@ -1,5 +1,8 @@
 import test from 'ava';
 import fc from 'fast-check';
+import { Backends, identityOf, MAGLEV } from '../../../../engine/tables/backends.js';
+import { createSchedulers } from '../../../../engine/tables/schedulers/index.js';
+import { ip } from '../../../support/frames.js';
 import { ServiceRig, tally } from '../../../support/services.js';
 
 /** So many that each of 12,288 cells is met by one at least. */
@@ -183,4 +186,19 @@ test('500 backends: all have clients, and one that goes moves its share and at m
   t.is(tally(before).size, 500);
   const after = new Map([...weights].filter(([n]) => n !== 250));
   t.true(moved(before, chosen(after)) <= 1 / 500 + 0.01);
+});
+
+test('IPv6 backends are hashed by their addresses, not by the numbers that a node gives those', (t) => {
+  const addresses = Array.from({ length: 8 }, (_, i) => ip(`fd00:9::${i + 1}`));
+  t.is(new Set(addresses.map(identityOf)).size, 8);
+  const [one, other] = [0, 100].map((first) => {
+    const backends = new Backends(1, 8);
+    const { pick, rebuild } = createSchedulers(backends);
+    backends.open(0, MAGLEV);
+    for (const [i, address] of addresses.entries()) backends.add(0, first - i, 80, 1, identityOf(address));
+    while (rebuild(1 << 30));
+    return Array.from({ length: 1000 }, (_, client) => first - backends.address[pick(0, client, 0)]);
+  });
+  t.deepEqual(one, other);
+  t.is(tally(one).size, 8);
 });

@@ -9,6 +9,7 @@ import {
   FLOW_SHIFT,
   IN_PORTS,
   INSIDE,
+  IPV6_FLOW,
   OUT_KEY,
   OUT_PORTS,
   OWNER_SHIFT,
@@ -18,7 +19,7 @@ import {
   REMOTE_END,
   STATE,
 } from '../engine/tables/flows.js';
-import { parseIp } from './addresses.js';
+import { formatIp, parseIp } from './addresses.js';
 import type { Daemon } from './daemon.js';
 import { UnknownName } from './unknown-name.js';
 
@@ -30,7 +31,7 @@ interface FlowRow {
   readonly protocol: string;
   readonly state: string;
   readonly network: string;
-  /** `address:port` inside, outside, and of the remote end; of ICMP the identifier is the port. */
+  /** `address:port` or `[address]:port` inside, outside, and of the remote end; of echo the identifier is the port. */
   readonly inside: string;
   readonly outside: string;
   readonly remote: string;
@@ -73,10 +74,15 @@ const PROTOCOLS: Readonly<Record<number, string>> = {
 
 const swap = (half: number): number => ((half & 0xff) << 8) | ((half >>> 8) & 0xff);
 
-/** An address of a little-endian word and a port of a little-endian half. */
+/** An address of a little-endian word, and a port of a little-endian half. */
 function end(address: number, port: number): string {
-  const bytes = [address, address >>> 8, address >>> 16, address >>> 24].map((byte) => byte & 0xff);
-  return `${bytes.join('.')}:${swap(port & 0xffff)}`;
+  return `${formatIp(Uint8Array.from(new Uint8Array(Int32Array.of(address).buffer)))}:${swap(port & 0xffff)}`;
+}
+
+/** The same of IPv6, whose addresses flows have by number. */
+function endV6(addresses: Int32Array, number: number, port: number): string {
+  const bytes = Uint8Array.from(new Uint8Array(addresses.slice(number * 4, number * 4 + 4).buffer));
+  return `[${formatIp(bytes)}]:${swap(port & 0xffff)}`;
 }
 
 /** @throws UnknownName for a network that is not there. */
@@ -88,27 +94,45 @@ export async function conntrackList(daemon: Daemon, query: URLSearchParams): Pro
   let tracked = 0;
   let matching = 0;
   const words = new Int32Array(daemon.flowEntries() ?? new ArrayBuffer(0));
+  const addresses = new Int32Array(daemon.flowAddresses() ?? new ArrayBuffer(0));
   for (let at = 1 << FLOW_SHIFT; at < words.length; at += 1 << FLOW_SHIFT) {
     if (words[at + OUT_KEY] === 0) continue;
     tracked++;
     if (!wanted(words, at)) continue;
-    if (matching++ < limit) flows.push(rowOf(daemon, words, at, seconds));
+    if (matching++ < limit) flows.push(rowOf(daemon, words, addresses, at, seconds));
   }
-  const { nat = {}, 'nat:drops': drops = {} } = daemon.counters();
-  return { tracked, maxFlows: daemon.config.nat.maxFlows, flows, matching, counters: { ...nat, ...drops } };
+  const counters = natCounters(daemon.counters());
+  return { tracked, maxFlows: daemon.config.nat.maxFlows, flows, matching, counters };
 }
 
-function rowOf(daemon: Daemon, words: Int32Array, at: number, seconds: number): FlowRow {
+/** Counters of both families' translation, one with the other. */
+function natCounters(
+  all: Readonly<Record<string, Readonly<Record<string, number>>>>,
+): Record<string, number> {
+  const sums: Record<string, number> = {};
+  for (const owner of ['nat', 'nat:drops', 'nat-v6', 'nat-v6:drops'])
+    for (const [name, count] of Object.entries(all[owner] ?? {})) sums[name] = (sums[name] ?? 0) + count;
+  return sums;
+}
+
+function rowOf(
+  daemon: Daemon,
+  words: Int32Array,
+  addresses: Int32Array,
+  at: number,
+  seconds: number,
+): FlowRow {
   const protocol = words[at + OUT_KEY] & 0xff;
+  const endOf = (words[at + OUT_KEY] & IPV6_FLOW) === 0 ? end : endV6.bind(undefined, addresses);
   const doubles = new Float64Array(words.buffer, (at + 14) * 4, 1);
   return {
     uplink: daemon.config.uplinks[(words[at + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)]?.name ?? '',
     protocol: PROTOCOLS[protocol] ?? String(protocol),
     state: STATE_NAMES[words[at + STATE] & 0xff] ?? 'new',
     network: daemon.networkName((words[at + OUT_KEY] >>> 16) - 1),
-    inside: end(words[at + INSIDE], words[at + OUT_PORTS]),
-    outside: end(words[at + EXTERNAL], words[at + IN_PORTS]),
-    remote: end(words[at + REMOTE_END], words[at + OUT_PORTS] >>> 16),
+    inside: endOf(words[at + INSIDE], words[at + OUT_PORTS]),
+    outside: endOf(words[at + EXTERNAL], words[at + IN_PORTS]),
+    remote: endOf(words[at + REMOTE_END], words[at + OUT_PORTS] >>> 16),
     packetsOut: words[at + PACKETS_OUT] >>> 0,
     packetsIn: words[at + PACKETS_IN] >>> 0,
     bytes: doubles[0],
@@ -141,9 +165,14 @@ export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<
   if (name === null) return daemon.flushFlows(domain === undefined ? {} : { domain });
   const endpoint = daemon.config.endpoints.find((one) => one.name === name && one.kind === 'local');
   if (endpoint === undefined) throw new UnknownName(`there is no local endpoint ${name}`);
+  const given = [endpoint.address, ...(endpoint.address6 === undefined ? [] : [endpoint.address6])];
+  const addresses = given.map((one) => Uint8Array.from(parseIp(one.split('/')[0]).bytes));
+  const address = addresses.find(({ length }) => length === 4);
+  const address6 = addresses.find(({ length }) => length === 16);
   return daemon.flushFlows({
     domain: daemon.domainOf(endpoint.network),
-    address: Uint8Array.from(parseIp(endpoint.address.split('/')[0]).bytes),
+    ...(address && { address }),
+    ...(address6 && { address6 }),
   });
 }
 

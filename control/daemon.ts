@@ -446,6 +446,11 @@ export class Daemon {
     return this.sockets.flows;
   }
 
+  /** IPv6 addresses of flows by number, likewise. */
+  flowAddresses(): SharedArrayBuffer | undefined {
+    return this.sockets.addresses;
+  }
+
   flushFlows(filter: FlowFilter): Promise<number> {
     return this.running.flushFlows(filter);
   }

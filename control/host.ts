@@ -1,6 +1,7 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
 import type { UplinkIntent } from '../engine/intent.js';
+import { addressBytes, addressesFor } from '../engine/tables/addresses6.js';
 import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
@@ -72,6 +73,8 @@ export interface Sockets {
   readonly host: HostSide | undefined;
   /** Entries of the flow table, which the data plane writes; none without uplinks and services. */
   readonly flows: SharedArrayBuffer | undefined;
+  /** IPv6 addresses of flows; none where no uplink has one. */
+  readonly addresses: SharedArrayBuffer | undefined;
 }
 
 /** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
@@ -87,7 +90,10 @@ export function openSockets(options: HostSideOptions, config: Config): Sockets {
       config.uplinks.length + config.services.length === 0
         ? undefined
         : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
-    return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows };
+    const addresses = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6)
+      ? new SharedArrayBuffer(addressBytes(addressesFor(config.nat.maxFlows)))
+      : undefined;
+    return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows, addresses };
   } catch (error) {
     host?.close();
     closeUnderlay(sockets);

@@ -134,15 +134,13 @@ function publishOf(config: Config, plan: Plan, published: readonly PublishedPort
   return published.flatMap(({ endpoint, protocol, port, target, uplink }) => {
     const index = config.uplinks.findIndex(({ name }) => name === uplink);
     if (config.uplinks[index].mode === 'host') return [];
-    const { network, address } = config.endpoints.find(({ name }) => name === endpoint)!;
-    return {
-      uplink: index,
-      protocol: PROTOCOL_NUMBERS[protocol],
-      port,
-      domain: plan.networks.of(network),
-      address: addressOf(address),
-      target,
-    };
+    const { network, address, address6 } = config.endpoints.find(({ name }) => name === endpoint)!;
+    const domain = plan.networks.of(network);
+    // At the uplink's IPv6 address, if it has one, as well.
+    return [address, ...(address6 === undefined ? [] : [address6])].map((one) => ({
+      ...{ uplink: index, protocol: PROTOCOL_NUMBERS[protocol], port, domain, target },
+      address: addressOf(one),
+    }));
   });
 }
 
@@ -162,6 +160,7 @@ export interface Opened {
   readonly uplinks: readonly UplinkIntent[];
   readonly published: readonly PublishedPort[];
   readonly flows: SharedArrayBuffer | undefined;
+  readonly addresses: SharedArrayBuffer | undefined;
   /** MTU of a network's interfaces, bytes. */
   readonly mtuOf: (network: string) => number;
   /** Whether this kernel's TAPs take UDP super-frames. */
@@ -237,6 +236,11 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       lastPort: config.nat.ports.last,
     },
     ...(services.length > 0 && { services, marks }),
-    ...(opened.flows && { flows: { capacity: config.nat.maxFlows, entries: opened.flows } }),
+    ...(opened.flows && {
+      flows: {
+        ...{ capacity: config.nat.maxFlows, entries: opened.flows },
+        ...(opened.addresses && { addresses: opened.addresses }),
+      },
+    }),
   };
 }

@@ -10,6 +10,8 @@
  *   bridge ──► gateway ──► resolver ──► TAP
  *   TAP ──► uplink-in ──► route-in ──► gateway ──► bridge
  *
+ * IPv6 goes a way of its own between gateway and port: uplink-v6.ts.
+ *
  * What must come in again at once – packets from inside to the external address (hairpinning, RFC 4787, REQ-9), and
  * errors about packets that were already translated – waits until the stages have run, which then run again.
  */
@@ -17,7 +19,7 @@ import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
 import { createGateway } from './elements/gateway.js';
 import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
-import { createIcmpv6Errors } from './elements/icmpv6-errors.js';
+import { createIcmpv6Errors, type Icmpv6Errors } from './elements/icmpv6-errors.js';
 import { NatTables } from './elements/nat/tables.js';
 import { createNat, type Nat } from './elements/nat.js';
 import { createResolver, type Resolver, type Station } from './elements/resolver.js';
@@ -38,11 +40,13 @@ import { createPacketSocket } from './ports/packet-socket.js';
 import type { Port } from './ports/port.js';
 import { createTapPort } from './ports/tap.js';
 import { type FlowFilter, Publisher } from './publisher.js';
+import type { Addresses6 } from './tables/addresses6.js';
 import { ArpCache } from './tables/arp-cache.js';
 import type { Flows } from './tables/flows.js';
 import { addressWord, Gateways, maskWord } from './tables/gateways.js';
 import type { Neighbours } from './tables/neighbours.js';
 import { Routes } from './tables/routes.js';
+import { type UplinkV6, wireV6 } from './uplink-v6.js';
 import { HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
 
 /** A batch whose consumer is wired last. */
@@ -57,6 +61,8 @@ export interface GatewayOptions {
   readonly nat: NatIntent;
   /** There when there are uplinks. */
   readonly flows: Flows | null;
+  /** There when an uplink has IPv6. */
+  readonly addresses: Addresses6 | null;
   readonly neighbours: Neighbours;
   /** Sending side of each local port, by port number. */
   readonly ports: readonly (Batch | null)[];
@@ -80,6 +86,7 @@ interface Uplink {
   readonly translation: Translation | undefined;
   /** Where nothing is translated. */
   readonly routes: Routes | undefined;
+  readonly v6: UplinkV6 | null;
 }
 
 interface Translation {
@@ -98,23 +105,23 @@ export class GatewayWay {
   private announced = 0;
 
   constructor(context: Context, options: GatewayOptions) {
-    const { uplinks, nat, flows, neighbours, ports, bridge } = options;
+    const { uplinks, flows, neighbours, ports, bridge } = options;
     if (uplinks.length > 0 && flows === null) throw new Error('internal: uplinks without a flow table');
-    const errors = createIcmpErrors(context);
+    const errors = { v4: createIcmpErrors(context), v6: createIcmpv6Errors(context) };
     this.inward = new Batch(NOWHERE);
+    const { gateways, inward } = this;
     this.uplinks = uplinks.map((uplink, index) =>
-      wire(context, uplink, index, nat, flows!, this.gateways, errors, this.inward),
+      wire(context, uplink, { ...options, index, gateways, errors, inward }),
     );
-    const both = { v4: errors, v6: createIcmpv6Errors(context) };
-    const gateway = createGateway(context, this.gateways, neighbours, both, {
+    const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
       bridge,
-      uplinks: this.uplinks.map(({ fromInside }, index) => ({
+      uplinks: this.uplinks.map(({ fromInside, v6 }, index) => ({
         address: addressWord(uplinks[index].address),
         ...unusable(uplinks[index]),
         mtu: uplinks[index].mtu,
         out: fromInside,
-        v6: null,
+        v6: v6 && { address: v6.address, out: v6.fromInside },
       })),
     });
     this.inward.next = gateway.fromOutside;
@@ -123,7 +130,10 @@ export class GatewayWay {
 
   /** Stages in front of the bridge, first to last. */
   get inbound(): Batch[] {
-    const first = this.uplinks.flatMap(({ input, fromOutside }) => [input, fromOutside]);
+    const first = this.uplinks.flatMap(({ input, fromOutside, v6 }) => [
+      ...[input, fromOutside],
+      ...(v6 ? [v6.fromOutside] : []),
+    ]);
     return [...first, this.inward];
   }
 
@@ -149,29 +159,38 @@ export class GatewayWay {
   again(): boolean {
     let moved = 0;
     for (let i = 0; i < this.uplinks.length; i++) {
-      const { deferred, fromOutside } = this.uplinks[i];
+      const { deferred, fromOutside, v6 } = this.uplinks[i];
       moved += deferred.release(fromOutside);
+      if (v6 !== null) moved += v6.deferred.release(v6.fromOutside);
     }
     return moved > 0;
   }
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
-    for (const { translation, resolver } of this.uplinks) {
+    for (const { translation, resolver, v6 } of this.uplinks) {
       translation?.nat.age();
-      resolver.tick();
-      // Twice, for the first may come before the link forwards (RFC 5227, 2.3).
-      if (this.announced < 2) resolver.announce();
+      v6?.translation.nat.age();
+      for (const one of v6 ? [resolver, v6.resolver] : [resolver]) {
+        one.tick();
+        // Twice, for the first may come before the link forwards (RFC 5227, 2.3).
+        if (this.announced < 2) one.announce();
+      }
     }
     this.announced++;
   }
 
+  /** Of IPv4 and of IPv6. */
+  private get translations(): Translation[] {
+    return this.uplinks.flatMap(({ translation, v6 }) => [
+      ...(translation ? [translation] : []),
+      ...(v6 ? [v6.translation] : []),
+    ]);
+  }
+
   /** Ends flows. Returns how many. */
   flush(filter: FlowFilter): number {
-    return this.uplinks.reduce(
-      (sum, { translation }) => sum + (translation?.publisher.flush(filter) ?? 0),
-      0,
-    );
+    return this.translations.reduce((sum, { publisher }) => sum + publisher.flush(filter), 0);
   }
 
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
@@ -181,15 +200,17 @@ export class GatewayWay {
     for (const gateway of next.gateways) this.gateways.set(gateway);
     this.gateways.reindex();
     const domains = new Set(gone.map(({ domain }) => domain));
-    this.uplinks.forEach(({ translation, routes }, index) => {
+    this.uplinks.forEach(({ routes }, index) => {
       routes?.set(next.gateways.filter(({ uplink }) => uplink === index));
-      if (translation === undefined) return;
-      const { publisher, tables } = translation;
+    });
+    for (const { publisher, tables } of this.translations) {
       for (const { domain, routed } of next.gateways) tables.routed[domain] = Number(routed);
-      const mine = (intent: PublishIntent): boolean => intent.uplink === index;
+      const bytes = tables.addresses === null ? 4 : 16;
+      const mine = ({ uplink, address }: PublishIntent): boolean =>
+        uplink === tables.owner && address.length === bytes;
       publisher.set(next.publish.filter(mine));
       publisher.endDomains(domains);
-    });
+    }
   }
 }
 
@@ -216,16 +237,15 @@ function unusable({ address, length }: UplinkIntent): { network: number; broadca
   return { network, broadcast: network | ~maskWord(length) };
 }
 
-function wire(
-  context: Context,
-  intent: UplinkIntent,
-  index: number,
-  options: NatIntent,
-  flows: Flows,
-  gateways: Gateways,
-  errors: IcmpErrors,
-  inward: Batch,
-): Uplink {
+interface WireOptions extends Pick<GatewayOptions, 'nat' | 'flows' | 'addresses'> {
+  readonly index: number;
+  readonly gateways: Gateways;
+  readonly errors: { readonly v4: IcmpErrors; readonly v6: Icmpv6Errors };
+  readonly inward: Batch;
+}
+
+function wire(context: Context, intent: UplinkIntent, options: WireOptions): Uplink {
+  const { index, nat: given, flows, addresses, gateways, errors, inward } = options;
   const { fd, tap } = intent;
   const id = FIRST_UPLINK_PORT + index;
   const port = tap ? createTapPort(context, { id, fd, domain: 0 }) : createPacketSocket(context, { id, fd });
@@ -235,22 +255,35 @@ function wire(
   const deferred = createDeferred(context, `again:${name}`);
   const unreachable = (frame: number, route: boolean): void => {
     const code = route ? NET_UNREACHABLE : HOST_UNREACHABLE;
-    const error = errors.make(frame, UNREACHABLE, code, 0, station.address);
+    const error = errors.v4.make(frame, UNREACHABLE, code, 0, station.address);
     if (error !== NO_FRAME) deferred.push(error);
   };
   const cache = new ArpCache(context.seed);
   const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
+  const v6 =
+    flows && addresses
+      ? wireV6(context, intent, {
+          index,
+          nat: given,
+          flows,
+          addresses,
+          gateways,
+          errors: errors.v6,
+          inward,
+          toPort,
+        })
+      : null;
   const toUplinkIn = (fromOutside: Batch): Batch =>
     new Batch(
       createUplinkIn(context, name, station, gateways, {
         resolver,
         port: toPort,
         nat: fromOutside,
-        v6: null,
+        v6: v6?.input ?? null,
       }),
     );
-  const link = { port, toResolver, toPort, resolver, deferred };
+  const link = { port, toResolver, toPort, resolver, deferred, v6 };
   if (tap) {
     const routes = new Routes();
     const fromOutside = new Batch(createRouteIn(context, name, routes, inward));
@@ -261,8 +294,8 @@ function wire(
     };
   }
   const toDeferred = new Batch(deferred);
-  const tables = new NatTables(flows, index, {
-    ...options,
+  const tables = new NatTables(flows!, index, {
+    ...given,
     external: intent.address,
     random: (below) => Math.floor(Math.random() * below),
   });
@@ -272,7 +305,7 @@ function wire(
   return {
     ...link,
     ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside },
-    outbound: [fromInside, toDeferred, toResolver, toPort],
+    outbound: [fromInside, toDeferred, toResolver, ...(v6?.outbound ?? []), toPort],
     translation: { tables, nat, publisher: new Publisher(tables) },
     routes: undefined,
   };

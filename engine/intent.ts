@@ -143,10 +143,12 @@ export interface NatIntent {
 }
 
 /** The node's flow table. Stays for life. */
-interface FlowTableIntent {
+export interface FlowTableIntent {
   readonly capacity: number;
   /** Its entries, which others may read: `flowBytes(capacity)`, zero at first. */
   readonly entries: SharedArrayBuffer;
+  /** IPv6 addresses of flows by number, likewise: `addressBytes`; absent where no uplink has IPv6. */
+  readonly addresses?: SharedArrayBuffer;
 }
 
 /** One of those for whom a service stands: a real server. */

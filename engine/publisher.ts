@@ -2,14 +2,14 @@
 
 import { type NatTables, spaceOf } from './elements/nat/tables.js';
 import type { PublishIntent } from './intent.js';
-import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY, OWNER_SHIFT, OWNERS } from './tables/flows.js';
-import { addressWord } from './tables/gateways.js';
+import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY, OWNER_KEY } from './tables/flows.js';
 
 /** Which flows are meant. */
 export interface FlowFilter {
   readonly domain?: number;
-  /** Four bytes. */
+  /** Four bytes, and those of IPv6. */
   readonly address?: Uint8Array;
+  readonly address6?: Uint8Array;
 }
 
 export class Publisher {
@@ -43,9 +43,9 @@ export class Publisher {
   }
 
   /** Ends the flows of an endpoint, or, without an address, of a domain, or, without either, all. Returns how many. */
-  flush({ domain, address }: FlowFilter): number {
+  flush({ domain, address, address6 }: FlowFilter): number {
     const { words } = this.tables.flows;
-    const inside = address && addressWord(address);
+    const inside = this.tables.numberOf(address, address6);
     return this.endWhere(
       (at) =>
         (domain === undefined || (words[at + OUT_KEY] >>> 16) - 1 === domain) &&
@@ -55,11 +55,11 @@ export class Publisher {
 
   /** Ends the flows of which `match` says so, told the first word of each. Returns how many. */
   endWhere(match: (at: number) => boolean): number {
-    const { flows, owner } = this.tables;
+    const { flows, ownerKey } = this.tables;
     let ended = 0;
     flows.forEach((flow) => {
       const at = flow << FLOW_SHIFT;
-      const mine = ((flows.words[at + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)) === owner;
+      const mine = (flows.words[at + OUT_KEY] & OWNER_KEY) === ownerKey;
       if (!mine || !match(at)) return;
       flows.end(flow);
       ended++;

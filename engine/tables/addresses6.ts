@@ -6,6 +6,7 @@
  * takes 32 to 40 bytes. The addresses may lie in shared memory, where others read them by number, and where they outlive
  * the process together with the flows.
  */
+import { type FlowTableIntent, MAX_UPLINKS } from '../intent.js';
 
 /** No address: number 0 is nobody's. */
 export const NO_ADDRESS = 0;
@@ -143,6 +144,17 @@ export class Addresses6 {
   get bytes(): number {
     return this.words.byteLength + this.holds.byteLength + this.index.byteLength;
   }
+}
+
+/** The addresses of a flow table, in their memory; null without. */
+export function addressesOf(flows: FlowTableIntent | undefined, seed: number): Addresses6 | null {
+  const memory = flows?.addresses;
+  return memory === undefined ? null : new Addresses6(memory.byteLength / (WORDS * 4) - 1, seed, memory);
+}
+
+/** Most addresses that so many flows have, with those of uplinks and of published ports. */
+export function addressesFor(flows: number): number {
+  return 2 * flows + MAX_UPLINKS + 2 * 65_536;
 }
 
 /** Bytes of memory for so many addresses. */

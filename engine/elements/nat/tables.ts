@@ -1,5 +1,5 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
-import type { Addresses6 } from '../../tables/addresses6.js';
+import { type Addresses6, NO_ADDRESS } from '../../tables/addresses6.js';
 import { DEFAULT_TIMEOUTS, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
 import {
   FLOW_SHIFT,
@@ -113,6 +113,16 @@ export class NatTables {
   /** What an address is in flows; of IPv6 a number, which is held from now on. */
   private holdAddress(address: Uint8Array): number {
     return this.addresses === null ? word(address) : this.addresses.hold(words16(address), 0);
+  }
+
+  /**
+   * What of an endpoint's addresses is of this NAT's family, as flows have it; undefined when neither was given, and
+   * what no flow has when it has none.
+   */
+  numberOf(address: Uint8Array | undefined, address6: Uint8Array | undefined): number | undefined {
+    if (address === undefined && address6 === undefined) return undefined;
+    if (this.addresses === null) return address === undefined ? NO_ADDRESS : word(address);
+    return address6 === undefined ? NO_ADDRESS : this.addresses.find(words16(address6), 0);
   }
 
   /** @returns false when the port stands for another endpoint already, until that one's flows are over. */

@@ -15,6 +15,12 @@ export function withClient(command: Command): Command {
     .option('--json', 'print one JSON object');
 }
 
+/** The path with what of the query is there. */
+export function withQuery(path: string, query: Readonly<Record<string, string | undefined>>): string {
+  const given = Object.entries(query).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return `${path}?${new URLSearchParams(given)}`;
+}
+
 /** @throws CommandError: exit 3 when no daemon answers, 4 for an unknown path, 5 when it refuses. */
 export function ask<T>(method: 'GET' | 'POST', path: string, { socket }: ClientOptions): Promise<T> {
   return new Promise((resolve, reject) => {

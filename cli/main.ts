@@ -11,6 +11,7 @@ const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[]
   () => import('./commands/sa.js'),
   () => import('./commands/conntrack.js'),
   () => import('./commands/publish.js'),
+  () => import('./commands/service.js'),
   () => import('./commands/drops.js'),
   () => import('./commands/replay.js'),
   () => import('./commands/bench.js'),

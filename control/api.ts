@@ -19,9 +19,16 @@ import {
 import type { Daemon } from './daemon.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
+import {
+  type BackendRow,
+  removeService,
+  type ServiceRow,
+  serviceRows,
+  weighBackend,
+} from './service-rows.js';
 import { UnknownName } from './unknown-name.js';
 
-export type { ConntrackList, PublishRow, SaRow };
+export type { BackendRow, ConntrackList, PublishRow, SaRow, ServiceRow };
 
 export const DEFAULT_SOCKET = '/run/weft/weft.sock';
 /** Version of the shape of everything that is answered or printed as JSON. */
@@ -125,7 +132,7 @@ const WAYS_OUT: Readonly<Record<number, string>> = {
 
 /** Name of a counter's owner as people know it: `port:3` is an endpoint, `port:3:split` a part of it. */
 function ownerName(daemon: Daemon, owner: string): string {
-  const part = /^(resolver|uplink-in|route-in|again):(\d+)$/.exec(owner);
+  const part = /^((?:resolver|uplink-in|route-in|again)(?:-v6)?):(\d+)$/.exec(owner);
   if (part) return `${part[1]} ${daemon.config.uplinks[Number(part[2])]?.name ?? part[2]}`;
   const port = /^port:(\d+)(?::(.*))?$/.exec(owner);
   if (!port) return owner;
@@ -247,6 +254,17 @@ async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code:
       };
     case 'GET /publish':
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION, published: publishRows(daemon) } };
+    case 'GET /services':
+      return {
+        code: 200,
+        body: { schemaVersion: SCHEMA_VERSION, services: await serviceRows(daemon, searchParams) },
+      };
+    case 'POST /services/weight':
+      await weighBackend(daemon, searchParams);
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
+    case 'POST /services/rm':
+      await removeService(daemon, searchParams);
+      return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };
     case 'POST /reload':
       await daemon.reload();
       return { code: 200, body: { schemaVersion: SCHEMA_VERSION } };

@@ -1,7 +1,7 @@
 /** `weft conntrack`: what passes between the overlay and the outside. */
 import type { Command } from 'commander';
 import type { ConntrackList } from '../../control/api.js';
-import { ask, type ClientOptions, withClient } from '../client.js';
+import { ask, type ClientOptions, withClient, withQuery } from '../client.js';
 import { printJson, printTable, say } from '../output.js';
 
 interface ListOptions extends ClientOptions {
@@ -31,12 +31,6 @@ export function register(program: Command): void {
     .option('--network <name>', 'only this network')
     .option('--endpoint <name>', 'only this endpoint')
     .action(flush);
-}
-
-/** The path with what of the query is there. */
-function withQuery(path: string, query: Readonly<Record<string, string | undefined>>): string {
-  const given = Object.entries(query).filter((entry): entry is [string, string] => entry[1] !== undefined);
-  return `${path}?${new URLSearchParams(given)}`;
 }
 
 async function list({ network, protocol, limit, json, ...options }: ListOptions): Promise<void> {

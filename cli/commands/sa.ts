@@ -2,8 +2,9 @@
 import type { Command } from 'commander';
 import type { SaList, SaRow } from '../../control/api.js';
 import { hexSpi } from '../../control/keying/spi.js';
+import { canonicalIp } from '../arguments.js';
 import { ask, type ClientOptions, withClient } from '../client.js';
-import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
+import { printJson, printTable, say } from '../output.js';
 
 interface Flags extends ClientOptions {
   readonly json?: boolean;
@@ -95,18 +96,8 @@ function refused({ refusals }: SaRow): string {
 }
 
 async function rotate(peer: string | undefined, options: Flags): Promise<void> {
-  const query = peer === undefined ? '' : `?peer=${encodeURIComponent(await canonical(peer))}`;
+  const query = peer === undefined ? '' : `?peer=${encodeURIComponent(await canonicalIp(peer))}`;
   const { peers } = await ask<{ peers: number }>('POST', `/sa/rotate${query}`, options);
   if (options.json) printJson({ peers });
   else say(`new keys with ${peers} ${peers === 1 ? 'peer' : 'peers'}`);
-}
-
-async function canonical(text: string): Promise<string> {
-  const { parseIp, ValueError } = await import('../../control/addresses.js');
-  try {
-    return parseIp(text).text;
-  } catch (error) {
-    if (error instanceof ValueError) throw new CommandError(`${error.message}; ${error.remedy}`, EXIT.usage);
-    throw error;
-  }
 }

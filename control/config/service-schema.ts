@@ -1,5 +1,6 @@
 /** The shape of `ingress`, `services` and `marks` in a node's file; what they mean for each other is in `services.ts`. */
 import { z } from 'zod';
+import { MAX_WEIGHT } from '../../engine/tables/backends.js';
 import { parseMac, quote, ValueError } from '../addresses.js';
 import {
   between,
@@ -19,8 +20,6 @@ import {
 const IPV4_FORM = 'an IPv4 address in text, such as 10.0.9.100';
 const PORT = between(1, 65535);
 
-/** As of IPVS. */
-const MOST_WEIGHT = 65535;
 /** Automatic marks begin here; below are those that people write. */
 export const FIRST_MARK = 256;
 
@@ -61,8 +60,8 @@ export const servicePublishSchema = z.strictObject({
 export const backendSchema = z.strictObject({
   address: leaf(ip(), IPV4_FORM, "Address of the backend, of the service's network."),
   weight: leaf(
-    integer(0, MOST_WEIGHT).default(1),
-    between(0, MOST_WEIGHT),
+    integer(0, MAX_WEIGHT).default(1),
+    between(0, MAX_WEIGHT),
     'Its share of new flows with wrr, wlc, sh and maglev; with 0 it gets none.',
   ),
   mac: leaf(

@@ -176,6 +176,15 @@ interface Addon {
   eventCreate(): number;
   eventSignal(fd: number): void;
   eventClear(fd: number): void;
+  /** Takes the lock of flock(2) for as long as the descriptor is open; false when somebody else has it. */
+  fileLock(fd: number): boolean;
+  /** Makes the file at least so many bytes long, with room for all of them. @throws Error with `code`: ENOSPC … */
+  fileReserve(fd: number, bytes: number): void;
+  /**
+   * Maps the first `bytes` of a file that is as long at least: what is written lies in the file at once, and stays
+   * when the process is gone. Each call makes a mapping of its own, which the collector takes away with the buffer.
+   */
+  fileMap(fd: number, bytes: number): ArrayBuffer;
   /** AES-GCM libraries that this build can use on this CPU, the preferred one first. */
   gcmLibraries(): readonly GcmLibrary[];
   /**

@@ -183,6 +183,9 @@ NAPI_MODULE_INIT()
 	} functions[] = {
 		{"attach", attach},
 		{"close", close_fd},
+		{"fileLock", file_lock},
+		{"fileMap", file_map},
+		{"fileReserve", file_reserve},
 		{"gcmLibraries", gcm_libraries},
 		{"gcmInstall", gcm_install},
 		{"gcmRemove", gcm_remove},

@@ -72,6 +72,9 @@ uint16_t sum_bytes(const uint8_t *data, size_t length, uint32_t initial);
 struct gcm_thread *gcm_join(void);
 void gcm_leave(struct gcm_thread *thread);
 
+napi_value file_lock(napi_env env, napi_callback_info info);
+napi_value file_map(napi_env env, napi_callback_info info);
+napi_value file_reserve(napi_env env, napi_callback_info info);
 napi_value gcm_libraries(napi_env env, napi_callback_info info);
 napi_value gcm_install(napi_env env, napi_callback_info info);
 napi_value gcm_remove(napi_env env, napi_callback_info info);

@@ -37,6 +37,12 @@ export function remove(attached: Attached): void {
   else removeQueues(taps);
 }
 
+/** Lets go of an interface that stays for the next process. */
+export function leaveBehind(attached: Attached): void {
+  if (!attached.closed) closeQueues(attached.taps);
+  attached.closed = true;
+}
+
 /** Undoes an opening: an interface that was there before stays. */
 export function undo(attached: Attached): void {
   if (attached.reattached) closeQueues(attached.taps);

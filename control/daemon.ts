@@ -13,6 +13,7 @@ import type { Tap } from '../native-bindings/index.js';
 import { formatIp } from './addresses.js';
 import {
   type Attached,
+  leaveBehind,
   localEndpoints,
   namespaceOf,
   placeOf,
@@ -34,7 +35,7 @@ import { EngineTeam } from './engine-team.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
-import { createPlan, intentOf, randomSeed } from './plan.js';
+import { createPlan, intentOf, type Plan, randomSeed } from './plan.js';
 import { PublishedPorts } from './published.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
@@ -78,7 +79,7 @@ export class Daemon {
   config: Config;
   underlayDevice: LocalInterface;
   readonly started = Date.now();
-  readonly plan = createPlan();
+  readonly plan: Plan;
   private attached = new Map<string, Attached>();
   private thread: EngineTeam | undefined;
   readonly published = new PublishedPorts();
@@ -109,9 +110,16 @@ export class Daemon {
         : openUplink(address, [port, ...espPorts], device, config.workers);
     // An uplink replaces the rules that a crash left; without one they would lead into a device which is gone.
     if (typeof this.uplink === 'string') removeTable(tableName(address, port));
+    this.plan = createPlan(sockets.flows?.numbers);
     this.config = config;
     this.underlayDevice = device;
     this.associationState = encryption && new AssociationState();
+  }
+
+  /** What can be known of a file before anything is touched. @throws ConfigError */
+  static check(file: string): { config: Config; device: LocalInterface } {
+    const config = loadConfig(file);
+    return { config, device: checkHost(file, config) };
   }
 
   /**
@@ -119,8 +127,7 @@ export class Daemon {
    * @throws ConfigError when the file, or what it asks of this host, is wrong: nothing is left half-configured.
    */
   static async start(options: DaemonOptions, onFailure: (error: Error) => void): Promise<Daemon> {
-    const config = loadConfig(options.file);
-    const device = checkHost(options.file, config);
+    const { config, device } = Daemon.check(options.file);
     const daemon = new Daemon(options, config, device, openSockets(options, config));
     const remembered = rememberedTaps(options.state);
     try {
@@ -133,11 +140,11 @@ export class Daemon {
       daemon.followLinks();
       daemon.published.prepare(options.file, config).commit();
       daemon.sockets.host?.apply(config, daemon.published.current, (network) => daemon.mtuOf(network));
-      daemon.thread = await EngineTeam.start(
-        daemon.intents(),
-        randomSeed(),
-        daemon.associationState?.buffer ?? null,
-      );
+      const intents = daemon.intents();
+      daemon.sockets.flows?.change(config, daemon.plan, intents[0]);
+      const associations = daemon.associationState?.buffer ?? null;
+      daemon.thread = await EngineTeam.start(intents, randomSeed(), associations);
+      daemon.sockets.flows?.settle(config, daemon.plan, intents[0]);
       await daemon.keying.start();
     } catch (error) {
       clearInterval(daemon.look);
@@ -151,6 +158,7 @@ export class Daemon {
       throw error;
     }
     daemon.sayPath();
+    for (const line of daemon.sockets.flows?.said() ?? []) options.log(line);
     // What changed while the worker started.
     daemon.applyAgain();
     daemon.thread.on('failed', onFailure);
@@ -360,7 +368,10 @@ export class Daemon {
     }
     this.number(config);
     this.followLinks(config);
-    await this.running.apply(this.intents(config, attached, ports.ports));
+    const intents = this.intents(config, attached, ports.ports);
+    this.sockets.flows?.change(config, this.plan, intents[0]);
+    await this.running.apply(intents);
+    this.sockets.flows?.settle(config, this.plan, intents[0]);
     ports.commit();
     await this.keying.reload(config);
     this.config = config;
@@ -442,8 +453,8 @@ export class Daemon {
   }
 
   /** Entries of the flow table, written by the data plane meanwhile; none without uplinks and services. */
-  flowEntries(): SharedArrayBuffer | undefined {
-    return this.sockets.flows;
+  flowEntries(): ArrayBuffer | undefined {
+    return this.sockets.flows?.entries;
   }
 
   /** IPv6 addresses of flows by number, likewise. */
@@ -459,17 +470,17 @@ export class Daemon {
     return this.plan.networks.of(network);
   }
 
-  /** Stops forwarding and removes every interface and socket. */
-  async stop(): Promise<void> {
+  /** Stops forwarding and removes every interface and socket; or leaves interfaces and flows to the next process. */
+  async stop(leave = false): Promise<void> {
     clearInterval(this.look);
     await this.reloading;
     await this.running.stop();
     this.keying.close();
     this.closeUplink();
-    for (const attached of this.attached.values()) remove(attached);
+    for (const attached of this.attached.values()) (leave ? leaveBehind : remove)(attached);
     this.attached.clear();
-    closeSockets(this.sockets);
+    closeSockets(this.sockets, leave);
     this.published.close();
-    rememberTaps(this.options.state, []);
+    if (!leave) rememberTaps(this.options.state, []);
   }
 }

@@ -1,8 +1,8 @@
 /** What this host says about a config that is sound in itself: problems with their place in the file and a remedy. */
 import { existsSync, readFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import type { UplinkIntent } from '../engine/intent.js';
 import { addressBytes, addressesFor } from '../engine/tables/addresses6.js';
-import { flowBytes } from '../engine/tables/flows.js';
 import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
 import {
@@ -13,6 +13,7 @@ import {
   openUnderlay,
   type UnderlaySockets,
 } from './devices.js';
+import { FlowFile } from './flow-file.js';
 import { HostSide, type HostSideOptions, hostUplinkProblems } from './host-uplink.js';
 import { interfaceOf, type LocalInterface } from './interfaces.js';
 import { openRouter, routerProblems } from './router.js';
@@ -71,8 +72,8 @@ export interface Sockets {
   readonly uplinks: readonly UplinkIntent[];
   /** That of mode host, whose rules and routes are still to be made. */
   readonly host: HostSide | undefined;
-  /** Entries of the flow table, which the data plane writes; none without uplinks and services. */
-  readonly flows: SharedArrayBuffer | undefined;
+  /** Of the flow table; none without uplinks and services. */
+  readonly flows: FlowFile | undefined;
   /** IPv6 addresses of flows; none where no uplink has one. */
   readonly addresses: SharedArrayBuffer | undefined;
 }
@@ -83,13 +84,11 @@ export function openSockets(options: HostSideOptions, config: Config): Sockets {
   const sockets = openVxlan(file, config);
   let esp: EspSocket[] = [];
   let host: HostSide | undefined;
+  let flows: FlowFile | undefined;
   try {
     host = HostSide.open(options, config);
     esp = openEspSockets(file, config);
-    const flows =
-      config.uplinks.length + config.services.length === 0
-        ? undefined
-        : new SharedArrayBuffer(flowBytes(config.nat.maxFlows));
+    flows = openFlows(options, config);
     const addresses = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6)
       ? new SharedArrayBuffer(addressBytes(addressesFor(config.nat.maxFlows)))
       : undefined;
@@ -98,15 +97,35 @@ export function openSockets(options: HostSideOptions, config: Config): Sockets {
     host?.close();
     closeUnderlay(sockets);
     closeEsp(esp);
+    flows?.close();
     throw error;
   }
 }
 
-export function closeSockets({ sockets, esp, uplinks, host }: Sockets): void {
+/** @param keepFlows whether the next process is to find the flows; unless told, when they were found. */
+export function closeSockets({ sockets, esp, uplinks, host, flows }: Sockets, keepFlows?: boolean): void {
   closeUnderlay(sockets);
   closeEsp(esp);
   closeRouters(uplinks);
   host?.close();
+  flows?.close(keepFlows);
+}
+
+function openFlows({ file, state }: HostSideOptions, config: Config): FlowFile | undefined {
+  if (config.uplinks.length + config.services.length === 0) {
+    FlowFile.discard(state);
+    return undefined;
+  }
+  try {
+    return FlowFile.open(state, config);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const remedy =
+      code === 'ENOSPC'
+        ? `make room in ${dirname(state)}, lower nat.max_flows, or choose another place with --socket`
+        : 'see the message';
+    throw hostError(file, [{ path: ['nat'], message: `no file for the flows: ${message}`, remedy }]);
+  }
 }
 
 function closeRouters(uplinks: readonly UplinkIntent[]): void {

@@ -17,16 +17,22 @@ import type { Tap } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
 import { type Config, type Endpoint, gatewayAddresses, type Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
+import type { FlowFile } from './flow-file.js';
 import { PROTOCOL_NUMBERS, type PublishedPort } from './published.js';
 import { ServiceBook } from './services.js';
 import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
 class Numbers {
-  private readonly byName = new Map<string, number>();
+  private readonly byName: Map<string, number>;
 
-  /** @param first lowest number given out. */
-  constructor(private readonly first: number) {}
+  /** @param first lowest number given out. @param known numbers that names had in an earlier process. */
+  constructor(
+    private readonly first: number,
+    known: ReadonlyMap<string, number> = new Map(),
+  ) {
+    this.byName = new Map(known);
+  }
 
   /** Gives every name a number and forgets the names that are not there any more. */
   assign(names: readonly string[]): void {
@@ -59,8 +65,9 @@ export interface Plan {
   readonly services: ServiceBook;
 }
 
-export function createPlan(): Plan {
-  return { networks: new Numbers(0), endpoints: new Numbers(1), services: new ServiceBook() };
+/** @param networks numbers that networks had in an earlier process. */
+export function createPlan(networks?: ReadonlyMap<string, number>): Plan {
+  return { networks: new Numbers(0, networks), endpoints: new Numbers(1), services: new ServiceBook() };
 }
 
 /** Seed of the engine's hashes, so that nobody outside can choose colliding keys. */
@@ -159,7 +166,7 @@ export interface Opened {
   /** Of each uplink, in the order of the config. */
   readonly uplinks: readonly UplinkIntent[];
   readonly published: readonly PublishedPort[];
-  readonly flows: SharedArrayBuffer | undefined;
+  readonly flows: FlowFile | undefined;
   readonly addresses: SharedArrayBuffer | undefined;
   /** MTU of a network's interfaces, bytes. */
   readonly mtuOf: (network: string) => number;
@@ -188,7 +195,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
     domainOf: (network) => plan.networks.of(network),
     portOf: (endpoint) => plan.endpoints.of(endpoint),
   });
-  return {
+  const intent: Omit<Intent, 'flows'> = {
     underlay: {
       ...sockets[worker],
       address: addressOf(config.underlay.address),
@@ -236,11 +243,8 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       lastPort: config.nat.ports.last,
     },
     ...(services.length > 0 && { services, marks }),
-    ...(opened.flows && {
-      flows: {
-        ...{ capacity: config.nat.maxFlows, entries: opened.flows },
-        ...(opened.addresses && { addresses: opened.addresses }),
-      },
-    }),
   };
+  const { flows, addresses } = opened;
+  if (flows === undefined) return intent;
+  return { ...intent, flows: { ...flows.intentOf(config, intent), ...(addresses && { addresses }) } };
 }

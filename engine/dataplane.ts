@@ -21,6 +21,7 @@ import { createSegment } from './elements/segment.js';
 import { createUnfinished } from './elements/unfinished.js';
 import { createVxlanDecap, type VxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
+import { FlowMemory } from './flow-memory.js';
 import { GatewayWay } from './gateway.js';
 import { createGossip, type Gossip } from './gossip.js';
 import { Batch, type Consumer, Context, Stages } from './graph.js';
@@ -49,7 +50,7 @@ import { addressesOf } from './tables/addresses6.js';
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
-import { Flows } from './tables/flows.js';
+import type { Flows } from './tables/flows.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
 import type { BackendCounts } from './tables/services.js';
@@ -213,10 +214,8 @@ export class DataPlane {
     const behindServices = new Batch(this.bridge);
     const toVirtual = new Batch(NOWHERE);
     this.outputs[BALANCER_PORT] = toVirtual;
-    this.flows =
-      first.flows === undefined
-        ? null
-        : new Flows(first.flows.capacity, seed, context.seconds, first.flows.entries);
+    const flowMemory = first.flows ? new FlowMemory(context, first.flows) : null;
+    this.flows = flowMemory?.flows ?? null;
     this.gateway = new GatewayWay(context, {
       uplinks: first.uplinks,
       nat: first.nat,
@@ -276,6 +275,7 @@ export class DataPlane {
     };
     this.current = { ...first, ...empty };
     this.apply(first);
+    flowMemory?.begin(first);
   }
 
   private secureOptions({ underlay }: Intent, team: Team): SecureOptions | null {

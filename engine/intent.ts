@@ -142,12 +142,28 @@ export interface NatIntent {
   readonly lastPort: number;
 }
 
+/** Which of the flows that an earlier process left are still somebody's. */
+export interface LeftFlows {
+  /** Domains that are what they were. */
+  readonly domains: readonly number[];
+  /** Endpoints of this host; four bytes each. */
+  readonly endpoints: readonly { readonly domain: number; readonly address: Uint8Array }[];
+  /** Ports that were published and are not any more: external address, four bytes, protocol and port. */
+  readonly unpublished: readonly {
+    readonly address: Uint8Array;
+    readonly protocol: number;
+    readonly port: number;
+  }[];
+}
+
 /** The node's flow table. Stays for life. */
 export interface FlowTableIntent {
   readonly capacity: number;
-  /** Its entries, which others may read: `flowBytes(capacity)`, zero at first. */
-  readonly entries: SharedArrayBuffer;
-  /** IPv6 addresses of flows by number, likewise: `addressBytes`; absent where no uplink has IPv6. */
+  /** File of its entries, `flowBytes(capacity)` long, which others may read: see flow-memory.ts. */
+  readonly fd: number;
+  /** Absent when nothing is left there, or nothing any more. */
+  readonly left?: LeftFlows;
+  /** IPv6 addresses of flows by number: `addressBytes`; absent where no uplink has IPv6. */
   readonly addresses?: SharedArrayBuffer;
 }
 

@@ -108,6 +108,12 @@ function afterFin(state: number, inward: boolean): number {
   return state;
 }
 
+/** Whether a flow can be in a state, TCP or not. */
+export function isState(tcp: boolean, state: number): boolean {
+  if (state === NEW_IN || state === NEW_OUT || state === TWO_SIDED) return !tcp;
+  return tcp && state > NEW_IN && state < STATES;
+}
+
 /** What stays even when the table is full. */
 export const KEPT = 255;
 

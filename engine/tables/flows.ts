@@ -92,6 +92,11 @@ export interface FlowOwner {
   over(flow: number): number;
   /** Gives up what a flow uses, for it is about to be removed. */
   leave(flow: number): void;
+  /**
+   * Takes over a flow that another process left, and takes what it uses; its words are those of no one who can be
+   * trusted. Owners without it take none. @returns false when it cannot be.
+   */
+  adopt?(flow: number): boolean;
 }
 
 /** Owner of flows that use nothing. */
@@ -406,23 +411,54 @@ export class Flows {
   }
 
   /**
-   * Takes over the entries that another process left in the memory: those that `keep` says, with their expiry moved
-   * to this process's clock. To be called before anything else.
+   * Takes over the entries that another process left in the memory, with their expiry moved to this process's clock:
+   * those that `keep` and their owner say, that are not over, and of which no two have the same key. No word of an
+   * entry is believed. To be called before anything else.
+   * @param keep may set the owner.
    */
-  adopt(keep: (flow: number) => boolean, clockShift: number): number {
+  adopt(
+    now: number,
+    clockShift: number,
+    keep: (flow: number) => boolean,
+  ): { readonly taken: number; readonly refused: number } {
+    let refused = 0;
     this.freeHead = NO_FLOW;
     for (let flow = this.capacity; flow > 0; flow--) {
       const at = flow << FLOW_SHIFT;
-      if (this.words[at + OUT_KEY] !== 0 && keep(flow)) {
-        this.enter(flow);
-        this.size++;
-        this.setExpiry(flow, this.words[at + EXPIRY] + clockShift);
-        continue;
-      }
+      const empty = this.words[at + OUT_KEY] === 0;
+      if (!empty && keep(flow) && this.readmit(flow, now, this.words[at + EXPIRY] + clockShift)) continue;
+      if (!empty) refused++;
       this.words[at + OUT_KEY] = 0;
       this.giveBack(flow);
     }
-    return this.size;
+    return { taken: this.size, refused };
+  }
+
+  private readmit(flow: number, now: number, expiry: number): boolean {
+    const { words, doubles } = this;
+    const at = flow << FLOW_SHIFT;
+    if (expiry <= now || expiry > now + WHEEL_SECONDS || this.isKnown(at)) return false;
+    words[at + NEXT_OF_PORT] = NO_FLOW;
+    words[at + PREVIOUS_OF_PORT] = NO_FLOW;
+    const bytes = this.bytesOf(flow);
+    if (!(bytes >= 0 && bytes <= Number.MAX_SAFE_INTEGER)) doubles[(at + BYTES_WORD) >> 1] = 0;
+    if (this.ownerOf(flow).adopt?.(flow) !== true) return false;
+    this.enter(flow);
+    this.size++;
+    this.setExpiry(flow, expiry);
+    return true;
+  }
+
+  /** Whether some flow has a key of the entry at this word. */
+  private isKnown(at: number): boolean {
+    const { words, seed } = this;
+    const [remote, key] = [words[at + REMOTE_END], words[at + OUT_KEY]];
+    const known = (own: number, ports: number, its: number): boolean =>
+      this.find(flowKeyHash(seed, own, remote, ports, its), own, remote, ports, its) !== NO_FLOW;
+    return (
+      known(words[at + INSIDE], words[at + OUT_PORTS], key) ||
+      known(words[at + EXTERNAL], words[at + IN_PORTS], outerKey(key))
+    );
   }
 }
 

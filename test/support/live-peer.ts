@@ -5,13 +5,23 @@
  *   udp-client ADDRESS PORT SIZE…         sends a datagram of each size (N or FIRST-LAST), prints what came back
  *   line-echo ADDRESS PORT                a TCP server that sends back what it gets
  *   line-client ADDRESS PORT              sends numbered lines, prints each that comes back in its turn
+ *   slow-server ADDRESS PORT SECONDS      sends to each who connects for so long, and prints the sum of it
+ *   slow-client ADDRESS PORT              never sends; prints how much it got, a line a mebibyte, and the sum of it
  *   witness DEVICE FILTER                 prints every frame that package cap sees, in hexadecimal
  */
+import { createHash } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { connect, createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 
-export type PeerMode = 'udp-echo' | 'udp-client' | 'line-echo' | 'line-client' | 'witness';
+export type PeerMode =
+  | 'udp-echo'
+  | 'udp-client'
+  | 'line-echo'
+  | 'line-client'
+  | 'slow-server'
+  | 'slow-client'
+  | 'witness';
 
 /** What `udp-client` prints. */
 export interface UdpReport {
@@ -97,6 +107,47 @@ async function lineClient([address, port]: string[]): Promise<void> {
   }
 }
 
+/** Sixteen KiB in which each kibibyte tells its number of all. */
+function numbered(part: number): Buffer {
+  const chunk = Buffer.alloc(16384);
+  for (let i = 0; i < 16; i++) chunk.fill(`${part * 16 + i} `, i * 1024, (i + 1) * 1024);
+  return chunk;
+}
+
+function slowServer([address, port, seconds]: string[]): void {
+  const server = createServer(async (socket) => {
+    socket.on('error', (error) => print(error.message));
+    const hash = createHash('sha256');
+    const parts = Number(seconds) * 200;
+    for (let part = 0; part < parts; part++) {
+      const chunk = numbered(part);
+      hash.update(chunk);
+      if (!socket.write(chunk)) await new Promise((resolve) => socket.once('drain', resolve));
+      await delay(5);
+    }
+    socket.end();
+    print(`sum ${hash.digest('hex')}`);
+  });
+  server.listen(Number(port), address, () => print('listening'));
+}
+
+function slowClient([address, port]: string[]): void {
+  const hash = createHash('sha256');
+  let bytes = 0;
+  const socket = connect({ port: Number(port), host: address, allowHalfOpen: true });
+  socket.on('error', (error) => print(`failed: ${error.message}`));
+  socket.on('data', (chunk) => {
+    hash.update(chunk);
+    const before = bytes >> 20;
+    bytes += chunk.length;
+    if (bytes >> 20 !== before) print(`got ${bytes >> 20}`);
+  });
+  socket.on('end', () => {
+    print(`sum ${hash.digest('hex')}`);
+    socket.end();
+  });
+}
+
 interface CapModule {
   Cap: new () => {
     open(device: string, filter: string, size: number, buffer: Buffer): string;
@@ -122,6 +173,8 @@ const MODES: Record<PeerMode, (args: string[]) => void | Promise<void>> = {
   'udp-client': udpClient,
   'line-echo': lineEcho,
   'line-client': lineClient,
+  'slow-server': slowServer,
+  'slow-client': slowClient,
   witness,
 };
 

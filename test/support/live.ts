@@ -134,14 +134,22 @@ export class Engine {
   }
 
   /** Starts the process and does not wait. */
-  launch(): RunningCommand {
-    this.running = this.host.start(process.execPath, [MAIN, 'up', '-c', this.file, '--socket', this.socket]);
+  launch(...options: string[]): RunningCommand {
+    const args = ['up', '-c', this.file, '--socket', this.socket, ...options];
+    this.running = this.host.start(process.execPath, [MAIN, ...args]);
     return this.running;
   }
 
   /** Starts and waits until every port forwards. */
-  async start(): Promise<void> {
-    await this.launch().output(/^ready$/m, { timeoutMs: START_MS });
+  async start(...options: string[]): Promise<void> {
+    await this.launch(...options).output(/^ready$/m, { timeoutMs: START_MS });
+  }
+
+  /** Has a new process take over; resolves with the end of the old one when the new one forwards. */
+  async replace(): Promise<CommandResult> {
+    const before = this.running!;
+    await this.start('--replace');
+    return before.finish(START_MS);
   }
 
   /** Starts an engine that is to refuse; resolves with its end. */

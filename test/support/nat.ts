@@ -3,7 +3,7 @@
 import type { ExecutionContext } from 'ava';
 import { type NatOptions, NatTables, type Published } from '../../engine/elements/nat/tables.js';
 import { createNat, type Nat } from '../../engine/elements/nat.js';
-import { Batch } from '../../engine/graph.js';
+import { Batch, type Context } from '../../engine/graph.js';
 import { FLOW_SHIFT, Flows, PACKETS_OUT, STATE } from '../../engine/tables/flows.js';
 import {
   be16,
@@ -189,13 +189,20 @@ export class NatRig {
   private readonly inside: Sink;
 
   constructor(
-    options: Partial<NatOptions> & { readonly maxFlows?: number; readonly seed?: number } = {},
+    options: Partial<NatOptions> & {
+      readonly maxFlows?: number;
+      readonly seed?: number;
+      /** In place of a table of `maxFlows`. */
+      readonly flows?: (context: Context) => Flows;
+      readonly owner?: number;
+    } = {},
     seconds = 1000,
   ) {
     this.rig = new Rig();
     this.rig.context.setTime(seconds * 1000);
-    const { maxFlows = 1000, seed = 1, ...rest } = options;
-    this.tables = new NatTables(new Flows(maxFlows, seed, seconds), 0, {
+    const { maxFlows = 1000, seed = 1, owner = 0, flows, ...rest } = options;
+    const table = flows?.(this.rig.context) ?? new Flows(maxFlows, seed, seconds);
+    this.tables = new NatTables(table, owner, {
       external: ip(EXTERNAL),
       firstPort: 32768,
       lastPort: 60999,

@@ -13,7 +13,7 @@
  * the table was lost. An RST never makes one, nor does an ICMP reply.
  */
 import type { Context } from '../../graph.js';
-import { MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT } from '../../tables/connection.js';
+import { isState, MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT } from '../../tables/connection.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -23,6 +23,7 @@ import {
   NEXT_OF_PORT,
   NO_FLOW,
   OUT_KEY,
+  OUT_PORTS,
   PREVIOUS_OF_PORT,
   REMOTE_END,
   STATE,
@@ -204,6 +205,34 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     if (independent) ports.release(port >>> 16, port & 0xffff);
   }
 
-  flows.own(tables.owner, { over: () => 0, leave }, addresses !== null);
+  /** A flow that another process left: what `make` does for one, if all of it adds up. */
+  function adopt(flow: number): boolean {
+    const at = flow << FLOW_SHIFT;
+    const key = words[at + OUT_KEY];
+    const [inside, outside] = [words[at + INSIDE], words[at + EXTERNAL]];
+    const [outPorts, inPorts] = [words[at + OUT_PORTS], words[at + IN_PORTS]];
+    const keeps = routed[(key >>> 16) - 1] === 1 && inside === outside;
+    if (!keeps && outside !== external) return false;
+    if (!isState((key & 0xff) === PROTOCOL_TCP, words[at + STATE])) return false;
+    const port = portOf(key, inside, outside, inPorts);
+    // Of both sides it has the same remote port, and, where none is translated, the same ports.
+    if (((outPorts ^ inPorts) & (port < 0 ? -1 : ~0xffff)) !== 0) return false;
+    if (port >= 0) {
+      if (independent && !claim(port, inside, (outPorts & 0xffff) | (key & ~0xffff))) return false;
+      link(flow, port);
+    }
+    return true;
+  }
+
+  /** Takes a port for an endpoint, unless it is another one's. */
+  function claim(port: number, inside: number, endpoint: number): boolean {
+    const [space, number] = [port >>> 16, port & 0xffff];
+    const same = endpoints[port] === endpoint && insides[port] === inside;
+    if (!same && !ports.claim(space, inside, endpoint, number)) return false;
+    ports.use(space, number);
+    return true;
+  }
+
+  flows.own(tables.owner, { over: () => 0, leave, adopt }, addresses !== null);
   return { outward, inward };
 }

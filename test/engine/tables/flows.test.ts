@@ -275,9 +275,10 @@ test('a process takes over what another left, in its own time', (t) => {
   for (let n = 0; n < 40; n++) add(before, n, NOW + 100 + n);
   before.remove(7);
   const after = new Flows(capacity, 12345, 20, memory);
-  t.is(
-    after.adopt((flow) => flow % 2 === 0, 20 - NOW),
-    20,
+  after.own(0, { over: () => 0, leave: () => {}, adopt: () => true });
+  t.deepEqual(
+    after.adopt(20, 20 - NOW, (flow) => flow % 2 === 0),
+    { taken: 20, refused: 19 },
   );
   t.true(consistent(after));
   for (let n = 0; n < 40; n++) {
@@ -288,6 +289,32 @@ test('a process takes over what another left, in its own time', (t) => {
   t.is(after.expire(20 + 101, 1e6), 1);
   for (let n = 0; n < 31; n++) t.not(add(after, 100 + n), NO_FLOW);
   t.is(add(after, 200), NO_FLOW);
+});
+
+test('of what another process left, flows that are over, that come twice or that nobody wants are not taken', (t) => {
+  const capacity = 10;
+  const memory = new ArrayBuffer(flowBytes(capacity));
+  const before = new Flows(capacity, SEED, NOW, memory);
+  const twice = add(before, 0);
+  const over = add(before, 1, NOW + 10);
+  const distant = add(before, 2, NOW + WHEEL_SECONDS + 51);
+  const good = add(before, 3, NOW + 60);
+  const copy = add(before, 4);
+  for (let word = 0; word < 16; word++)
+    before.words[(copy << FLOW_SHIFT) + word] = before.words[(twice << FLOW_SHIFT) + word];
+  before.doubles[(good << (FLOW_SHIFT - 1)) + 7] = Number.NaN;
+  const orphan = add(before, 5);
+  before.words[(orphan << FLOW_SHIFT) + OUT_KEY] |= 3 << 10;
+  const after = new Flows(capacity, SEED, NOW + 50, memory);
+  after.own(0, { over: () => 0, leave: () => {}, adopt: () => true });
+  t.deepEqual(
+    after.adopt(NOW + 50, 0, () => true),
+    { taken: 2, refused: 4 },
+  );
+  t.true(consistent(after));
+  t.is(after.bytesOf(good), 0);
+  t.is([over, distant, orphan].filter((flow) => after.words[(flow << FLOW_SHIFT) + OUT_KEY] !== 0).length, 0);
+  t.not(find(after, ends(0)[0], ends(0)[1], ends(0)[2], ends(0)[3]), NO_FLOW);
 });
 
 test('hashes of neighbours spread: no slot of the index is the home of many', (t) => {

@@ -1,0 +1,243 @@
+/**
+ * The file in which the flow table lies, so that flows outlive the process: beside the daemon's state, which is on a
+ * tmpfs under /run. Memory of the process would go with it, and a file that is written now and then would be old when
+ * it is needed; this one is the table. Whoever is killed leaves it, and whoever is stopped removes it.
+ *
+ * What numbers of the entries stand for is in a second file: networks, and published ports. It never says of a number
+ * what is not so of every entry: what changes is first taken out of it, and put in when the data plane has changed.
+ */
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { dirname } from 'node:path';
+import { holdsFlows, takenOver } from '../engine/flow-memory.js';
+import type { FlowTableIntent, Intent, LeftFlows } from '../engine/intent.js';
+import { flowBytes } from '../engine/tables/flows.js';
+import { MAX_DOMAINS } from '../engine/tables/mac-table.js';
+import { native } from '../native-bindings/index.js';
+import { parseIp } from './addresses.js';
+import { localEndpoints } from './attached.js';
+import type { Config } from './config.js';
+import type { Plan } from './plan.js';
+
+/** What numbers stand for. */
+interface Names {
+  /** The boot in which flows were tracked: their clock is the kernel's, which begins anew with each. */
+  readonly boot: string;
+  /** Number of each network, by all that its flows depend on. */
+  readonly networks: Readonly<Record<string, number>>;
+  /** Published ports, as `publishedName` writes them. */
+  readonly published: readonly string[];
+}
+
+const PUBLISHED = /^\d+\.\d+\.\d+\.\d+ \d+ \d+ /;
+
+/** Of a file system in memory (statfs(2)). */
+const TMPFS_MAGIC = 0x01021994;
+
+const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+
+/** A network whose flows are of no use when any of this is different. */
+function networkNames({ networks }: Config): Map<string, string> {
+  return new Map(
+    networks.map(({ name, vni, subnet, uplink, masquerade }) => [
+      name,
+      JSON.stringify([name, vni, subnet, uplink ?? null, masquerade]),
+    ]),
+  );
+}
+
+function publishedNames({ publish, uplinks }: Pick<Intent, 'publish' | 'uplinks'>): string[] {
+  return publish.map(({ uplink, protocol, port, domain, address, target }) => {
+    const external = uplinks[uplink]?.address.join('.') ?? '';
+    return `${external} ${protocol} ${port} ${domain} ${address.join('.')} ${target}`;
+  });
+}
+
+export class FlowFile {
+  /** Numbers of networks that have flows in the file, by name. */
+  readonly numbers: ReadonlyMap<string, number>;
+  /** The entries, which the data plane writes meanwhile. */
+  readonly entries: ArrayBuffer;
+  private left: Names | undefined;
+  private noted: Names | undefined;
+
+  private constructor(
+    private readonly path: string,
+    private readonly fd: number,
+    config: Config,
+  ) {
+    const bytes = flowBytes(config.nat.maxFlows);
+    const names = fstatSync(fd).size === bytes ? readNames(namesPath(path)) : undefined;
+    if (names === undefined || !holdsFlows(native.fileMap(fd, bytes), config.nat.maxFlows)) {
+      ftruncateSync(fd, 0);
+      native.fileReserve(fd, bytes);
+    } else this.left = names;
+    this.noted = this.left;
+    this.entries = native.fileMap(fd, bytes);
+    const known = new Map(Object.entries(this.left?.networks ?? {}));
+    const now = [...networkNames(config)].map(([name, all]) => [name, known.get(all)] as const);
+    this.numbers = new Map(now.filter((entry): entry is [string, number] => entry[1] !== undefined));
+  }
+
+  /**
+   * Opens the file, or makes it.
+   * @throws Error with `code` ENOSPC when there is no room; Error for a file that is not ours, or in use.
+   */
+  static open(state: string, config: Config): FlowFile {
+    const path = filePath(state);
+    mkdirSync(dirname(path), { recursive: true });
+    const fd = openOwn(path);
+    try {
+      return new FlowFile(path, fd, config);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+  }
+
+  /** Removes what an earlier process left, for there is no table any more. */
+  static discard(state: string): void {
+    removeFiles(filePath(state));
+  }
+
+  /** What the data plane is told of it, with what else it is told. */
+  intentOf(config: Config, intent: Omit<Intent, 'flows'>): FlowTableIntent {
+    const { fd, left } = this;
+    const capacity = config.nat.maxFlows;
+    return left === undefined ? { capacity, fd } : { capacity, fd, left: this.leftOf(config, intent, left) };
+  }
+
+  private leftOf(config: Config, intent: Omit<Intent, 'flows'>, { published }: Names): LeftFlows {
+    const kept = new Set(publishedNames(intent));
+    const domains = this.numbers;
+    return {
+      domains: [...domains.values()],
+      endpoints: localEndpoints(config).flatMap(({ network, address }) => {
+        const domain = domains.get(network);
+        const { family, bytes } = parseIp(address.split('/')[0]);
+        return domain === undefined || family !== 4 ? [] : { domain, address: Uint8Array.from(bytes) };
+      }),
+      unpublished: published
+        .filter((name) => !kept.has(name))
+        .map((name) => {
+          const [address, protocol, port] = name.split(' ');
+          return {
+            address: Uint8Array.from(address.split('.').map(Number)),
+            protocol: Number(protocol),
+            port: Number(port),
+          };
+        }),
+    };
+  }
+
+  /** Before the data plane changes: what is the same before and after, and all that is published before or after. */
+  change(config: Config, plan: Plan, intent: Intent): void {
+    const next = namesOf(config, plan, intent);
+    const before = this.noted ?? { ...next, networks: {}, published: [] };
+    const same = Object.entries(next.networks).filter(([name, number]) => before.networks[name] === number);
+    this.write({
+      ...next,
+      networks: Object.fromEntries(same),
+      published: [...new Set([...before.published, ...next.published])],
+    });
+  }
+
+  /** When it has. */
+  settle(config: Config, plan: Plan, intent: Intent): void {
+    this.left = undefined;
+    this.write(namesOf(config, plan, intent));
+  }
+
+  private write(names: Names): void {
+    const path = namesPath(this.path);
+    writeFileSync(`${path}.new`, JSON.stringify(names), { mode: 0o600 });
+    renameSync(`${path}.new`, path);
+    this.noted = names;
+  }
+
+  /** What to say of a start: how many flows were taken over, and where the file had better be. */
+  said(): string[] {
+    const { taken, refused } = takenOver(this.entries);
+    const lines = taken + refused === 0 ? [] : [`flows: ${taken} taken over, ${refused} not`];
+    if (statfsSync(this.path).type !== TMPFS_MAGIC)
+      lines.push(`flows: ${this.path} is on no tmpfs, so the disk is written to all the time`);
+    return lines;
+  }
+
+  /** @param keep whether the next process is to find it; unless told, when this one found it so itself. */
+  close(keep = this.left !== undefined): void {
+    if (!keep) removeFiles(this.path);
+    closeSync(this.fd);
+  }
+}
+
+const filePath = (state: string): string => `${state}.flows`;
+const namesPath = (path: string): string => `${path}.names`;
+
+function removeFiles(path: string): void {
+  for (const one of [path, namesPath(path), `${namesPath(path)}.new`]) rmSync(one, { force: true });
+}
+
+function namesOf(config: Config, plan: Plan, intent: Intent): Names {
+  const networks = [...networkNames(config)].map(([name, all]) => [all, plan.networks.of(name)]);
+  return { boot: bootId(), networks: Object.fromEntries(networks), published: publishedNames(intent) };
+}
+
+/** Undefined when they are missing, damaged, or of an earlier boot: then the flows are of no use. */
+function readNames(path: string): Names | undefined {
+  try {
+    const { boot, networks, published } = JSON.parse(readFileSync(path, 'utf8')) as Partial<Names>;
+    if (boot !== bootId() || typeof networks !== 'object' || !Array.isArray(published)) return undefined;
+    const numbers = Object.values(networks);
+    if (!numbers.every((number) => Number.isInteger(number) && number >= 0 && number < MAX_DOMAINS))
+      return undefined;
+    if (new Set(numbers).size !== numbers.length) return undefined;
+    return { boot, networks, published: published.filter((name) => PUBLISHED.test(String(name))) };
+  } catch {
+    return undefined;
+  }
+}
+
+/** Opens a file of ours that nobody else holds. */
+function openOwn(path: string): number {
+  for (;;) {
+    const fd = openNoLink(path);
+    try {
+      const file = fstatSync(fd);
+      if (!file.isFile()) throw new Error(`${path} is no file: remove it`);
+      if (file.uid !== process.geteuid?.() || (file.mode & 0o077) !== 0)
+        throw new Error(`${path} is not this user's alone: somebody else made it, so remove it`);
+      if (!native.fileLock(fd))
+        throw new Error(
+          `${path} is in use by another process: stop it, or choose another path with --socket`,
+        );
+      // Whoever held it before may have removed it as its last deed.
+      if (statSync(path, { throwIfNoEntry: false })?.ino === file.ino) return fd;
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    closeSync(fd);
+  }
+}
+
+function openNoLink(path: string): number {
+  try {
+    return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ELOOP') throw error;
+    throw new Error(`${path} is a symbolic link: remove it`);
+  }
+}

@@ -17,7 +17,7 @@ import {
   publishRows,
 } from './conntrack.js';
 import type { Daemon } from './daemon.js';
-import type { Ending } from './hand-over.js';
+import { Ending } from './hand-over.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
 import {
@@ -279,7 +279,7 @@ function reply(response: ServerResponse, code: number, body: object): void {
 }
 
 /** Listens on a Unix socket. @throws Error when another daemon answers there, or it cannot be made. */
-export async function serve(daemon: Daemon, path: string, ending: Ending): Promise<Server> {
+export async function serve(daemon: Daemon, path: string, ending = new Ending()): Promise<Server> {
   const server = createServer((request, response) => {
     request.resume();
     if (request.method === 'POST' && request.url === '/hand-over') {

@@ -8,7 +8,6 @@ import test, { type ExecutionContext } from 'ava';
 import { ping, waitFor } from '../../cli/lab.js';
 import { type SaList, type SaRow, serve } from '../../control/api.js';
 import type { Daemon } from '../../control/daemon.js';
-import { Ending } from '../../control/hand-over.js';
 import type { Keying } from '../../control/keying/keying.js';
 import { UnknownPeer } from '../../control/keying/unknown-peer.js';
 import { live, MAIN, Mesh, overlayAddress, shared } from '../support/live.js';
@@ -78,7 +77,7 @@ async function socketOf(t: ExecutionContext, answers: Answers): Promise<string> 
   const directory = mkdtempSync(join(tmpdir(), 'weft-sa-'));
   const socket = join(directory, 'sock');
   const keying = { list: () => [], waiting: () => [], drops: () => ({}), ...answers };
-  const server = await serve({ keying } as unknown as Daemon, socket, new Ending());
+  const server = await serve({ keying } as unknown as Daemon, socket);
   t.teardown(() => {
     server.close();
     rmSync(directory, { recursive: true });

@@ -4,7 +4,7 @@
  *   c1, c2 (blue), g1 (green), i1 (inner, internal) ── host h1 ── out0 ── near (192.168.60.1) ── far (203.0.113.2)
  *
  * `near` routes between the link and `far`, and knows nothing of the networks' prefixes: what is not masqueraded is
- * not answered.
+ * not answered. With `ipv6` all of it has IPv6 as well.
  */
 import { type Namespace, type RunningCommand, waitFor } from '../../cli/lab.js';
 import { type Engine, type NodeFile, Rig } from './live.js';
@@ -13,6 +13,9 @@ export const UPLINK_ADDRESS = '192.168.60.10';
 export const NEAR_ADDRESS = '192.168.60.1';
 export const HOST_ADDRESS = '192.168.60.2';
 export const FAR_ADDRESS = '203.0.113.2';
+export const UPLINK_ADDRESS6 = 'fd00:60::10';
+export const NEAR_ADDRESS6 = 'fd00:60::1';
+export const FAR_ADDRESS6 = '2001:db8::2';
 
 export interface GatewayRigOptions {
   /** Keys over those of the file. */
@@ -21,6 +24,7 @@ export interface GatewayRigOptions {
   readonly farMtu?: number;
   /** Bytes, of the uplink's link. */
   readonly mtu?: number;
+  readonly ipv6?: boolean;
 }
 
 export class GatewayRig extends Rig {
@@ -55,7 +59,16 @@ export class GatewayRig extends Rig {
     });
     this.near.enableForwarding();
     this.far.route('default', { via: '203.0.113.1' });
+    if (options.ipv6) this.addIpv6();
     this.engine1 = this.engine(this.host, this.file());
+  }
+
+  private addIpv6(): void {
+    this.host.addAddresses('out0', ['fd00:60::2/64']);
+    this.near.addAddresses('in0', [`${NEAR_ADDRESS6}/64`]);
+    this.near.addAddresses('far0', ['2001:db8::1/64']);
+    this.far.addAddresses('eth0', [`${FAR_ADDRESS6}/64`]);
+    this.far.route('default', { via: '2001:db8::1' });
   }
 
   static async up(options: GatewayRigOptions = {}): Promise<GatewayRig> {
@@ -65,16 +78,26 @@ export class GatewayRig extends Rig {
   }
 
   file(): NodeFile {
+    const { ipv6 = false } = this.options;
     const network = (name: string, vni: number, third: number, more: object): Record<string, unknown> => ({
       ...{ name, vni, subnet: `10.0.${third}.0/24`, gateway: `10.0.${third}.254`, peers: [] },
+      ...(ipv6 && { subnet6: `fd00:${third}::/64`, gateway6: `fd00:${third}::fe` }),
       ...more,
     });
+    const address6 = (address: string): string =>
+      address.replace(/^10\.0\.(\d+)\.(\d+)$/, (_, third, fourth) => `fd00:${third}::${fourth}/64`);
     const endpoint = (netns: Namespace, net: string, address: string): Record<string, unknown> => ({
       ...{ name: netns.label, network: net, netns: netns.name, interface: 'eth0', address: `${address}/24` },
+      ...(ipv6 && { address6: address6(address) }),
     });
     return {
       underlay: { address: '192.168.50.1' },
-      uplinks: [{ name: 'out', interface: 'out0', address: `${UPLINK_ADDRESS}/24`, gateway: NEAR_ADDRESS }],
+      uplinks: [
+        {
+          ...{ name: 'out', interface: 'out0', address: `${UPLINK_ADDRESS}/24`, gateway: NEAR_ADDRESS },
+          ...(ipv6 && { address6: `${UPLINK_ADDRESS6}/64`, gateway6: NEAR_ADDRESS6 }),
+        },
+      ],
       networks: [
         network('blue', 42, 9, { uplink: 'out' }),
         network('green', 43, 10, { uplink: 'out' }),
@@ -114,26 +137,40 @@ export function hostFile(): Partial<NodeFile> {
 /** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
 export async function serve(
   server: Namespace,
-  protocol: 'TCP' | 'UDP',
+  protocol: 'TCP' | 'UDP' | 'TCP6' | 'UDP6',
   port: number,
 ): Promise<RunningCommand> {
-  const listen =
-    protocol === 'TCP' ? `TCP-LISTEN:${port},reuseaddr,fork` : `UDP-RECVFROM:${port},reuseaddr,fork`;
+  const tcp = protocol.startsWith('TCP');
+  const options = `${port},reuseaddr,fork${protocol.endsWith('6') ? ',ipv6only=1' : ''}`;
+  const listen = `${protocol}-${tcp ? 'LISTEN' : 'RECVFROM'}:${options}`;
   const running = server.start('socat', [listen, `SYSTEM:read line; echo "$SOCAT_PEERADDR $line"`]);
-  const list = ['-H', '-n', protocol === 'TCP' ? '-lt' : '-lu', `sport = :${port}`];
+  const list = ['-H', '-n', tcp ? '-lt' : '-lu', `sport = :${port}`];
   await waitFor(async () => (await server.run('ss', list)) !== '', { what: `a server on port ${port}` });
   return running;
 }
 
+const bracketed = (address: string): string => (address.includes(':') ? `[${address}]` : address);
+
+/** An address of IPv6 as socat shows it. */
+export function socatAddress(address: string): string {
+  const [head, tail] = address.split('::').map((part) => (part ? part.split(':') : []));
+  const zeros = Array<string>(8 - head!.length - tail!.length).fill('0');
+  return `[${[...head!, ...zeros, ...tail!].map((group) => group.padStart(4, '0')).join(':')}]`;
+}
+
 export async function askTcp(from: Namespace, address: string, port: number, line: string): Promise<string> {
-  const { stdout } = await from.exec('socat', ['-t', '2', '-', `TCP:${address}:${port},connect-timeout=2`], {
-    input: `${line}\n`,
-  });
+  const { stdout } = await from.exec(
+    'socat',
+    ['-t', '2', '-', `TCP:${bracketed(address)}:${port},connect-timeout=2`],
+    {
+      input: `${line}\n`,
+    },
+  );
   return stdout.trim();
 }
 
 export async function askUdp(from: Namespace, address: string, port: number, line: string): Promise<string> {
-  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${address}:${port}`], {
+  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${bracketed(address)}:${port}`], {
     input: `${line}\n`,
   });
   return stdout.trim();

@@ -14,7 +14,7 @@ import {
   type StationIntent,
 } from '../engine/intent.js';
 import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
-import { deriveMac, macBytes, parseIp, parsePrefix, virtualMac } from './addresses.js';
+import { deriveMac, formatIp, macBytes, parseIp, parsePrefix, virtualMac } from './addresses.js';
 import { FIRST_MARK } from './config/service-schema.js';
 import type { Backend, Config, MarkRule, Service } from './config.js';
 import { UnknownName } from './unknown-name.js';
@@ -28,6 +28,7 @@ const EVERYWHERE = new Uint8Array(4);
 interface ServiceNumbers {
   domainOf(network: string): number;
   portOf(endpoint: string): number;
+  uplinkOf(uplink: string): number;
 }
 
 /** Numbers below a limit. One that was given back rests before it is given out again, unless there is no other. */
@@ -190,8 +191,22 @@ export class ServiceBook {
       services,
       marks: config.marks.map((rule) => markIntentOf(rule, numbers)),
       stations: services.map(({ domain, address }) => ({ domain, mac: macAt(address), at: BALANCER_PORT })),
-      neighbours: services.map(({ domain, address }) => ({ domain, address, mac: macAt(address) })),
+      neighbours: this.neighboursOf(present, services),
     };
+  }
+
+  /** The virtual addresses, and of backends those that are no endpoints: whoever ends their flows finds them by it. */
+  private neighboursOf(services: readonly Service[], intents: readonly ServiceIntent[]): NeighbourIntent[] {
+    const found = new Map<string, NeighbourIntent>();
+    intents.forEach(({ domain, address, backends }, i) => {
+      const { network, vip } = services[i];
+      found.set(keyOf(network, vip), { domain, address, mac: macAt(address) });
+      for (const backend of backends) {
+        const key = keyOf(network, formatIp(backend.address));
+        if (!this.macs.has(key)) found.set(key, { domain, address: backend.address, mac: backend.mac });
+      }
+    });
+    return [...found.values()];
   }
 
   private intentOf(service: Service, numbers: ServiceNumbers): ServiceIntent {
@@ -207,6 +222,9 @@ export class ServiceBook {
       idle: service.idleTimeout,
       ports: service.ports.map(({ protocol, port, target }) => ({
         ...{ protocol: PROTOCOLS[protocol], port, target },
+      })),
+      publish: service.publish.map(({ protocol, port, target, uplink }) => ({
+        ...{ uplink: numbers.uplinkOf(uplink), protocol: PROTOCOLS[protocol], port, target },
       })),
       backends: this.backendsOf(service, known).map(backendIntentOf),
     };

@@ -386,7 +386,8 @@ function checkMark(
   findings: Findings,
 ): void {
   const { mark, network, endpoint } = fields;
-  const known = network !== undefined && find(networks, 'network', network, [...path, 'network'], findings);
+  const known =
+    network === undefined ? undefined : find(networks, 'network', network, [...path, 'network'], findings);
   for (const key of ['address', 'source'] as const) {
     const value = fields[key];
     if (value === undefined) continue;
@@ -394,14 +395,14 @@ function checkMark(
     if (family === 6)
       findings.add([...path, key], `${key} ${value.text} is of IPv6, which is not marked yet`, 'write IPv4');
   }
-  if (mark !== undefined) checkTarget(mark, network, [...path, 'mark'], services, findings);
+  if (mark !== undefined) checkTarget(mark, known?.fields.name, [...path, 'mark'], services, findings);
   if (endpoint === undefined) return;
   const at = [...path, 'endpoint'];
   const found = find(endpoints, 'endpoint', endpoint, at, findings);
   if (found?.written.has('vtep')) {
     const message = `endpoint "${endpoint}" is on another host`;
     findings.add(at, message, 'name a local endpoint, or write source: its address');
-  } else if (known && found?.fields.network !== undefined && found.fields.network !== network) {
+  } else if (known !== undefined && found?.fields.network !== undefined && found.fields.network !== network) {
     const message = `endpoint "${endpoint}" is in network "${found.fields.network}"`;
     findings.add(at, message, `name one of network "${network}"`);
   }

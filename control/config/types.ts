@@ -128,14 +128,14 @@ export interface Nat {
 }
 
 /** Protocol, port of a virtual address, and port of its backends. */
-export interface ServicePort {
+interface ServicePort {
   readonly protocol: 'tcp' | 'udp';
   readonly port: number;
   readonly target: number;
 }
 
 /** A port at an uplink's address at which a service is reached, at every node that has it. */
-export interface ServicePublish extends ServicePort {
+interface ServicePublish extends ServicePort {
   readonly mode: 'ingress';
   /** Name of an uplink of mode router of this config. */
   readonly uplink: string;

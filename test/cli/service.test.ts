@@ -41,7 +41,7 @@ services:
 /** A control socket behind which only services are answered for. */
 async function socketOf(t: ExecutionContext) {
   const book = new ServiceBook();
-  const tell = () => book.intents(CONFIG, { domainOf: () => 0, portOf: () => 1 }).services;
+  const tell = () => book.intents(CONFIG, { domainOf: () => 0, portOf: () => 1, uplinkOf: () => 0 }).services;
   tell();
   const counts: BackendCounts[] = [
     { id: 0, active: 3, inactive: 2, flows: 100, packets: 2000, bytes: 300_000, failures: 1 },

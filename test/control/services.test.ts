@@ -8,6 +8,7 @@ import { BALANCER_PORT } from '../../engine/intent.js';
 const NUMBERS = {
   domainOf: (network: string) => ['blue', 'red'].indexOf(network),
   portOf: (endpoint: string) => Number(endpoint.slice(1)),
+  uplinkOf: (uplink: string) => ['in', 'out'].indexOf(uplink),
 };
 
 const HEAD = `
@@ -60,7 +61,7 @@ test('a service is told with all its keys; its virtual address is a station and 
   t.deepEqual(services, [
     {
       ...{ id: 0, domain: 1, address, scheduler: 'maglev', direct: true, mark: 4294967295, affinity: 300 },
-      ...{ idle: 1200, ports: [{ protocol: 17, port: 53, target: 53 }] },
+      ...{ idle: 1200, ports: [{ protocol: 17, port: 53, target: 53 }], publish: [] },
       backends: [
         {
           ...{ id: 0, address: Uint8Array.of(10, 0, 9, 3), mac: Uint8Array.of(2, 0, 0, 0, 0, 3) },
@@ -82,6 +83,31 @@ test('a service is told with all its keys; its virtual address is a station and 
   const mac = Uint8Array.of(0x06, 0x57, 10, 0, 9, 100);
   t.deepEqual(stations, [{ domain: 1, mac, at: BALANCER_PORT }]);
   t.deepEqual(neighbours, [{ domain: 1, address, mac }]);
+});
+
+test('a published port is told with the number of its uplink', (t) => {
+  const { look } = bookOf(t);
+  const more = `ingress: { vni: 4096, subnet: 10.255.0.0/16 }
+uplinks: [{ name: out, interface: eth0, address: 192.168.60.10/24 }]
+`;
+  const port = 'publish: [{ protocol: udp, port: 8053, target: 53, mode: ingress }],';
+  const [{ publish }] = look(file([web(at(1), port)], more)).services;
+  t.deepEqual(publish, [{ uplink: 1, protocol: 17, port: 8053, target: 53 }]);
+});
+
+test('backends that are no endpoints are neighbours too, each once', (t) => {
+  const { look } = bookOf(t);
+  const other = `name: other, network: blue, vip: 10.0.9.101, backends: [${at(4)}]`;
+  const { neighbours } = look(file([web(`${at(1)}, ${at(2)}, ${at(3)}, ${at(4)}`), other]));
+  t.deepEqual(
+    neighbours.map(({ domain, address, mac }) => [domain, address[3], Buffer.from(mac).toString('hex')]),
+    [
+      [0, 100, '06570a000964'],
+      [0, 3, '02420a000903'],
+      [0, 4, '02420a000904'],
+      [0, 101, '06570a000965'],
+    ],
+  );
 });
 
 test('a rule of an endpoint names its port', (t) => {

@@ -2,6 +2,7 @@
  * TCP (RFC 9293, 3.1) on 16-bit views: word indices within the header, and the flags as a little-endian load of
  * the word that holds data offset and flags gives them (the flags in the high byte).
  */
+import { swap16 } from './ethernet.js';
 
 export const TCP_HEADER = 20;
 
@@ -24,4 +25,9 @@ export const CWR_LE = 0x8000;
 /** Length in bytes of the header whose flags word is given; below 20 it is nonsense. */
 export function tcpHeaderLength(flagsWord: number): number {
   return (flagsWord & 0xf0) >>> 2;
+}
+
+/** A sequence or acknowledgement number, unsigned; `word` is the index of its first 16-bit word. */
+export function sequenceAt(u16: Uint16Array, word: number): number {
+  return swap16(u16[word]) * 0x10000 + swap16(u16[word + 1]);
 }

@@ -7,6 +7,9 @@ import { fileURLToPath } from 'node:url';
 import { getHeapStatistics } from 'node:v8';
 import { chainOver, loadCaptures } from '../control/replay.js';
 import type { Chain } from '../engine/chain.js';
+import { SCHEDULERS, type SchedulerName } from '../engine/tables/backends.js';
+import type { Flows } from '../engine/tables/flows.js';
+import { type BalanceTraffic, balanceChain } from './balance.js';
 import { type NatTraffic, natChain } from './nat.js';
 import { chainOverTraffic, type EspTraffic, IMIX, type Traffic } from './traffic.js';
 
@@ -72,6 +75,7 @@ const SYNTHETIC: readonly Scenario[] = [
   ),
   ...espScenarios(),
   ...natScenarios(),
+  ...balanceScenarios(),
   { name: 'heap', group: 'heap', once: true, measure: measureHeap },
 ];
 
@@ -127,7 +131,47 @@ function natScenarios(): readonly Scenario[] {
       established(`nat ${flows} flows`, { flows, frames: Math.max(flows, 4096), inward: false }, floor),
       established(`nat ${flows} flows, from outside`, { flows, frames: Math.max(flows, 4096), inward: true }),
     ]),
-    { name: 'nat new flows', group: 'nat', floor: 1.5, measure: measureNewFlows },
+    { name: 'nat new flows', group: 'nat', floor: 1.5, measure: newNatFlows },
+  ];
+}
+
+function balanceScenarios(): readonly Scenario[] {
+  const usual: BalanceTraffic = {
+    ...{ chain: ['balance'], flows: 1024, frames: 4096, lengths: [64], services: 1, backends: 10 },
+    ...{ scheduler: 'rr', what: 'to-backends' },
+  };
+  const one = (
+    name: string,
+    more: Partial<BalanceTraffic>,
+    figures: { floor?: number; against?: string },
+  ) => ({
+    ...{ name: `balance ${name}`, group: 'balance', ...figures },
+    measure: async (seconds: number) => measureChain(balanceChain({ ...usual, ...more }), seconds),
+  });
+  const million = { flows: 1_000_000, frames: 1_000_000 };
+  const some = { flows: 16_384, frames: 16_384 };
+  const many = { services: 10_000, backends: 100_000 };
+  const fresh = (name: string, scheduler: SchedulerName, more: Partial<BalanceTraffic>) => ({
+    ...{ name: `balance new flows ${name}`, group: 'balance', floor: 1.2 },
+    measure: (seconds: number) => {
+      const chain = balanceChain({ ...usual, ...million, scheduler, what: 'new', ...more });
+      return measureNewFlows(chain, chain.tools.balance!.flows, seconds);
+    },
+  });
+  return [
+    one('1024 flows', {}, { floor: 12 }),
+    one('1024 flows, from backends', { what: 'from-backends' }, {}),
+    one('1000000 flows', million, { floor: 4 }),
+    one('1000000 flows, from backends', { ...million, what: 'from-backends' }, {}),
+    one('1 service', some, {}),
+    one('10000 services', { ...some, ...many }, { against: 'balance 1 service' }),
+    ...SCHEDULERS.map((scheduler) => fresh(scheduler, scheduler, {})),
+    { ...fresh('10000 services', 'rr', many), against: 'balance new flows rr' },
+    one(
+      'and all of the way out, imix',
+      { chain: ['bridge', 'balance', 'nat', ...OUT.slice(1), 'esp-encrypt'], lengths: IMIX },
+      { floor: 2.5 },
+    ),
   ];
 }
 
@@ -146,20 +190,24 @@ function established(name: string, traffic: NatTraffic, floor?: number): Scenari
 
 function natMemory({ tools }: Chain): Record<string, number> {
   const { flows, bytes } = tools.nat!.tables;
-  const { mean, longest } = flows.probes();
-  return {
-    bytesPerFlow: flows.bytes / flows.capacity,
-    tableMiB: bytes / 2 ** 20,
-    probes: mean,
-    longestProbe: longest,
-  };
+  return { ...tableFigures(flows), tableMiB: bytes / 2 ** 20 };
 }
 
-/** A million flows, each made by its first packet, that then expire: only the making is timed, and the longest call. */
-async function measureNewFlows(seconds: number): Promise<Measurement> {
-  const flows = 1_000_000;
-  const chain = natChain({ flows, frames: flows, inward: false });
-  const known = chain.tools.nat!.tables.flows;
+function tableFigures(flows: Flows): Record<string, number> {
+  const { mean, longest } = flows.probes();
+  const { bytes, capacity } = flows;
+  return { bytesPerFlow: bytes / capacity, tableMiB: bytes / 2 ** 20, probes: mean, longestProbe: longest };
+}
+
+async function newNatFlows(seconds: number): Promise<Measurement> {
+  const chain = natChain({ flows: 1_000_000, frames: 1_000_000, inward: false });
+  const measurement = await measureNewFlows(chain, chain.tools.nat!.tables.flows, seconds);
+  return { ...measurement, extra: { ...measurement.extra, ...natMemory(chain) } };
+}
+
+/** As many flows as the table holds, each made by its packet, that then expire: the making is timed, and the longest call. */
+async function measureNewFlows(chain: Chain, known: Flows, seconds: number): Promise<Measurement> {
+  const flows = known.capacity;
   const cpuOf = ({ user, system }: NodeJS.CpuUsage): number => (user + system) / 1e6;
   let [frames, elapsed, cpu, longest] = [0, 0, 0, 0];
   for (let round = 0; round < 2 || elapsed < seconds; round++) {
@@ -186,7 +234,7 @@ async function measureNewFlows(seconds: number): Promise<Measurement> {
     bytes: frames * 64,
     seconds: elapsed,
     cpuSeconds: cpu,
-    extra: { longestExpiryMs: longest, ...natMemory(chain) },
+    extra: { longestExpiryMs: longest, ...tableFigures(known) },
   };
 }
 

@@ -11,7 +11,7 @@ import { CHAIN_PORT, type ChainElement, type ChainTools, ELEMENTS } from './elem
 import type { InsidePrefix } from './elements/nat/one-stream.js';
 import { type NatOptions, NatTables } from './elements/nat/tables.js';
 import { Batch, Context, Stages } from './graph.js';
-import type { AssociationIntent } from './intent.js';
+import type { AssociationIntent, MarkIntent, ServiceIntent } from './intent.js';
 import { type FrameMemory, REMOTE } from './memory/frames.js';
 import { createCaptureSink } from './ports/capture-sink.js';
 import { createCaptureSource, type FrameList } from './ports/capture-source.js';
@@ -20,6 +20,8 @@ import { Associations } from './tables/associations.js';
 import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
 import { Flows } from './tables/flows.js';
 import { MAX_DOMAINS, MacTable } from './tables/mac-table.js';
+import { Neighbours } from './tables/neighbours.js';
+import { Services } from './tables/services.js';
 import { type LocalVtep, Vteps } from './tables/vteps.js';
 
 /** A replay repeats exactly. */
@@ -55,7 +57,19 @@ export interface ChainSetup {
   readonly rawEsp?: boolean;
   /** Absent: CHAIN_NAT. */
   readonly nat?: ChainNatSetup;
+  /** Absent: no services. */
+  readonly balance?: ChainBalanceSetup;
 }
+
+export interface ChainBalanceSetup {
+  readonly services: readonly ServiceIntent[];
+  readonly marks: readonly MarkIntent[];
+  /** Of a chain that has no `nat`, whose flows it shares. */
+  readonly maxFlows: number;
+}
+
+/** No services at all. */
+export const CHAIN_BALANCE: ChainBalanceSetup = { services: [], marks: [], maxFlows: 65536 };
 
 export interface ChainNatSetup extends Pick<NatOptions, 'external' | 'firstPort' | 'lastPort' | 'mapping'> {
   readonly maxFlows: number;
@@ -83,7 +97,7 @@ interface ChainTotals {
   readonly delivered: number;
   /** `element: reason` → frames, in the order of the chain, without zeros. */
   readonly drops: Record<string, number>;
-  /** Flows that `nat` knows. */
+  /** Flows that `nat` and `balance` know. */
   readonly flows: number;
 }
 
@@ -203,7 +217,7 @@ export function createChain(setup: ChainSetup): Chain {
     if (frames.inUse !== 0)
       throw new Error(`internal error: ${frames.inUse} slots are in use after the replay`);
     frames.audit();
-    return { frames: handed, bytes, delivered, drops, flows: tools.nat?.tables.flows.size ?? 0 };
+    return { frames: handed, bytes, delivered, drops, flows: flowsOf(tools)?.size ?? 0 };
   }
 
   function age(seconds: number): void {
@@ -244,9 +258,30 @@ function chainTools(setup: ChainSetup, context: Context): ChainTools {
     associations: chainAssociations(setup, vteps),
     espPort: setup.espPort ?? 0,
     rawEsp: setup.rawEsp ?? false,
-    // Tables of some megabytes.
-    nat: setup.names.includes('nat') ? chainNat(setup) : undefined,
+    ...tracking(setup),
   };
+}
+
+function flowsOf({ nat, balance }: Pick<ChainTools, 'nat' | 'balance'>): Flows | undefined {
+  return nat?.tables.flows ?? balance?.flows;
+}
+
+/** Tables of some megabytes, where an element needs them. */
+function tracking(setup: ChainSetup): Pick<ChainTools, 'nat' | 'balance'> {
+  const nat = setup.names.includes('nat') ? chainNat(setup) : undefined;
+  const balanced = setup.names.includes('balance') || setup.names.includes('mark');
+  return { nat, balance: balanced ? chainBalance(setup, nat?.tables.flows) : undefined };
+}
+
+function chainBalance({ balance = CHAIN_BALANCE }: ChainSetup, shared?: Flows): ChainTools['balance'] {
+  const services = new Services();
+  services.set(balance.services, () => {});
+  services.schedulers.rebuild(Number.POSITIVE_INFINITY);
+  const neighbours = new Neighbours(SEED);
+  for (const { domain, backends } of balance.services)
+    for (const { address, mac } of backends) neighbours.set(domain, address, mac);
+  const flows = shared ?? new Flows(balance.maxFlows, SEED, NOW / 1000);
+  return { services, neighbours, flows, marks: balance.marks };
 }
 
 function chainNat({ nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {

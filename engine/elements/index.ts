@@ -5,14 +5,22 @@
  * In a chain every output of an element leads to the next one, and a frame is never copied: each is delivered
  * once or dropped with a reason.
  */
-import { Batch, type Consumer, type Context, type Drops } from '../graph.js';
+import { Batch, type Consumer, type Context, Drops } from '../graph.js';
+import type { MarkIntent } from '../intent.js';
+import { NO_FRAME } from '../memory/frames.js';
 import type { Associations } from '../tables/associations.js';
+import { DEFAULT_TIMEOUTS } from '../tables/connection.js';
 import type { Domains } from '../tables/domains.js';
+import type { Flows } from '../tables/flows.js';
 import type { MacTable } from '../tables/mac-table.js';
+import type { Neighbours } from '../tables/neighbours.js';
+import type { Services } from '../tables/services.js';
 import type { LocalVtep, Vteps } from '../tables/vteps.js';
+import { createBalancer } from './balancer.js';
 import { createBridge } from './bridge.js';
 import { createEspDecrypt } from './esp-decrypt.js';
 import { createEspEncrypt } from './esp-encrypt.js';
+import { createMarker } from './mark.js';
 import { createTwoSidedNat, type InsidePrefix } from './nat/one-stream.js';
 import type { NatTables } from './nat/tables.js';
 import { createVxlanDecap } from './vxlan-decap.js';
@@ -35,12 +43,24 @@ export interface ChainTools {
   readonly rawEsp: boolean;
   /** Absent in a chain without `nat`. */
   readonly nat: ChainNat | undefined;
+  /** Absent in a chain without `balance` and `mark`. */
+  readonly balance: ChainBalance | undefined;
 }
 
 /** What the `nat` of a chain takes for inside, and what it knows. */
 interface ChainNat {
   readonly tables: NatTables;
   readonly inside: readonly InsidePrefix[];
+}
+
+/** Services of a chain, and what marks lead to them. */
+export interface ChainBalance {
+  readonly services: Services;
+  readonly marks: readonly MarkIntent[];
+  /** Those of `nat` where the chain has it. */
+  readonly flows: Flows;
+  /** The backends. */
+  readonly neighbours: Neighbours;
 }
 
 export interface ChainElement extends Consumer {
@@ -68,6 +88,8 @@ export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, 
   ['esp-decrypt', { summary: 'opens ESP packets', outer: 'needs', build: buildDecrypt }],
   ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
   ['nat', { summary: 'masquerades IPv4 behind one address', outer: 'keeps', build: buildNat }],
+  ['mark', { summary: 'gives packets firewall marks', outer: 'keeps', build: buildMark }],
+  ['balance', { summary: 'gives packets of services to backends', outer: 'keeps', build: buildBalance }],
 ]);
 
 function buildBridge({ context, stations, domains }: ChainTools, out: Batch): ChainElement {
@@ -115,4 +137,21 @@ function buildDecrypt({ context, associations, local, espPort }: ChainTools, out
 function buildNat({ context, nat }: ChainTools, out: Batch): ChainElement {
   if (nat === undefined) throw new TypeError('a chain with nat needs its tables');
   return createTwoSidedNat(context, nat.tables, nat.inside, out);
+}
+
+function buildMark({ context, balance }: ChainTools, out: Batch): ChainElement {
+  const marker = createMarker(context, {
+    process({ frames, count }) {
+      for (let k = 0; k < count; k++) out.push(frames[k]);
+    },
+  });
+  marker.set(balance!.marks);
+  return { drops: new Drops(context, 'mark', []), process: marker.process };
+}
+
+/** A chain hands on what it got and makes no frames: who is refused hears no ICMP error. */
+function buildBalance({ context, balance }: ChainTools, out: Batch): ChainElement {
+  const errors = { make: () => NO_FRAME };
+  const balancer = createBalancer(context, { ...balance!, errors, timeouts: DEFAULT_TIMEOUTS }, out);
+  return { ...balancer, finish: balancer.flush, expire: balancer.age };
 }

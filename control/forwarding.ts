@@ -5,8 +5,7 @@
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
-
-type Family = 4 | 6;
+import type { Family } from './addresses.js';
 
 const conf = (family: Family, device: string, key: string): string =>
   `/proc/sys/net/ipv${family}/conf/${device}/${key}`;
@@ -20,11 +19,22 @@ function read(path: string): string {
   }
 }
 
+/** Whether a key of an interface is there, and has a value if one is told. */
+export function hasConf(family: Family, device: string, key: string, value?: string): boolean {
+  const found = read(conf(family, device, key));
+  return value === undefined ? found !== '' : found === value;
+}
+
 /** Sets a key of an interface unless it is so. @throws Error with `code`, EROFS where /proc/sys is not to be written. */
 export function setConf(family: Family, device: string, key: string, value: string): void {
   const path = conf(family, device, key);
   if (read(path) !== value) writeFileSync(path, value);
 }
+
+/** What lets an interface forward: of IPv6 `forwarding` is for all of them, and Linux 6.17 has one for each. */
+const KEYS = { 4: 'forwarding', 6: 'force_forwarding' } as const;
+
+const isRouter = (family: Family): boolean => hasConf(family, 'all', 'forwarding', '1');
 
 export class Forwarding {
   /** Interfaces, `4 eth0`, that forward because of us. */
@@ -44,7 +54,13 @@ export class Forwarding {
 
   private path(key: string): string {
     const [family, device] = key.split(' ');
-    return conf(Number(family) as Family, device, 'forwarding');
+    const version = family === '4' ? 4 : 6;
+    return conf(version, device, KEYS[version]);
+  }
+
+  /** Whether this kernel forwards a family by all interfaces or none, and now by none. */
+  lacks(family: Family): boolean {
+    return !isRouter(family) && !hasConf(family, 'lo', KEYS[family]);
   }
 
   /** What is ours, to be noted. */
@@ -63,7 +79,7 @@ export class Forwarding {
     const fresh: string[] = [];
     for (const family of this.families) {
       // Who makes the host a router means everybody: nothing is ours any more.
-      const router = read(conf(family, 'all', 'forwarding')) === '1';
+      const router = isRouter(family);
       for (const key of this.changed)
         if (key.startsWith(`${family} `) && (router || !existsSync(this.path(key)))) this.ours.delete(key);
       if (!router) fresh.push(...this.closed(family));

@@ -3,7 +3,8 @@
  * host. It is held as long as it is published: who wants it meanwhile hears that it is taken.
  */
 import { native } from '../native-bindings/index.js';
-import { type Config, type HostProblem, hostError, type Publish } from './config.js';
+import { type Config, gatewayAddresses, type HostProblem, hostError, type Publish } from './config.js';
+import type { HostPort } from './host-rules.js';
 
 /** Ports that are given out when a rule names none. */
 const FIRST_AUTOMATIC = 30_000;
@@ -22,6 +23,21 @@ export interface PublishedPort {
   readonly target: number;
 }
 
+/** What a port is of the host: one of each IP version that its endpoint has, or that of its address. */
+export function hostPorts(config: Config, published: PublishedPort): HostPort[] {
+  const { protocol, address, port, target } = published;
+  const endpoint = config.endpoints.find(({ name }) => name === published.endpoint)!;
+  const network = gatewayAddresses(config.networks.find(({ name }) => name === endpoint.network)!);
+  const ends = [endpoint.address, ...(endpoint.address6 === undefined ? [] : [endpoint.address6])];
+  return ends.flatMap((cidr) => {
+    const to = cidr.split('/')[0];
+    const six = to.includes(':');
+    if ((six ? network.v6 : network.v4) === undefined) return [];
+    if (address !== undefined && address.includes(':') !== six) return [];
+    return { protocol, address, port, to, target };
+  });
+}
+
 /** Ports for a config, before it is what the node is. */
 interface Prepared {
   readonly ports: readonly PublishedPort[];
@@ -32,8 +48,6 @@ interface Prepared {
 }
 
 const keyOf = (uplink: string, protocol: string, port: number): string => `${uplink} ${protocol} ${port}`;
-const placeOf = ({ uplink, protocol, port, address }: PublishedPort): string =>
-  `${keyOf(uplink, protocol, port)} ${address ?? ''}`;
 const ruleOf = ({ endpoint, uplink, protocol, address, target }: Publish | PublishedPort): string =>
   [endpoint, uplink, protocol, address ?? '', target].join(' ');
 
@@ -146,22 +160,35 @@ class Round {
   }
 
   private hold(one: PublishedPort): string | undefined {
-    const place = placeOf(one);
-    let fd = this.before.get(place);
-    try {
-      const { protocol, address = '0.0.0.0', port } = one;
-      fd ??= native.portBind({ protocol: PROTOCOL_NUMBERS[protocol], address, port });
-    } catch (error) {
-      const { code = 'EUNKNOWN' } = error as NodeJS.ErrnoException;
-      // A kernel without the protocol has nobody who could hold its ports.
-      return code === 'EPROTONOSUPPORT' ? undefined : code;
+    const held: [place: string, fd: number][] = [];
+    for (const { to } of hostPorts(this.config, one)) {
+      const address = one.address ?? (to.includes(':') ? '::' : '0.0.0.0');
+      const place = `${one.protocol} ${one.port} ${address}`;
+      const got = this.before.get(place) ?? bind(one, address);
+      if (got === undefined) continue;
+      if (typeof got === 'number') held.push([place, got]);
+      else {
+        for (const [other, fd] of held) if (!this.before.has(other)) native.close(fd);
+        return got;
+      }
     }
-    this.held.set(place, fd);
+    for (const [place, fd] of held) this.held.set(place, fd);
     return undefined;
   }
 
   letGo(kept: ReadonlyMap<string, number>): void {
     for (const [place, fd] of this.held) if (!kept.has(place)) native.close(fd);
+  }
+}
+
+/** A descriptor that holds a port; undefined where nobody can; or the errno's name of why it cannot be had. */
+function bind({ protocol, port }: PublishedPort, address: string): number | string | undefined {
+  try {
+    return native.portBind({ protocol: PROTOCOL_NUMBERS[protocol], address, port });
+  } catch (error) {
+    const { code = 'EUNKNOWN' } = error as NodeJS.ErrnoException;
+    // A kernel without the protocol has nobody who could hold its ports.
+    return code === 'EPROTONOSUPPORT' || code === 'EAFNOSUPPORT' ? undefined : code;
   }
 }
 

@@ -50,7 +50,8 @@ export function checkPublish(
   checkPorts(fields, path, findings);
   const at = uplink ?? own;
   if (at === undefined) return;
-  checkMode(fields, path, uplinks.find(({ fields: one }) => one.name === at)?.fields.mode, findings);
+  const mode = uplinks.find(({ fields: one }) => one.name === at)?.fields.mode;
+  checkMode(fields, path, mode, endpoints, findings);
   checkTaken(fields, path, at, taken, findings);
 }
 
@@ -67,9 +68,10 @@ function checkPorts({ port, target }: PublishDraft['fields'], path: Path, findin
 }
 
 function checkMode(
-  { protocol, address }: PublishDraft['fields'],
+  { endpoint, protocol, address }: PublishDraft['fields'],
   path: Path,
   mode: 'router' | 'host' | undefined,
+  endpoints: readonly EndpointDraft[],
   findings: Findings,
 ): void {
   if (mode === 'router' && protocol === 'sctp') {
@@ -80,9 +82,19 @@ function checkMode(
   if (mode === 'router') {
     const message = "address is the host's, and this uplink has its own";
     findings.add([...path, 'address'], message, 'remove it, or publish at an uplink of mode host', 'key');
-  } else if (address.family === 6) {
-    const message = `${address.text} is an IPv6 address, at which nothing is published yet`;
-    findings.add([...path, 'address'], message, 'write an IPv4 address of this host');
+  } else if (address.text === '::1') {
+    const remedy = 'write 127.0.0.1 if the endpoint has IPv4, or another address of this host';
+    findings.add([...path, 'address'], 'the kernel lets nothing lead away from ::1', remedy);
+  } else {
+    const found = endpoints.find(({ fields }) => fields.name === endpoint)?.fields;
+    const families = [found?.address, found?.address6].map((prefix) => prefix?.address.family);
+    if (found === undefined || families.includes(address.family)) return;
+    const message = `${address.text} is an IPv${address.family} address, and endpoint "${endpoint}" has none`;
+    findings.add(
+      [...path, 'address'],
+      message,
+      `write an IPv${address.family === 4 ? 6 : 4} address of this host`,
+    );
   }
 }
 

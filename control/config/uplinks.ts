@@ -189,14 +189,7 @@ function checkNetwork(
       'add gateway: a host address of its subnet',
       'key',
     );
-  else if (way?.fields.mode === 'host' && subnet?.address.family === 6)
-    findings.add(
-      at,
-      `network "${name}" is IPv6, which does not leave by mode host yet`,
-      'remove uplink',
-      'key',
-    );
-  else if (way !== undefined && subnet?.address.family === 6 && way.fields.address6 === undefined)
+  else if (way?.fields.mode === 'router' && subnet?.address.family === 6 && way.fields.address6 === undefined)
     findings.add(
       at,
       `network "${name}" is IPv6, and uplink "${uplink}" has no address6`,

@@ -156,16 +156,6 @@ const ROWS: readonly Row[] = [
     'uplinks[0].address | 172.31.0.0 | /30 or /31',
   ],
   [
-    'an IPv6 network by mode host',
-    file({
-      uplinks: [HOST],
-      endpoints: [],
-      publish: [],
-      more: '  - { name: red, vni: 9, subnet: "fd00:9::/64", gateway: "fd00:9::1", ▸uplink: out }\n',
-    }).replace(/endpoints:\n/, ''),
-    'networks[1].uplink | does not leave by mode host yet | remove uplink',
-  ],
-  [
     'no interface',
     file({ uplinks: ['▸name: out, address: 192.168.60.10/24'] }),
     'uplinks[0] | interface is missing | add interface',
@@ -374,9 +364,14 @@ const ROWS: readonly Row[] = [
     "publish[0].address | the host's | remove it",
   ],
   [
-    'at an IPv6 address',
+    'at an IPv6 address, of an endpoint without',
+    file({ uplinks: [HOST], publish: [`${WEB}, address: ▸"2001:db8::1"`] }),
+    'publish[0].address | is an IPv6 address, and endpoint "c1" has none | write an IPv4 address',
+  ],
+  [
+    'at ::1',
     file({ uplinks: [HOST], publish: [`${WEB}, address: ▸"::1"`] }),
-    'publish[0].address | IPv6 address | write an IPv4 address',
+    'publish[0].address | the kernel lets nothing lead away from ::1 | 127.0.0.1',
   ],
   // Translation.
   [

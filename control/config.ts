@@ -217,7 +217,7 @@ function build(
     endpoints: endpoints.map(buildEndpoint),
     uplinks: ways.uplinks.map(buildUplink),
     publish: ways.publish.map((rule) => buildPublish(rule, networks, endpoints)),
-    nat: buildNat(ways.nat),
+    nat: buildNat(ways),
     ingress: ingress && buildNetwork(ingress, underlay, encapsulation),
     services: services.map((service) => buildService(service, networks, ways)),
     marks: marks.map(buildMark),

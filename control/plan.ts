@@ -241,6 +241,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       mapping: config.nat.mapping,
       firstPort: config.nat.ports.first,
       lastPort: config.nat.ports.last,
+      timeouts: config.nat.timeouts,
     },
     ...(services.length > 0 && { services, marks }),
   };

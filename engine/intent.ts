@@ -4,6 +4,8 @@
  */
 import type { SchedulerName } from './tables/backends.js';
 
+import type { Timeouts } from './tables/connection.js';
+
 interface UnderlayIntent {
   /** Socket bound to the VTEP's address and port. */
   readonly fd: number;
@@ -140,6 +142,7 @@ export interface NatIntent {
   /** Ports that are given out. */
   readonly firstPort: number;
   readonly lastPort: number;
+  readonly timeouts: Timeouts;
 }
 
 /** Which of the flows that an earlier process left are still somebody's. */

@@ -3,6 +3,7 @@
  * `relations.ts`. docs/configuration.md is the table for people; keep the two together.
  */
 import { z } from 'zod';
+import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { parseMac, quote, ValueError } from '../addresses.js';
 import { Secret } from '../secret.js';
 import { ALGORITHMS } from './derived.js';
@@ -250,8 +251,45 @@ function readPorts(text: string): Ports {
   return { first, last };
 }
 
-/** Most flows of an uplink; each takes 92 bytes. */
+/** Most flows of a node; each takes 92 bytes. */
 const MOST_FLOWS = 1 << 22;
+
+/** Longest that a flow may be silent: less than the timer wheel goes round in. */
+const MOST_SILENCE = 8191;
+
+/** Seconds of silence. Lower bounds are what the RFCs must not have undercut; of opening and closing they do not say. */
+export const timeoutsSchema = z.strictObject({
+  established: duration(
+    'established',
+    ...([7440, MOST_SILENCE, DEFAULT_TIMEOUTS.established, '124m'] as const),
+    'TCP until both sides have closed (RFC 5382, REQ-5: 2 h 4 min at least).',
+  ),
+  opening: duration(
+    'opening',
+    ...([10, 7440, DEFAULT_TIMEOUTS.opening, '4m'] as const),
+    'TCP that is not established yet (RFC 7857, 2.1).',
+  ),
+  closing: duration(
+    'closing',
+    ...([10, 7440, DEFAULT_TIMEOUTS.closing, '4m'] as const),
+    'TCP after both FINs or an RST (RFC 7857, 2.1).',
+  ),
+  udp: duration(
+    'udp',
+    ...([120, MOST_SILENCE, DEFAULT_TIMEOUTS.udp, '5m'] as const),
+    'UDP (RFC 4787, REQ-5: 2 min at least).',
+  ),
+  icmp: duration(
+    'icmp',
+    ...([60, MOST_SILENCE, DEFAULT_TIMEOUTS.icmp, '60s'] as const),
+    'ICMP queries (RFC 5508, REQ-2: 60 s at least).',
+  ),
+  other: duration(
+    'other',
+    ...([60, MOST_SILENCE, DEFAULT_TIMEOUTS.other, '5m'] as const),
+    'All other protocols.',
+  ),
+});
 
 export const natSchema = z.strictObject({
   mapping: leaf(
@@ -267,8 +305,9 @@ export const natSchema = z.strictObject({
   max_flows: leaf(
     integer(1024, MOST_FLOWS).default(262144),
     between(1024, MOST_FLOWS),
-    'Flows that an uplink can track, in memory taken at the start.',
+    'Flows that the node can track, in memory taken at the start.',
   ),
+  timeouts: timeoutsSchema.optional().meta({ description: 'Silence after which a flow goes.' }),
 });
 
 export const endpointSchema = z.strictObject({
@@ -434,6 +473,7 @@ export const SCHEMAS: readonly (readonly [place: string, schema: z.ZodObject])[]
   ['an entry of uplinks', uplinkSchema],
   ['an entry of publish', publishSchema],
   ['nat', natSchema],
+  ['nat.timeouts', timeoutsSchema],
   ['ingress', ingressSchema],
   ['an entry of services', serviceSchema],
   ['services[].affinity', affinitySchema],

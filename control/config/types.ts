@@ -2,6 +2,7 @@
  * What a node is told to be: the inert value read from its file, with every default filled in and every address in
  * canonical text. Units: MTU and sizes in bytes, times in seconds. docs/configuration.md has the meaning of each key.
  */
+import type { Timeouts } from '../../engine/tables/connection.js';
 import type { Secret } from '../secret.js';
 
 export interface Underlay {
@@ -125,6 +126,8 @@ export interface Nat {
   /** Ports given out. */
   readonly ports: { readonly first: number; readonly last: number };
   readonly maxFlows: number;
+  /** Seconds of silence. */
+  readonly timeouts: Timeouts;
 }
 
 /** Protocol, port of a virtual address, and port of its backends. */

@@ -1,12 +1,14 @@
 /** The keys `uplinks`, `publish` and `nat`: read, checked for each other and for the networks, and built. */
 import { createHash } from 'node:crypto';
 import { MAX_UPLINKS } from '../../engine/intent.js';
+import type { Timeouts } from '../../engine/tables/connection.js';
 import { contains, isLinkLocal, type Prefix } from '../addresses.js';
+import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { checkPublish, type PublishDraft, Taken } from './publish.js';
 import { type Draft, readLeaves, readList } from './read.js';
 import { type EndpointDraft, type NetworkDraft, Unique, unknownName, unusable } from './relations.js';
-import { natSchema, publishSchema, uplinkSchema } from './schema.js';
+import { natSchema, publishSchema, timeoutsSchema, uplinkSchema } from './schema.js';
 import type { Nat, Uplink } from './types.js';
 
 export interface Part<F> {
@@ -20,6 +22,7 @@ export interface UplinksDraft {
   readonly uplinks: readonly UplinkDraft[];
   readonly publish: readonly PublishDraft[];
   readonly nat: Draft<typeof natSchema>;
+  readonly timeouts: Draft<typeof timeoutsSchema>;
 }
 
 /** Reads the three keys of a file. */
@@ -32,7 +35,13 @@ export function readUplinks(root: Record<string, unknown>, findings: Findings): 
     path,
     fields: readLeaves(publishSchema, raw, path, findings),
   }));
-  return { uplinks, publish, nat: readLeaves(natSchema, root['nat'] ?? {}, ['nat'], findings) };
+  const nat = root['nat'] ?? {};
+  const timeouts = isMapping(nat) ? (nat['timeouts'] ?? {}) : {};
+  return {
+    ...{ uplinks, publish },
+    nat: readLeaves(natSchema, nat, ['nat'], findings),
+    timeouts: readLeaves(timeoutsSchema, timeouts, ['nat', 'timeouts'], findings),
+  };
 }
 
 /** Checks all that concerns ways out; absent fields were reported already and are passed over. */
@@ -277,6 +286,7 @@ export function buildUplink({ fields }: UplinkDraft): Uplink {
   };
 }
 
-export function buildNat({ mapping, ports, max_flows: maxFlows }: UplinksDraft['nat']): Nat {
-  return { mapping: mapping!, ports: ports!, maxFlows: maxFlows! };
+export function buildNat({ nat, timeouts }: UplinksDraft): Nat {
+  const { mapping, ports, max_flows: maxFlows } = nat;
+  return { mapping: mapping!, ports: ports!, maxFlows: maxFlows!, timeouts: timeouts as Timeouts };
 }

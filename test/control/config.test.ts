@@ -65,7 +65,10 @@ test("the design's file gives the whole config", (t) => {
     ingress: undefined,
     services: [],
     marks: [],
-    nat: { mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
+    nat: {
+      ...{ mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
+      timeouts: { established: 7440, opening: 240, closing: 240, udp: 300, icmp: 60, other: 300 },
+    },
     encryption: undefined,
     associations: [],
   });

@@ -194,7 +194,10 @@ const validFile = fc
       ),
       uplinks: [],
       publish: [],
-      nat: { mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
+      nat: {
+        ...{ mapping: 'endpoint-independent', ports: { first: 32768, last: 60999 }, maxFlows: 262144 },
+        timeouts: { established: 7440, opening: 240, closing: 240, udp: 300, icmp: 60, other: 300 },
+      },
       ingress: ingress
         ? {
             ...{

@@ -116,6 +116,7 @@ export function formatConfig(config: Config): string {
       mapping: config.nat.mapping,
       ports: `${config.nat.ports.first}-${config.nat.ports.last}`,
       max_flows: config.nat.maxFlows,
+      timeouts: config.nat.timeouts,
     },
     ingress: config.ingress && formatIngress(config.ingress),
     services: config.services.map(formatService),

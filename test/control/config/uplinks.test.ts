@@ -45,7 +45,7 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
   const config = parseConfig(
     file({
       publish: [WEB, 'endpoint: c1, protocol: udp, port: 53, uplink: out'],
-      more: 'nat: { mapping: endpoint-dependent, ports: 32768-60999, max_flows: 1000000 }\n',
+      more: 'nat: { mapping: endpoint-dependent, ports: 32768-60999, max_flows: 1000000, timeouts: { udp: 2m } }\n',
     }),
     'f',
   );
@@ -69,6 +69,7 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
     mapping: 'endpoint-dependent',
     ports: { first: 32768, last: 60999 },
     maxFlows: 1_000_000,
+    timeouts: { established: 7440, opening: 240, closing: 240, udp: 120, icmp: 60, other: 300 },
   });
   t.is(config.networks[0].uplink, 'out');
   t.true(config.networks[0].masquerade);
@@ -380,6 +381,27 @@ const ROWS: readonly Row[] = [
     'nat.ports | not a range of ports | such as 32768-60999',
   ],
   ['max_flows', file({ more: 'nat: { max_flows: ▸100 }\n' }), 'nat.max_flows | out of range | from 1024'],
+  [
+    'timeouts below what RFCs ask, and above what can be kept',
+    file({
+      more: 'nat: { timeouts: { established: ▸2h, udp: ▸119, icmp: ▸59s, opening: ▸7441, other: ▸3h } }\n',
+    }),
+    'nat.timeouts.established | established "2h" is not a duration | from 7440s to 8191s, such as 124m',
+    'nat.timeouts.udp | udp 119 is not a duration | from 120s to 8191s',
+    'nat.timeouts.icmp | icmp "59s" is not a duration | from 60s to 8191s',
+    'nat.timeouts.opening | opening 7441 is not a duration | from 10s to 7440s',
+    'nat.timeouts.other | other "3h" is not a duration | from 60s to 8191s',
+  ],
+  [
+    'unknown timeouts',
+    file({ more: 'nat: { timeouts: { ▸etsablished: 7440 } }\n' }),
+    'nat.timeouts.etsablished | unknown key "etsablished" | did you mean established?',
+  ],
+  [
+    'timeouts that are none',
+    file({ more: 'nat: { timeouts: ▸5 }\n' }),
+    'nat.timeouts | timeouts is the number 5, not a mapping | write keys and values',
+  ],
   [
     'mapping',
     file({ more: 'nat: { mapping: ▸symmetric }\n' }),

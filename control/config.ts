@@ -3,7 +3,7 @@
  * its place. Nothing is looked up on the host: whether a namespace exists or a port is free is for those who use it.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
-import { deriveMac } from './addresses.js';
+import { deriveMac, parsePrefix } from './addresses.js';
 import { defaultMtu } from './config/derived.js';
 import { isMapping, readDocument } from './config/document.js';
 import {
@@ -45,6 +45,7 @@ import { buildNat, buildUplink, checkUplinks, readUplinks, type UplinksDraft } f
 
 export {
   algorithmSizes,
+  carriedNetworks,
   defaultMtu,
   gatewayAddresses,
   largestMtu,
@@ -93,10 +94,8 @@ export function parseConfig(text: string, name: string): Config {
   return parse(text, name, undefined);
 }
 
-/** Keys of a file of which only the associations are read: no other field is a leaf. */
-const associationsSchema = configSchema
-  .pick({ security_associations: true })
-  .extend(configSchema.partial().shape);
+/** Keys of a file of which only a part is read: no field is a leaf. */
+const namesSchema = configSchema.partial();
 
 /**
  * Reads the static associations of a file, which may be a node's; of what else it holds only the names are looked at,
@@ -107,7 +106,7 @@ export function loadAssociations(path: string): readonly StaticAssociation[] {
   const { text, mode } = readConfigFile(path);
   const { value, findings } = readDocument(text.replace(/^\ufeff/, ''), path);
   if (value === undefined) throw new ConfigError(findings.problems);
-  readLeaves(associationsSchema, value ?? {}, [], findings);
+  readLeaves(namesSchema, value ?? {}, [], findings);
   const draft = readEncryption(isMapping(value) ? value : {}, findings);
   checkAssociations(draft, {}, findings);
   checkMode(draft, path, mode, findings);
@@ -117,6 +116,64 @@ export function loadAssociations(path: string): readonly StaticAssociation[] {
   }
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
   return freeze(buildAssociations(draft));
+}
+
+/**
+ * Reads the services and marks of a file, which may be a node's. Networks that it does not define, if it defines none,
+ * are taken for granted; `publish` of services is left out.
+ * @throws ConfigError as `loadConfig` does, and when there are none.
+ */
+export function loadServices(path: string): Pick<Config, 'endpoints' | 'services' | 'marks'> {
+  const { text } = readConfigFile(path);
+  const { value, findings } = readDocument(text.replace(/^\ufeff/, ''), path);
+  if (value === undefined) throw new ConfigError(findings.problems);
+  readLeaves(namesSchema, value ?? {}, [], findings);
+  const root = isMapping(value) ? value : {};
+  const { ingress, ...read } = readServices(root, findings);
+  const services = read.services.map((service) => ({ ...service, publish: [] }));
+  const written = readNetworks(root, findings);
+  const networks = written.length > 0 ? written : services.map(impliedNetwork);
+  const endpoints = readEndpoints(root, findings);
+  const ways = readUplinks({}, findings);
+  checkServices(
+    { ingress, services, marks: read.marks },
+    { workers: 1, ways, networks, endpoints },
+    findings,
+  );
+  if (services.length === 0)
+    findings.add(
+      ['services'],
+      'services is empty',
+      'add entries such as { name: web, network: blue, vip: … }',
+      'key',
+    );
+  if (findings.problems.length > 0) throw new ConfigError(findings.problems);
+  return freeze({
+    endpoints: endpoints.map(buildEndpoint),
+    services: services.map((service) => buildService(service, networks, ways)),
+    marks: read.marks.map(buildMark),
+  });
+}
+
+const EVERYTHING = parsePrefix('0.0.0.0/0');
+
+/** The network of a service where no networks are written: it has every address. */
+function impliedNetwork({
+  path,
+  fields: { network: name },
+}: ServicesDraft['services'][number]): NetworkDraft {
+  return { path, fields: { ...(name !== undefined && { name }), subnet: EVERYTHING }, peers: [] };
+}
+
+function readNetworks(root: Record<string, unknown>, findings: Findings): NetworkDraft[] {
+  return readList(root['networks'], ['networks'], findings, (raw, path) => readNetwork(raw, path, findings));
+}
+
+function readEndpoints(root: Record<string, unknown>, findings: Findings): EndpointDraft[] {
+  const all = readList(root['endpoints'], ['endpoints'], findings, (raw, path) =>
+    readEndpoint(raw, path, findings),
+  );
+  return all.filter((endpoint) => endpoint !== undefined);
 }
 
 function parse(text: string, name: string, mode: number | undefined): Config {
@@ -134,12 +191,8 @@ function parse(text: string, name: string, mode: number | undefined): Config {
   const root = readLeaves(configSchema, value, [], findings);
   if (!isMapping(value)) throw new ConfigError(findings.problems);
   const underlay = readUnderlay(value['underlay'], findings);
-  const networks = readList(value['networks'], ['networks'], findings, (raw, path) =>
-    readNetwork(raw, path, findings),
-  );
-  const endpoints = readList(value['endpoints'], ['endpoints'], findings, (raw, path) =>
-    readEndpoint(raw, path, findings),
-  ).filter((endpoint) => endpoint !== undefined);
+  const networks = readNetworks(value, findings);
+  const endpoints = readEndpoints(value, findings);
   const encryption = readEncryption(value, findings);
   const ways = readUplinks(value, findings);
   const services = readServices(value, findings);

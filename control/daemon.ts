@@ -24,6 +24,7 @@ import {
 } from './attached.js';
 import {
   type Config,
+  carriedNetworks,
   type HostProblem,
   hostError,
   type LocalEndpoint,
@@ -191,7 +192,7 @@ export class Daemon {
 
   /** MTU of a network's interfaces, bytes. */
   mtuOf(network: string, config = this.config): number {
-    const found = config.networks.find(({ name }) => name === network)!;
+    const found = carriedNetworks(config).find(({ name }) => name === network)!;
     return found.mtu ?? largestMtu(config, found, config.underlay.mtu ?? this.underlayDevice.mtu);
   }
 
@@ -225,7 +226,7 @@ export class Daemon {
   }
 
   private number(config: Config): void {
-    this.plan.networks.assign(config.networks.map(({ name }) => name));
+    this.plan.networks.assign(carriedNetworks(config).map(({ name }) => name));
     this.plan.endpoints.assign(localEndpoints(config).map(({ name }) => name));
   }
 
@@ -239,7 +240,7 @@ export class Daemon {
     const remote = config.endpoints.flatMap((endpoint) =>
       endpoint.kind === 'remote' ? [endpoint.vtep] : [],
     );
-    this.links = this.watch.follow([...config.networks.flatMap(({ peers }) => peers), ...remote]);
+    this.links = this.watch.follow([...carriedNetworks(config).flatMap(({ peers }) => peers), ...remote]);
   }
 
   /** Tells the worker what is now, once there is one. After a reload under way, or it would be what was before it. */

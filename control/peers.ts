@@ -1,6 +1,6 @@
 /** What the path to each VTEP of a node's file is, and whether the overlay's MTUs fit through it. */
 import { parseIp } from './addresses.js';
-import { type Config, largestMtu } from './config.js';
+import { type Config, carriedNetworks, largestMtu } from './config.js';
 import type { LocalInterface } from './interfaces.js';
 import { PathProber, type PathResult } from './path-mtu.js';
 
@@ -24,7 +24,7 @@ export interface PeerReport extends PathResult {
 
 /** VTEPs of other hosts in a node's file, in the order in which it names them. */
 export function remoteVteps(config: Config): string[] {
-  const peers = config.networks.flatMap((network) => network.peers);
+  const peers = carriedNetworks(config).flatMap((network) => network.peers);
   const stations = config.endpoints.flatMap((endpoint) =>
     endpoint.kind === 'remote' ? [endpoint.vtep] : [],
   );
@@ -63,7 +63,7 @@ function judge(
   vtep: string,
   pathMtu: number | undefined,
 ): NetworkVerdict[] {
-  return config.networks
+  return carriedNetworks(config)
     .filter(
       ({ name, peers }) =>
         peers.includes(vtep) ||

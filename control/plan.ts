@@ -3,11 +3,13 @@
  * and endpoints keep their numbers as long as they live, so that a reload changes only what differs.
  */
 import { randomInt } from 'node:crypto';
+import { meshStations } from '../engine/elements/mesh.js';
 import {
   GATEWAY_PORT,
   type GatewayAddressIntent,
   type GatewayIntent,
   type Intent,
+  MESH_PORT,
   type NeighbourIntent,
   type StationIntent,
   type UplinkIntent,
@@ -15,7 +17,7 @@ import {
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
-import { type Config, type Endpoint, gatewayAddresses, type Network } from './config.js';
+import { type Config, carriedNetworks, type Endpoint, gatewayAddresses, type Network } from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
 import type { FlowFile } from './flow-file.js';
 import { PROTOCOL_NUMBERS, type PublishedPort } from './published.js';
@@ -151,6 +153,13 @@ function publishOf(config: Config, plan: Plan, published: readonly PublishedPort
   });
 }
 
+/** Where the ingress network's packets for networks of this host arrive. */
+function meshStationsOf({ ingress, networks }: Config, plan: Plan): StationIntent[] {
+  if (ingress === undefined) return [];
+  const domain = plan.networks.of(ingress.name);
+  return networks.flatMap(({ vni }) => meshStations(vni).map((mac) => ({ domain, mac, at: MESH_PORT })));
+}
+
 /** What was opened on the host for a config. */
 export interface Opened {
   /** One set a worker. */
@@ -194,6 +203,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
   const { services, marks, ...virtual } = plan.services.intents(config, {
     domainOf: (network) => plan.networks.of(network),
     portOf: (endpoint) => plan.endpoints.of(endpoint),
+    uplinkOf: (uplink) => config.uplinks.findIndex(({ name }) => name === uplink),
   });
   const intent: Omit<Intent, 'flows'> = {
     underlay: {
@@ -209,10 +219,10 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
     links,
     udpSegmentation: opened.udpSegmentation,
     capacity: capacityFor(config),
-    domains: config.networks.map((network) => ({
+    domains: carriedNetworks(config).map((network) => ({
       id: plan.networks.of(network.name),
       vni: network.vni,
-      flags: flagsOf(config, network),
+      flags: network === config.ingress ? flagsOf(config, network) & ~LEARN : flagsOf(config, network),
       ageing: network.ageing,
       learningLimit: network.learningLimit,
       peers: network.peers.map(addressOf),
@@ -228,6 +238,7 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       ...present.map((endpoint) => stationOf(plan, endpoint)),
       ...gateways.map(({ domain, mac }) => ({ domain, mac, at: GATEWAY_PORT })),
       ...virtual.stations,
+      ...meshStationsOf(config, plan),
     ],
     neighbours: [
       ...present.flatMap((endpoint) => neighboursOf(plan, endpoint)),
@@ -244,6 +255,9 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       timeouts: config.nat.timeouts,
     },
     ...(services.length > 0 && { services, marks }),
+    ...(config.ingress && {
+      ingress: { domain: plan.networks.of(config.ingress.name), mtu: opened.mtuOf(config.ingress.name) },
+    }),
   };
   const { flows, addresses } = opened;
   if (flows === undefined) return intent;

@@ -13,6 +13,7 @@
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
+import { difference } from './difference.js';
 import { createBridge } from './elements/bridge.js';
 import { createBundle } from './elements/bundle.js';
 import { createCoalesce } from './elements/coalesce.js';
@@ -33,6 +34,7 @@ import {
   GATEWAY_PORT,
   type Intent,
   MAX_VTEPS,
+  MESH_PORT,
   type PortIntent,
   type StationIntent,
   UNDERLAY_PORT,
@@ -98,7 +100,7 @@ export class DataPlane {
   readonly vteps = new Vteps(MAX_VTEPS);
   readonly domains = new Domains();
   private readonly neighbours: Neighbours;
-  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(BALANCER_PORT + 1).fill(null);
+  private readonly outputs: (Batch | null)[] = new Array<Batch | null>(MESH_PORT + 1).fill(null);
   private readonly ports = new Map<number, Port>();
   private readonly stages = new Stages();
   private readonly tapInput: Batch;
@@ -224,13 +226,15 @@ export class DataPlane {
       neighbours: this.neighbours,
       ports: this.outputs,
       bridge: toBridge,
+      mesh: { domains: this.domains, stations: this.table, tunnel: toTunnel },
     });
     const batches = { front: toBridge, behind: behindServices, station: toVirtual };
     this.serve = () => {
       if (this.flows === null)
         throw new Error('services need a flow table, which this node was started without');
-      return new ServiceFront(context, this.flows, this.neighbours, batches, this.outputs);
+      return new ServiceFront(context, this.flows, this.neighbours, batches, this.outputs, this.gateway);
     };
+    this.outputs[MESH_PORT] = this.gateway.fromIngress;
     this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
     // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
@@ -320,6 +324,7 @@ export class DataPlane {
       else if (!this.gateway.receive(tag)) watched = tag;
     }
     this.runStages();
+    this.services?.work();
     this.spin = count > 0 && this.context.now - this.worked > SPARSE_MS ? SPIN_MICROSECONDS : 0;
     if (count > 0) this.worked = this.context.now;
     if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;
@@ -387,6 +392,7 @@ export class DataPlane {
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
     }
     this.gateway.apply(before, next);
+    if (next.ingress) this.domains.addPort(next.ingress.domain, MESH_PORT);
     if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();
     this.services?.apply(next);
     this.invalidate();
@@ -489,10 +495,4 @@ export class DataPlane {
 
 function key(station: StationIntent): [number, number] {
   return [macLow(station.mac), macHigh(station.mac, station.domain)];
-}
-
-/** Members of `a` that `b` does not have, compared by value. */
-function difference<T>(a: readonly T[], b: readonly T[]): T[] {
-  const known = new Set(b.map((item) => JSON.stringify(item)));
-  return a.filter((item) => !known.has(JSON.stringify(item)));
 }

@@ -20,7 +20,8 @@ import { createDeferred, type Deferred } from './deferred.js';
 import { createGateway } from './elements/gateway.js';
 import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
 import { createIcmpv6Errors, type Icmpv6Errors } from './elements/icmpv6-errors.js';
-import { NatTables } from './elements/nat/tables.js';
+import { createMesh, type Mesh, type MeshOptions } from './elements/mesh.js';
+import { type Balancing, NatTables } from './elements/nat/tables.js';
 import { createNat, type Nat } from './elements/nat.js';
 import { createResolver, type Resolver, type Station } from './elements/resolver.js';
 import { createRouteIn } from './elements/route-in.js';
@@ -33,6 +34,7 @@ import {
   type Intent,
   type NatIntent,
   type PublishIntent,
+  type ServiceIntent,
   type UplinkIntent,
 } from './intent.js';
 import { NO_FRAME } from './memory/frames.js';
@@ -67,6 +69,8 @@ export interface GatewayOptions {
   /** Sending side of each local port, by port number. */
   readonly ports: readonly (Batch | null)[];
   readonly bridge: Batch;
+  /** What the mesh needs beside, and where it sends frames for VTEPs. */
+  readonly mesh: Pick<MeshOptions, 'domains' | 'stations'> & { readonly tunnel: Batch };
 }
 
 /** One uplink, wired. */
@@ -102,6 +106,12 @@ export class GatewayWay {
   readonly gateways = new Gateways();
   private readonly uplinks: readonly Uplink[];
   private readonly inward: Batch;
+  /** What carries packets of services between nodes; null where nothing is tracked. */
+  private readonly mesh: Mesh | null;
+  private readonly toMesh = new Batch(NOWHERE);
+  private readonly fromMesh = new Batch(NOWHERE);
+  /** What the bridge of the ingress network delivers. */
+  readonly fromIngress = new Batch(NOWHERE);
   private announced = 0;
 
   constructor(context: Context, options: GatewayOptions) {
@@ -110,12 +120,16 @@ export class GatewayWay {
     const errors = { v4: createIcmpErrors(context), v6: createIcmpv6Errors(context) };
     this.inward = new Batch(NOWHERE);
     const { gateways, inward } = this;
+    const shared = { gateways, neighbours, ...options.mesh };
+    const outputs = { tunnel: options.mesh.tunnel, bridge, ports, outside: this.fromMesh };
+    this.mesh = flows && createMesh(context, { ...shared, flows }, outputs);
     this.uplinks = uplinks.map((uplink, index) =>
       wire(context, uplink, { ...options, index, gateways, errors, inward }),
     );
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
       bridge,
+      mesh: this.mesh && { element: this.mesh, forth: this.toMesh },
       uplinks: this.uplinks.map(({ fromInside, v6 }, index) => ({
         address: addressWord(uplinks[index].address),
         ...unusable(uplinks[index]),
@@ -125,6 +139,11 @@ export class GatewayWay {
       })),
     });
     this.inward.next = gateway.fromOutside;
+    this.fromMesh.next = gateway.fromMesh;
+    if (this.mesh !== null) {
+      this.toMesh.next = this.mesh.forth;
+      this.fromIngress.next = this.mesh.arrived;
+    }
     this.fromBridge = new Batch(gateway.fromInside);
   }
 
@@ -134,12 +153,17 @@ export class GatewayWay {
       ...[input, fromOutside],
       ...(v6 ? [v6.fromOutside] : []),
     ]);
-    return [...first, this.inward];
+    return [...first, this.inward, this.toMesh];
   }
 
   /** Stages behind it. */
   get outbound(): Batch[] {
-    return [this.fromBridge, ...this.uplinks.flatMap(({ outbound }) => outbound)];
+    return [
+      this.fromIngress,
+      this.fromBridge,
+      this.fromMesh,
+      ...this.uplinks.flatMap(({ outbound }) => outbound),
+    ];
   }
 
   /** Lets a wait report the uplinks' ports under their numbers. */
@@ -170,7 +194,7 @@ export class GatewayWay {
   tick(): void {
     for (const { translation, resolver, v6 } of this.uplinks) {
       translation?.nat.age();
-      v6?.translation.nat.age();
+      v6?.translation?.nat.age();
       for (const one of v6 ? [resolver, v6.resolver] : [resolver]) {
         one.tick();
         // Twice, for the first may come before the link forwards (RFC 5227, 2.3).
@@ -184,7 +208,7 @@ export class GatewayWay {
   private get translations(): Translation[] {
     return this.uplinks.flatMap(({ translation, v6 }) => [
       ...(translation ? [translation] : []),
-      ...(v6 ? [v6.translation] : []),
+      ...(v6?.translation ? [v6.translation] : []),
     ]);
   }
 
@@ -193,12 +217,23 @@ export class GatewayWay {
     return this.translations.reduce((sum, { publisher }) => sum + publisher.flush(filter), 0);
   }
 
+  /** Lets somebody choose the backends of what is published for services. */
+  balanceBy(balancing: Balancing): void {
+    for (const { tables } of this.translations) tables.balancing = balancing;
+  }
+
+  /** Where packets of an uplink's flows leave, by the number of its NAT. */
+  outsideOf(owner: number): Batch {
+    return this.uplinks[owner].fromInside;
+  }
+
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
   apply(before: Intent, next: Intent): void {
     const gone = before.gateways.filter((old) => !next.gateways.some((kept) => sameWay(old, kept)));
     for (const { domain } of gone) this.gateways.remove(domain);
     for (const gateway of next.gateways) this.gateways.set(gateway);
     this.gateways.reindex();
+    this.mesh?.ingress.set([next.ingress?.domain ?? -1, next.ingress?.mtu ?? 0]);
     const domains = new Set(gone.map(({ domain }) => domain));
     this.uplinks.forEach(({ routes }, index) => {
       routes?.set(next.gateways.filter(({ uplink }) => uplink === index));
@@ -208,10 +243,15 @@ export class GatewayWay {
       const bytes = tables.addresses === null ? 4 : 16;
       const mine = ({ uplink, address }: PublishIntent): boolean =>
         uplink === tables.owner && address.length === bytes;
-      publisher.set(next.publish.filter(mine));
+      publisher.set([...next.publish, ...(next.services ?? []).flatMap(publishedBy)].filter(mine));
       publisher.endDomains(domains);
     }
   }
+}
+
+/** The ports at which a service is reached from outside. */
+function publishedBy({ id, domain, address, publish }: ServiceIntent): PublishIntent[] {
+  return publish.map((port) => ({ ...port, domain, address, service: id }));
 }
 
 /** Whether packets of two intents for one domain go the same way. */
@@ -251,6 +291,7 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
   const port = tap ? createTapPort(context, { id, fd, domain: 0 }) : createPacketSocket(context, { id, fd });
   const toPort = new Batch(port);
   const station = stationOf(intent);
+  const routes = tap ? new Routes() : undefined;
   const name = String(index);
   const deferred = createDeferred(context, `again:${name}`);
   const unreachable = (frame: number, route: boolean): void => {
@@ -272,6 +313,7 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
           errors: errors.v6,
           inward,
           toPort,
+          routes,
         })
       : null;
   const toUplinkIn = (fromOutside: Batch): Batch =>
@@ -284,13 +326,12 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
       }),
     );
   const link = { port, toResolver, toPort, resolver, deferred, v6 };
-  if (tap) {
-    const routes = new Routes();
+  if (routes !== undefined) {
     const fromOutside = new Batch(createRouteIn(context, name, routes, inward));
     return {
       ...link,
       ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside: toResolver },
-      ...{ outbound: [toResolver, toPort], translation: undefined, routes },
+      ...{ outbound: [toResolver, ...(v6?.outbound ?? []), toPort], translation: undefined, routes },
     };
   }
   const toDeferred = new Batch(deferred);

@@ -134,6 +134,8 @@ export interface PublishIntent {
   /** Four bytes. */
   readonly address: Uint8Array;
   readonly target: number;
+  /** Number of the service that it stands for, whose address it is then. */
+  readonly service?: number;
 }
 
 /** Address translation of each uplink. Stays for life. */
@@ -201,11 +203,48 @@ export interface ServiceIntent {
   readonly idle: number;
   /** Ports of the virtual address; without any, every port of TCP and UDP, each to the same. */
   readonly ports: readonly ServicePort[];
+  readonly publish: readonly ServicePublishIntent[];
   /** In the order of the configuration, which is that of the schedulers. */
   readonly backends: readonly BackendIntent[];
+  /** How its backends are checked; what is found out then counts, not what `alive` says. Not where it is `direct`. */
+  readonly health?: HealthIntent;
+}
+
+/** How backends are checked, and when the result counts. */
+export interface HealthIntent {
+  /** Whether a connection is enough, or a page is asked for. */
+  readonly kind: 'tcp' | 'http';
+  /** Port at the backend. */
+  readonly port: number;
+  /** What is asked for with `http`; else empty. */
+  readonly path: string;
+  /** From one check to the next, and until one has failed, milliseconds. */
+  readonly interval: number;
+  readonly timeout: number;
+  /** Checks in a row. */
+  readonly failures: number;
+  readonly successes: number;
 }
 
 interface ServicePort {
+  /** 6 or 17. */
+  readonly protocol: number;
+  readonly port: number;
+  /** Port at the backend. */
+  readonly target: number;
+}
+
+/** The network over which packets of published services pass between nodes. */
+interface IngressIntent {
+  readonly domain: number;
+  /** Largest IP packet, bytes. */
+  readonly mtu: number;
+}
+
+/** A port of an uplink's address that stands for a service. */
+export interface ServicePublishIntent {
+  /** Index of the uplink, which is a router. */
+  readonly uplink: number;
   /** 6 or 17. */
   readonly protocol: number;
   readonly port: number;
@@ -265,6 +304,7 @@ export interface Intent {
   /** Absent on a node without services. */
   readonly services?: readonly ServiceIntent[];
   readonly marks?: readonly MarkIntent[];
+  readonly ingress?: IngressIntent;
   /** Absent on a node that tracks nothing: without uplinks. */
   readonly flows?: FlowTableIntent;
   /** Stations that the forwarding table can hold. Stays for life. */
@@ -288,6 +328,8 @@ export const GATEWAY_PORT = 4097;
 export const FIRST_UPLINK_PORT = 4098;
 /** Number under which bridges know the balancer. */
 export const BALANCER_PORT = 4114;
+/** Number under which the bridge of the ingress network knows the mesh. */
+export const MESH_PORT = 4115;
 /** Most uplinks of a node. */
 export const MAX_UPLINKS = 16;
 /** Most local endpoints: ports 1 to 4094. */

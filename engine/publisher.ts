@@ -68,6 +68,6 @@ export class Publisher {
   }
 }
 
-function keyOf({ protocol, port, domain, address, target }: PublishIntent): string {
-  return `${protocol} ${port} ${domain} ${address.join('.')} ${target}`;
+function keyOf({ protocol, port, domain, address, target, service }: PublishIntent): string {
+  return `${protocol} ${port} ${domain} ${address.join('.')} ${target} ${service}`;
 }

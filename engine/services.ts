@@ -8,6 +8,7 @@ import { createVirtualStation } from './elements/balancer/virtual-station.js';
 import { type Balancer, createBalancer } from './elements/balancer.js';
 import { createIcmpErrors } from './elements/icmp-errors.js';
 import { createMarker, type Marker } from './elements/mark.js';
+import type { GatewayWay } from './gateway.js';
 import type { Batch, Context } from './graph.js';
 import type { Intent } from './intent.js';
 import { DEFAULT_TIMEOUTS } from './tables/connection.js';
@@ -15,10 +16,8 @@ import type { Flows } from './tables/flows.js';
 import type { Neighbours } from './tables/neighbours.js';
 import { type BackendCounts, Services } from './tables/services.js';
 
-/** Number of the balancer among those who own flows; those of uplinks are below. */
-export const BALANCER_OWNER = 16;
 /** Steps of some nanoseconds that tables of schedulers may take between two breaths. */
-const REBUILD_STEPS = 50_000;
+const REBUILD_STEPS = 5000;
 
 export interface ServiceBatches {
   readonly front: Batch;
@@ -30,6 +29,7 @@ export class ServiceFront {
   private readonly services = new Services();
   private readonly balancer: Balancer;
   private readonly marker: Marker;
+  private rebuilding = false;
 
   /**
    * @param front what leads to the bridge; from now on it leads here.
@@ -43,11 +43,14 @@ export class ServiceFront {
     neighbours: Neighbours,
     { front, behind, station }: ServiceBatches,
     ports: readonly (Batch | null)[],
+    gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf'>,
   ) {
     const { services } = this;
     const errors = createIcmpErrors(context);
-    const shared = { flows, owner: BALANCER_OWNER, services, neighbours, errors };
+    const outside = (owner: number): Batch => gateway.outsideOf(owner);
+    const shared = { flows, services, neighbours, errors, outside };
     this.balancer = createBalancer(context, { ...shared, timeouts: DEFAULT_TIMEOUTS }, behind);
+    gateway.balanceBy(this.balancer.balancing);
     this.marker = createMarker(context, this.balancer);
     front.next = this.marker;
     station.next = createVirtualStation(context, services, ports);
@@ -55,13 +58,18 @@ export class ServiceFront {
 
   apply({ services = [], marks = [] }: Intent): void {
     this.services.set(services, (backend) => this.balancer.end(backend));
+    this.rebuilding = true;
     this.marker.set(marks);
   }
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
     this.balancer.age();
-    this.services.schedulers.rebuild(REBUILD_STEPS);
+  }
+
+  /** Called after each breath: goes on with tables that changes made stale. */
+  work(): void {
+    if (this.rebuilding) this.rebuilding = this.services.schedulers.rebuild(REBUILD_STEPS);
   }
 
   counts(): BackendCounts[] {

@@ -44,6 +44,11 @@ export function largestMtu(config: Config, { encrypted }: Network, pathMtu: numb
   return defaultMtu(pathMtu, parseIp(config.underlay.address).family, encapsulation);
 }
 
+/** Everything that is carried between hosts: the networks, and the ingress network of the routing mesh. */
+export function carriedNetworks({ networks, ingress }: Config): readonly Network[] {
+  return ingress === undefined ? networks : [...networks, ingress];
+}
+
 /** The gateway of a network and the prefix it is in, of each family. */
 export function gatewayAddresses({ gateway, gateway6, subnet, subnet6 }: Network): {
   readonly v4?: readonly [gateway: string, subnet: string];

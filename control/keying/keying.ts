@@ -9,7 +9,14 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AssociationIntent } from '../../engine/intent.js';
 import type { AssociationState } from '../../engine/tables/association-state.js';
 import { native as addon } from '../../native-bindings/index.js';
-import { type Config, type Encryption, hostError, type RingKey, type StaticAssociation } from '../config.js';
+import {
+  type Config,
+  carriedNetworks,
+  type Encryption,
+  hostError,
+  type RingKey,
+  type StaticAssociation,
+} from '../config.js';
 import { remoteVteps } from '../peers.js';
 import { watchClockSteps } from './clock-steps.js';
 import { KeyExchange } from './exchange.js';
@@ -305,10 +312,12 @@ function isRinged(encryption: Encryption | undefined): encryption is Encryption 
 
 /** VTEPs of encrypted networks that have no static association. */
 function exchangePeers(config: Config): string[] {
-  const networks = config.networks.filter(({ encrypted }) => encrypted);
+  const networks = carriedNetworks(config).filter(({ encrypted }) => encrypted);
   const endpoints = config.endpoints.filter(({ network }) => networks.some(({ name }) => name === network));
   const fixed = new Set(config.associations.map(({ peer }) => peer));
-  return remoteVteps({ ...config, networks, endpoints }).filter((vtep) => !fixed.has(vtep));
+  return remoteVteps({ ...config, networks, ingress: undefined, endpoints }).filter(
+    (vtep) => !fixed.has(vtep),
+  );
 }
 
 /** Whether an exchange that was made for one config serves for the other; peers and ring can be changed. */

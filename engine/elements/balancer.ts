@@ -22,6 +22,7 @@ import { BALANCER_PORT } from '../intent.js';
 import { BATCH_SIZE, NO_FRAME, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
 import {
   ESTABLISHED,
+  FIN_OUT,
   NEW_IN,
   nextTcpState,
   SYN_IN,
@@ -30,6 +31,7 @@ import {
   tcpTimeouts,
 } from '../tables/connection.js';
 import {
+  BALANCER_OWNER,
   EXPIRY,
   EXTERNAL,
   FLOW_SHIFT,
@@ -70,7 +72,6 @@ import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import {
   BALANCE_REASONS,
   createChooser,
-  isActive,
   NO_SERVICE_THERE,
   NO_SUCH_FLOW,
   WITHOUT_BACKEND,
@@ -82,6 +83,7 @@ import type { IcmpErrors } from './icmp-errors.js';
 import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
 import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
+import type { Balancing } from './nat/tables.js';
 
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
 const FIRST_ERROR = BALANCE_REASONS.length;
@@ -116,15 +118,17 @@ const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 const EXPIRY_BUDGET = 256;
 export interface BalancerOptions {
   readonly flows: Flows;
-  /** Its number among those who own flows. */
-  readonly owner: number;
   readonly services: Services;
   readonly neighbours: Neighbours;
   readonly timeouts: Timeouts;
   readonly errors: IcmpErrors;
+  /** Takes what leaves through the NAT that owns a flow, by its number. */
+  readonly outside: (owner: number) => Batch;
 }
 
 export interface Balancer extends Consumer {
+  /** Chooses for those who come from outside, too. */
+  readonly balancing: Balancing;
   readonly drops: Drops;
   /** Lets flows go whose time has come, and those of backends that are gone. Called between breaths. */
   age(): void;
@@ -138,25 +142,24 @@ export interface Balancer extends Consumer {
 export function createBalancer(context: Context, options: BalancerOptions, out: Batch): Balancer {
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
-  const { flows, owner, services, neighbours, timeouts, errors } = options;
+  const { flows, services, neighbours, timeouts, errors } = options;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
   const { backends, macs, idle, direct, inDomain, failures } = services;
-  const { active, inactive, packets, bytes, service: serviceOf } = backends;
+  const { packets, bytes, service: serviceOf } = backends;
   const tcp = tcpTimeouts(timeouts);
   const { values } = context.counters;
   const drops = new Drops(context, 'balance', REASONS);
   const { base } = context.counters.claim('balance', COUNTERS);
-  const ownerKey = (owner << OWNER_SHIFT) | IN_DOMAIN;
+  const ownerKey = (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
   const chooser = createChooser(context, {
     flows,
-    owner,
     services,
     timeouts,
     evicted: () => values[base + EVICTED]++,
   });
   const translator = createErrorTranslator(context, { flows, ownerKey });
   const resets = createResets(context);
-  const endings = createEndings(context, flows, chooser, resets, neighbours, out);
+  const endings = createEndings(context, flows, resets, neighbours, out, options.outside);
   const fragments = [OUT, IN].map((direction) =>
     createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, FRAGMENT)),
   );
@@ -351,13 +354,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const oneSided = direct[serviceOf[backend]] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
     const opened = oneSided && state === SYN_IN && (flags & TURNING_FLAGS) === 0;
     const next = opened ? ESTABLISHED : nextTcpState(state, inward, flags);
-    // Neither accepted nor left to hang: whoever looks after its health may want to know.
-    if (state === SYN_IN && !inward && (flags & RST_LE) !== 0) failures[backend]++;
-    if (next !== state) words[at + STATE] += next - state;
-    if (isActive(state) && !isActive(next)) {
-      active[backend]--;
-      inactive[backend]++;
-    }
+    words[at + STATE] += next - state;
+    chooser.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
     const expiry = context.seconds + (next === ESTABLISHED ? idle[backend] : tcp[next]);
     if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
@@ -462,14 +460,12 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     return true;
   }
 
-  flows.own(owner, {
+  flows.own(BALANCER_OWNER, {
     over(flow) {
       const state = words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
       const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
-      if (chooser.isTcp(flow) && isActive(state)) {
-        if (state === SYN_IN) failures[backend]++;
-        else endings.reset(flow);
-      }
+      if (chooser.isTcp(flow) && state === SYN_IN) failures[backend]++;
+      if (chooser.isTcp(flow) && state >= FIN_OUT) endings.reset(flow);
       return 0;
     },
     leave: chooser.leave,
@@ -485,6 +481,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     drops,
     process,
     age,
+    balancing: chooser,
     end: endings.begin,
     flush() {
       for (const side of fragments) side.expire(true);

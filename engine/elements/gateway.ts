@@ -56,6 +56,7 @@ import { createFragmenter } from './fragment.js';
 import { createGatewayV6, type GatewayUplinkV6 } from './gateway-v6.js';
 import type { IcmpErrors } from './icmp-errors.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
+import { type Mesh, NO_NODE } from './mesh.js';
 
 const REASONS = [
   'remote',
@@ -114,6 +115,8 @@ export interface GatewayOutputs {
   readonly ports: readonly (Batch | null)[];
   readonly uplinks: readonly GatewayUplink[];
   readonly bridge: Batch;
+  /** Packets for stations of all nodes; null where nothing is carried between nodes. */
+  readonly mesh: { readonly element: Mesh; readonly forth: Batch } | null;
 }
 
 export interface Gateway {
@@ -121,6 +124,8 @@ export interface Gateway {
   readonly dropsV6: Drops;
   readonly fromInside: Consumer;
   readonly fromOutside: Consumer;
+  /** Packets that came back from another node, and leave here. */
+  readonly fromMesh: Consumer;
 }
 
 export function createGateway(
@@ -138,6 +143,7 @@ export function createGateway(
   const drops = new Drops(context, 'gateway', REASONS);
   const { base } = context.counters.claim('gateway', COUNTERS);
   const fragmenter = createFragmenter(context);
+  const mesh = to.mesh?.element ?? null;
   const v6 = createGatewayV6(context, gateways, neighbours, errorsV6, to);
 
   function fromInside(batch: Batch): void {
@@ -181,7 +187,26 @@ export function createGateway(
     else if (destination === address[dom]) local(frame, ip, address[dom]);
     else if (!isRoutable(destination)) drops.drop(frame, BAD_DESTINATION);
     else if ((u16[ip] & 15) > 5 && hasSourceRoute(u16, ip)) drops.drop(frame, SOURCE_ROUTE);
-    else if (((destination ^ subnet[dom]) & mask[dom]) === 0)
+    else if (mesh === null || !backByMesh(mesh, frame, ip)) onward(frame, ip, destination);
+  }
+
+  /** Whether a packet answers a client that came by another node, to which it goes back then. */
+  function backByMesh(mesh: Mesh, frame: number, ip: number): boolean {
+    const vtep = mesh.entryOf(frame, ip);
+    if (vtep === NO_NODE) return false;
+    if ((u16[ip + IPV4_TTL_PROTOCOL] & 0xff) <= 1) refuse(frame, TTL_EXCEEDED, TIME_EXCEEDED, 0, 0);
+    else if (packetSize(frame, ip) > mesh.ingress[1])
+      refuse(frame, TOO_BIG, UNREACHABLE, FRAGMENTATION_NEEDED, mesh.ingress[1]);
+    else {
+      hop(ip);
+      mesh.back(frame, vtep);
+    }
+    return true;
+  }
+
+  function onward(frame: number, ip: number, destination: number): void {
+    const dom = domain[frame];
+    if (((destination ^ subnet[dom]) & mask[dom]) === 0)
       refuse(frame, SAME_NETWORK, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, 0);
     else if (uplinkOf[dom] === NO_UPLINK) refuse(frame, WITHOUT_UPLINK, UNREACHABLE, NET_UNREACHABLE, 0);
     else route(frame, ip, destination, uplinks[uplinkOf[dom]]);
@@ -265,6 +290,16 @@ export function createGateway(
     values[base + INWARD] += count;
   }
 
+  function fromMesh(batch: Batch): void {
+    for (let k = 0; k < batch.count; k++) {
+      const frame = batch.frames[k];
+      const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+      const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+      route(frame, ip, destination, uplinks[uplinkOf[domain[frame]]]);
+    }
+    values[base + OUTWARD] += batch.count;
+  }
+
   function inward(frame: number): void {
     const dom = domain[frame];
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
@@ -284,19 +319,20 @@ export function createGateway(
       }
       u16[w + 6] = ETHERTYPE_IPV4_LE;
       ingress[frame] = GATEWAY_PORT;
-      deliver(frame, ip, mtu[dom]);
+      if (mesh === null || mesh.ingress[0] < 0) deliver(frame, ip, mtu[dom], bridge);
+      else deliver(frame, ip, Math.min(mtu[dom], mesh.ingress[1]), to.mesh!.forth);
     }
   }
 
-  function deliver(frame: number, ip: number, most: number): void {
+  function deliver(frame: number, ip: number, most: number, way: Batch): void {
     if (packetSize(frame, ip) <= most) {
       hop(ip);
-      bridge.push(frame);
+      way.push(frame);
       return;
     }
     const cut = (u16[ip + IPV4_FRAGMENT] & DONT_FRAGMENT_LE) === 0;
     if (cut) hop(ip);
-    if (cut && fragmenter.fragment(frame, most, bridge)) values[base + FRAGMENTED]++;
+    if (cut && fragmenter.fragment(frame, most, way)) values[base + FRAGMENTED]++;
     else sendBack(frame, TOO_BIG, UNREACHABLE, FRAGMENTATION_NEEDED, most);
   }
 
@@ -314,5 +350,6 @@ export function createGateway(
     dropsV6: v6.drops,
     fromInside: { process: fromInside },
     fromOutside: { process: fromOutside },
+    fromMesh: { process: fromMesh },
   };
 }

@@ -152,6 +152,10 @@ function buildMark({ context, balance }: ChainTools, out: Batch): ChainElement {
 /** A chain hands on what it got and makes no frames: who is refused hears no ICMP error. */
 function buildBalance({ context, balance }: ChainTools, out: Batch): ChainElement {
   const errors = { make: () => NO_FRAME };
-  const balancer = createBalancer(context, { ...balance!, errors, timeouts: DEFAULT_TIMEOUTS }, out);
+  const balancer = createBalancer(
+    context,
+    { ...balance!, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => out },
+    out,
+  );
   return { ...balancer, finish: balancer.flush, expire: balancer.age };
 }

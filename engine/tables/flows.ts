@@ -56,6 +56,9 @@ export const IN_DOMAIN = 0x200;
 /** Who made the flow and has to be told when it goes. */
 export const OWNER_SHIFT = 10;
 export const OWNERS = 32;
+/** Owners below are the uplinks' NATs, by index; then the balancer, and the mesh. */
+export const BALANCER_OWNER = 16;
+export const MESH_OWNER = 17;
 /** Bits of a key that tell the owner and the family. */
 export const OWNER_KEY = ((OWNERS - 1) << OWNER_SHIFT) | IPV6_FLOW;
 /** What of OUT_KEY a packet from outside has. */

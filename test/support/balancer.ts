@@ -13,7 +13,6 @@ import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from
 
 export const VIP = '10.0.9.100';
 export const CLIENT = '10.0.9.50';
-const OWNER = 16;
 
 /** Backend `n`: 10.0.9.n. */
 export function backend(n: number, more: Partial<BackendIntent> = {}): BackendIntent {
@@ -32,7 +31,7 @@ export function service(more: Partial<ServiceIntent> = {}): ServiceIntent {
       affinity: 0,
       idle: 7440,
     },
-    ...{ ports: [], backends: [1, 2, 3].map((n) => backend(n)), ...more },
+    ...{ ports: [], publish: [], backends: [1, 2, 3].map((n) => backend(n)), ...more },
   };
 }
 
@@ -54,9 +53,13 @@ export class BalancerRig {
       for (const { address, mac } of backends) neighbours.set(0, address, mac);
     this.sink = this.rig.sink();
     this.batch = new Batch(this.sink);
-    const shared = { flows: this.flows, owner: OWNER, services: this.services, neighbours };
+    const shared = { flows: this.flows, services: this.services, neighbours };
     const errors = createIcmpErrors(context);
-    this.balancer = createBalancer(context, { ...shared, errors, timeouts: DEFAULT_TIMEOUTS }, this.batch);
+    this.balancer = createBalancer(
+      context,
+      { ...shared, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => this.batch },
+      this.batch,
+    );
     this.set(services);
   }
 

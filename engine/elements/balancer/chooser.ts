@@ -6,23 +6,26 @@
  */
 import type { Context } from '../../graph.js';
 import { NO_BACKEND } from '../../tables/backends.js';
-import { FIN_BOTH, NEW_IN, SYN_IN, type Timeouts, TRANSITORY, TWO_SIDED } from '../../tables/connection.js';
+import { ESTABLISHED, NEW_IN, SYN_IN, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
 import {
+  BALANCER_OWNER,
   EXPIRY,
   FLOW_SHIFT,
   type Flows,
   flowKeyHash,
+  IN_DOMAIN,
   INSIDE,
+  MESH_OWNER,
   NO_FLOW,
   OUT_KEY,
   OWNER_SHIFT,
-  OWNERS,
   STATE,
   STATE_MASK,
 } from '../../tables/flows.js';
 import { NOTHING, type Services } from '../../tables/services.js';
 import { PROTOCOL_TCP } from '../../wire/ip.js';
 import { RST_LE, SYN_LE } from '../../wire/tcp.js';
+import type { Balancing } from '../nat/tables.js';
 
 export const BALANCE_REASONS = ['no-flow', 'no-service', 'no-backend', 'conflict', 'table-full'] as const;
 export const [NO_SUCH_FLOW, NO_SERVICE_THERE, WITHOUT_BACKEND, CONFLICT, TABLE_FULL] = BALANCE_REASONS.keys();
@@ -36,36 +39,32 @@ const AFFINITY = 0;
 
 export interface ChooserOptions {
   readonly flows: Flows;
-  readonly owner: number;
   readonly services: Services;
   readonly timeouts: Timeouts;
   /** Called for each flow that has to make room. */
   readonly evicted: () => void;
 }
 
-export interface Chooser {
+export interface Chooser extends Balancing {
   /**
    * Makes the flow of a packet to a service.
    * @param key of its domain, owner and protocol. @param flags TCP's; SYN_LE of UDP.
    * @returns its number, or -1 - reason.
    */
   make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number;
-  /** Takes a flow out of what is counted. */
-  leave(flow: number): void;
-  /** Whether an entry is one of the balancer's that packets have, and a connection of TCP. */
-  isOurs(flow: number): boolean;
+  /** Whether a flow is a connection of TCP. */
   isTcp(flow: number): boolean;
 }
 
-/** Whether a flow in a state counts as active: opening or open, not closing. */
-export function isActive(state: number): boolean {
-  return state !== FIN_BOTH && state !== TRANSITORY;
+/** Whether a flow in a state counts as active, as IPVS counts: TCP once it is established, all else always. */
+function isActive(state: number): boolean {
+  return state === ESTABLISHED || state === NEW_IN || state === TWO_SIDED;
 }
 
 export function createChooser(context: Context, options: ChooserOptions): Chooser {
-  const { flows, owner, services, timeouts, evicted } = options;
+  const { flows, services, timeouts, evicted } = options;
   const { words, seed, find } = flows;
-  const { backends, schedulers, affinity } = services;
+  const { backends, schedulers, affinity, failures } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
   const { pick } = schedulers;
 
@@ -86,16 +85,23 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const inside = address[backend];
     const flow = enter(inside, remote, outPorts, key, own, pair, state | ((backend + 1) << 8));
     if (flow === NO_FLOW) return -1 - TABLE_FULL;
-    active[backend]++;
-    counted[backend]++;
+    count(flow, backend);
     if (affinity[service] > 0) remember(service, own, remote, key, backend);
     if (inside !== remote) return flow;
     // What the backend answers to the virtual address goes to itself, from there.
     const back = (pair >>> 16) | (target << 16);
-    if (enter(inside, inside, back, key, own, back, state | MIRROR | ((backend + 1) << 8)) !== NO_FLOW)
-      return flow;
+    const other = enter(inside, inside, back, key, own, back, state | MIRROR | ((backend + 1) << 8));
+    if (other !== NO_FLOW && other !== flow) return flow;
+    // No room, or that of the first one.
     flows.end(flow);
     return -1 - TABLE_FULL;
+  }
+
+  /** Counts a new flow for its backend. */
+  function count(flow: number, backend: number): void {
+    const counts = isActive(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK) ? active : inactive;
+    counts[backend]++;
+    counted[backend]++;
   }
 
   /** A backend that has no flow with these ends; or -1 - reason. */
@@ -109,7 +115,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   ): number {
     const sticky = affinity[service] > 0;
     if (sticky) {
-      const before = remembered(service, own, remote, key);
+      const about = (key & ~0xffff) | (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+      const before = remembered(service, own, remote, about);
       if (before !== NO_BACKEND && isFree(before, remote, outPorts, key)) return before;
     }
     const port = sticky ? 0 : pair >>> 16;
@@ -121,9 +128,14 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     return -1 - CONFLICT;
   }
 
+  /** Whether nobody else has these ends with a backend: neither as `key` says, nor by another node. */
   function isFree(backend: number, remote: number, outPorts: number, key: number): boolean {
     const own = address[backend];
-    return find(flowKeyHash(seed, own, remote, outPorts, key), own, remote, outPorts, key) === NO_FLOW;
+    const mesh = (key & ~0xff00) | (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+    return (
+      find(flowKeyHash(seed, own, remote, outPorts, key), own, remote, outPorts, key) === NO_FLOW &&
+      find(flowKeyHash(seed, own, remote, outPorts, mesh), own, remote, outPorts, mesh) === NO_FLOW
+    );
   }
 
   function enter(
@@ -175,6 +187,25 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     words[(flow << FLOW_SHIFT) + EXPIRY] = until;
   }
 
+  /** Counts a connection that turns from a state into another. @param refused whether the backend has reset it. */
+  function turned(flow: number, before: number, after: number, refused: boolean): void {
+    const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
+    // Neither accepted nor left to hang: whoever looks after its health may want to know.
+    if (before === SYN_IN && refused) failures[backend]++;
+    if (isActive(before) === isActive(after) || (words[(flow << FLOW_SHIFT) + STATE] & MIRROR) !== 0) return;
+    const change = isActive(after) ? 1 : -1;
+    active[backend] += change;
+    inactive[backend] -= change;
+  }
+
+  function backendFor(service: number, remote: number, outPorts: number, key: number): number {
+    const about = (key & ~0xffff) | (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+    const backend = choose(service, services.virtual[service], remote, outPorts, outPorts, key);
+    if (backend >= 0 && affinity[service] > 0)
+      remember(service, services.virtual[service], remote, about, backend);
+    return backend;
+  }
+
   function leave(flow: number): void {
     const state = words[(flow << FLOW_SHIFT) + STATE];
     if ((state & MIRROR) !== 0) return;
@@ -182,15 +213,16 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     counts[(state >>> 8) - 1]--;
   }
 
-  function isOurs(flow: number): boolean {
-    const key = words[(flow << FLOW_SHIFT) + OUT_KEY];
-    return key !== 0 && ((key >>> OWNER_SHIFT) & (OWNERS - 1)) === owner && (key & 0xff) !== AFFINITY;
-  }
-
   return {
     make,
     leave,
-    isOurs,
+    turned,
+    backendFor,
+    addressOf: (backend) => address[backend],
+    begin(flow, backend) {
+      words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
+      count(flow, backend);
+    },
     isTcp: (flow) => (words[(flow << FLOW_SHIFT) + OUT_KEY] & 0xff) === PROTOCOL_TCP,
   };
 }

@@ -6,6 +6,7 @@ import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import {
+  BALANCER_OWNER,
   EXTERNAL,
   FLOW_SHIFT,
   type Flows,
@@ -13,12 +14,14 @@ import {
   INSIDE,
   OUT_KEY,
   OUT_PORTS,
+  OWNER_SHIFT,
+  OWNERS,
   REMOTE_END,
   STATE,
 } from '../../tables/flows.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import { VIRTUAL_MAC_LE } from '../../tables/services.js';
-import type { Chooser } from './chooser.js';
+import { PROTOCOL_TCP } from '../../wire/ip.js';
 import type { Resets } from './resets.js';
 
 /** Entries looked at in one call for flows of backends that are gone, about a millisecond; and flows ended in it. */
@@ -33,14 +36,17 @@ export interface Endings {
   some(): void;
 }
 
-/** @param out takes frames of the balancer's own, to the bridge. */
+/**
+ * @param out takes frames of the balancer's own, to the bridge.
+ * @param outside takes what leaves through the NAT that owns a flow.
+ */
 export function createEndings(
   context: Context,
   flows: Flows,
-  chooser: Chooser,
   resets: Resets,
   neighbours: Neighbours,
   out: Batch,
+  outside: (owner: number) => Batch,
 ): Endings {
   const { frames } = context;
   const { u16, off, domain, ingress } = frames;
@@ -48,6 +54,9 @@ export function createEndings(
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
   let sweep = 0;
+  /** Whether connections from outside were asked in this turn, and whether it ends them. */
+  let asked = false;
+  let ends = false;
 
   function reset(flow: number): void {
     const at = flow << FLOW_SHIFT;
@@ -72,19 +81,45 @@ export function createEndings(
     out.push(frame);
   }
 
+  /** Asks the client of a connection from outside, as its backend. */
+  function askOutside(at: number, owner: number): void {
+    const client = words[at + REMOTE_END];
+    const ports = words[at + OUT_PORTS];
+    const frame = resets.probe(words[at + INSIDE], ports & 0xffff, client, ports >>> 16);
+    if (frame === NO_FRAME) return;
+    domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
+    ingress[frame] = BALANCER_PORT;
+    outside(owner).push(frame);
+  }
+
   function some(): void {
     if (sweep === 0) return;
     let ended = 0;
     const last = Math.min(sweep + SWEEP_ENTRIES, flows.capacity + 1);
-    for (; sweep < last && ended < SWEEP_FLOWS; sweep++) {
-      if (!chooser.isOurs(sweep) || !ending.has((words[(sweep << FLOW_SHIFT) + STATE] >>> 8) - 1)) continue;
-      if (chooser.isTcp(sweep)) reset(sweep);
-      flows.end(sweep);
-      ended++;
-    }
+    for (; sweep < last && ended < SWEEP_FLOWS; sweep++) ended += Number(endIfGone(sweep));
     if (sweep <= flows.capacity) return;
-    sweep = 0;
-    ending.clear();
+    // Those from outside were asked through their flows, which may go now.
+    sweep = asked ? 1 : 0;
+    ends = asked;
+    asked = false;
+    if (sweep === 0) ending.clear();
+  }
+
+  function endIfGone(flow: number): boolean {
+    const at = flow << FLOW_SHIFT;
+    const key = words[at + OUT_KEY];
+    const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
+    if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
+    const isTcp = (key & 0xff) === PROTOCOL_TCP;
+    if (owner === BALANCER_OWNER) {
+      if (isTcp) reset(flow);
+      flows.end(flow);
+    } else if (ends) flows.end(flow);
+    else {
+      if (isTcp) askOutside(at, owner);
+      asked = true;
+    }
+    return true;
   }
 
   return {
@@ -93,6 +128,8 @@ export function createEndings(
     begin(backend) {
       ending.add(backend);
       sweep = 1;
+      ends = false;
+      asked = false;
     },
   };
 }

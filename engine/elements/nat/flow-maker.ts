@@ -27,6 +27,7 @@ import {
   PREVIOUS_OF_PORT,
   REMOTE_END,
   STATE,
+  STATE_MASK,
 } from '../../tables/flows.js';
 import { NO_PORT } from '../../tables/port-mappings.js';
 import { swap16 } from '../../wire/ethernet.js';
@@ -51,8 +52,15 @@ export interface FlowMaker {
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
-export const FLOW_REASONS = ['no-flow', 'not-published', 'filtered', 'no-port', 'table-full'] as const;
-const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL] = FLOW_REASONS.keys();
+export const FLOW_REASONS = [
+  'no-flow',
+  'not-published',
+  'filtered',
+  'no-port',
+  'table-full',
+  'no-backend',
+] as const;
+const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL, NO_BACKEND] = FLOW_REASONS.keys();
 
 /** @param evicted called for each flow that has to make room. */
 export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
@@ -64,7 +72,7 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   function timeout(flow: number): number {
     const at = flow << FLOW_SHIFT;
     const protocol = words[at + OUT_KEY] & 0xff;
-    if (protocol === PROTOCOL_TCP) return tcpTimeouts[words[at + STATE]];
+    if (protocol === PROTOCOL_TCP) return tcpTimeouts[words[at + STATE] & STATE_MASK];
     if (protocol === PROTOCOL_UDP) return timeouts.udp;
     return protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
   }
@@ -131,10 +139,29 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const outPorts = (pair & ~0xffff) | (endpoint & 0xffff);
     const state = protocol === PROTOCOL_TCP ? ((flags & SYN_LE) !== 0 ? SYN_IN : MET_IN) : NEW_IN;
     const key = (endpoint & ~0xffff) | outer;
+    if (tables.balanced !== null && tables.balanced[at] !== 0)
+      return balanced(tables.balanced[at] - 1, remote, outPorts, key, pair, state);
     // An endpoint that is published twice, or that had a port before, may have a flow to this very end already.
     const hash = flowKeyHash(flows.seed, insides[at], remote, outPorts, key);
     if (flows.find(hash, insides[at], remote, outPorts, key) !== NO_FLOW) return -1 - NO_FREE_PORT;
     return make(insides[at], remote, outPorts, key, external, pair, state);
+  }
+
+  /** A flow to the backend of a service that is chosen for it. */
+  function balanced(
+    service: number,
+    remote: number,
+    outPorts: number,
+    key: number,
+    pair: number,
+    state: number,
+  ): number {
+    const { balancing } = tables;
+    const backend = balancing === null ? -1 : balancing.backendFor(service, remote, outPorts, key);
+    if (balancing === null || backend < 0) return -1 - NO_BACKEND;
+    const flow = make(balancing.addressOf(backend), remote, outPorts, key, external, pair, state);
+    if (flow >= 0) balancing.begin(flow, backend);
+    return flow;
   }
 
   /** Whether a port's endpoint has a flow to this address. */
@@ -189,6 +216,7 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
 
   function leave(flow: number): void {
     const at = flow << FLOW_SHIFT;
+    if (words[at + STATE] > STATE_MASK) tables.balancing?.leave(flow);
     leavePort(at);
     addresses?.release(words[at + INSIDE]);
     addresses?.release(words[at + REMOTE_END]);

@@ -9,7 +9,7 @@ import {
   TRANSITORY,
   TWO_SIDED,
 } from '../../tables/connection.js';
-import { EXPIRY, FLOW_SHIFT, IN, STATE } from '../../tables/flows.js';
+import { EXPIRY, FLOW_SHIFT, IN, STATE, STATE_MASK } from '../../tables/flows.js';
 import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
 import { FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
 import type { NatTables } from './tables.js';
@@ -20,18 +20,20 @@ const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 /** @param flags TCP's, as the view gives their word; anything for others. */
 export type Progress = (flow: number, protocol: number, direction: number, flags: number) => void;
 
-export function createProgress(context: Context, { flows, timeouts, tcpTimeouts }: NatTables): Progress {
+export function createProgress(context: Context, tables: NatTables): Progress {
+  const { flows, timeouts, tcpTimeouts } = tables;
   const { words } = flows;
 
   function progress(flow: number, protocol: number, direction: number, flags: number): void {
     const at = flow << FLOW_SHIFT;
     if (protocol === PROTOCOL_TCP) {
-      if (words[at + STATE] === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
+      if ((words[at + STATE] & STATE_MASK) === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
         words[at + EXPIRY] = context.seconds + timeouts.established;
       else turn(flow, at, direction === IN, flags);
       return;
     }
-    if (words[at + STATE] === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] = TWO_SIDED;
+    const before = words[at + STATE] & STATE_MASK;
+    if (before === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] += TWO_SIDED - before;
     const silence =
       protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
     words[at + EXPIRY] = context.seconds + silence;
@@ -39,9 +41,11 @@ export function createProgress(context: Context, { flows, timeouts, tcpTimeouts 
 
   /** A TCP packet that opens, closes or resets. */
   function turn(flow: number, at: number, inward: boolean, flags: number): void {
-    const state = words[at + STATE];
+    const state = words[at + STATE] & STATE_MASK;
     const next = nextTcpState(state, inward, flags);
-    words[at + STATE] = next;
+    words[at + STATE] += next - state;
+    if (words[at + STATE] > STATE_MASK)
+      tables.balancing?.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
     const expiry = context.seconds + tcpTimeouts[next];
     if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
     // An RST does not prolong what is ending (RFC 7857, section 2.2).

@@ -48,6 +48,23 @@ export interface Published {
   /** Four bytes, or 16. */
   readonly address: Uint8Array;
   readonly target: number;
+  /** Number of the service that it stands for; then the address is the service's. */
+  readonly service?: number;
+}
+
+/** Who chooses the backend of a flow to a published service, and counts it. */
+export interface Balancing {
+  /**
+   * @param ends of the flow: the client's address, its port above the backend's, and the key.
+   * @returns a backend, or a number below 0 when there is none.
+   */
+  backendFor(service: number, remote: number, outPorts: number, key: number): number;
+  addressOf(backend: number): number;
+  /** Begins to count a flow, whose STATE says its backend from now on. */
+  begin(flow: number, backend: number): void;
+  /** A flow goes, or its connection turns from a state into another. */
+  leave(flow: number): void;
+  turned(flow: number, before: number, after: number, refused: boolean): void;
 }
 
 /** Port space of a protocol, -1 when its ports, if it has any, are not translated. */
@@ -82,6 +99,9 @@ export class NatTables {
   readonly published = new Uint8Array(SPACES << 16);
   /** First flow of each external port. */
   readonly firstOfPort = new Int32Array(SPACES << 16);
+  /** Service of each port that is published for one, plus one; null as long as there is none. */
+  balanced: Int32Array | null = null;
+  balancing: Balancing | null = null;
   /** 1 for domains whose packets keep their addresses: they are tracked, and enter only as answers. */
   readonly routed = new Uint8Array(MAX_DOMAINS);
 
@@ -126,7 +146,7 @@ export class NatTables {
   }
 
   /** @returns false when the port stands for another endpoint already, until that one's flows are over. */
-  publish({ protocol, port, domain, address, target }: Published): boolean {
+  publish({ protocol, port, domain, address, target, service }: Published): boolean {
     const space = spaceOf(protocol);
     const endpoint = swap16(target) | ((domain + 1) << 16);
     const at = (space << 16) | port;
@@ -139,6 +159,7 @@ export class NatTables {
     }
     this.ports.use(space, port);
     this.published[at] = 1;
+    if (service !== undefined) (this.balanced ??= new Int32Array(SPACES << 16))[at] = service + 1;
     return true;
   }
 
@@ -156,9 +177,11 @@ export class NatTables {
       next = words[entry + NEXT_OF_PORT];
       // Where ports are shared, others may have flows at it.
       const its = (words[entry + OUT_PORTS] & 0xffff) | (words[entry + OUT_KEY] & ~0xffff);
-      if (words[entry + INSIDE] === inside && its === endpoint) this.flows.end(flow);
+      const mine = words[entry + INSIDE] === inside || (this.balanced?.[at] ?? 0) !== 0;
+      if (mine && its === endpoint) this.flows.end(flow);
     }
     this.published[at] = 0;
+    if (this.balanced !== null) this.balanced[at] = 0;
     this.ports.release(space, port);
     this.addresses?.release(inside);
   }

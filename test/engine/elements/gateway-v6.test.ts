@@ -75,6 +75,7 @@ function gatewayRig({ mtu = 1500, v6 = true } = {}) {
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
     ports: [null, batches[0]],
     bridge: batches[2],
+    mesh: null,
     uplinks: [
       {
         ...{ address: 0, network: 0, broadcast: 0, mtu, out: new Batch(rig.sink()) },

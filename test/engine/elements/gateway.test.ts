@@ -65,6 +65,7 @@ function gatewayRig({ mtu = 1500 } = {}) {
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
     ports: [null, batches[0]],
     bridge: batches[2],
+    mesh: null,
     uplinks: [
       {
         address: addressWord(ip(UPLINK)),

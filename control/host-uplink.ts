@@ -151,6 +151,7 @@ export class HostSide {
     return {
       fd: this.tap.fd,
       tap: true,
+      clampMss: this.uplink.clampMss,
       mac: macBytes(deriveMac(address)),
       address: Uint8Array.from(address.bytes),
       length,

@@ -50,6 +50,7 @@ export function openRouter(uplink: RouterUplink): UplinkIntent {
     length,
     ...(uplink.gateway !== undefined && { gateway: bytesOf(uplink.gateway) }),
     ...(uplink.address6 !== undefined && { v6: uplinkIntent6(uplink.address6, uplink.gateway6) }),
+    clampMss: uplink.clampMss,
     mtu: interfaceNamed(uplink.interface)?.mtu ?? 1500,
   };
 }

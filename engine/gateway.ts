@@ -17,6 +17,7 @@
  */
 import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
+import { createClampMss } from './elements/clamp-mss.js';
 import { createGateway } from './elements/gateway.js';
 import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
 import { createIcmpv6Errors, type Icmpv6Errors } from './elements/icmpv6-errors.js';
@@ -91,6 +92,8 @@ interface Uplink {
   /** Where nothing is translated. */
   readonly routes: Routes | undefined;
   readonly v6: UplinkV6 | null;
+  /** The stage in front of the networks where segment sizes are lowered. */
+  readonly clamped: readonly Batch[];
 }
 
 interface Translation {
@@ -124,7 +127,7 @@ export class GatewayWay {
     const outputs = { tunnel: options.mesh.tunnel, bridge, ports, outside: this.fromMesh };
     this.mesh = flows && createMesh(context, { ...shared, flows }, outputs);
     this.uplinks = uplinks.map((uplink, index) =>
-      wire(context, uplink, { ...options, index, gateways, errors, inward }),
+      wireClamped(context, uplink, { ...options, index, gateways, errors, inward }),
     );
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
@@ -149,9 +152,10 @@ export class GatewayWay {
 
   /** Stages in front of the bridge, first to last. */
   get inbound(): Batch[] {
-    const first = this.uplinks.flatMap(({ input, fromOutside, v6 }) => [
+    const first = this.uplinks.flatMap(({ input, fromOutside, v6, clamped }) => [
       ...[input, fromOutside],
       ...(v6 ? [v6.fromOutside] : []),
+      ...clamped,
     ]);
     return [...first, this.inward, this.toMesh];
   }
@@ -284,6 +288,18 @@ interface WireOptions extends Pick<GatewayOptions, 'nat' | 'flows' | 'addresses'
   readonly inward: Batch;
 }
 
+/** An uplink, its both sides behind what lowers the segment size of connections where that is asked for. */
+function wireClamped(context: Context, intent: UplinkIntent, options: WireOptions): Uplink {
+  if (!intent.clampMss) return wire(context, intent, options);
+  const clamped = (to: Batch): Batch => new Batch(createClampMss(context, options.gateways, intent.mtu, to));
+  const inward = clamped(options.inward);
+  const uplink = wire(context, intent, { ...options, inward });
+  const fromInside = clamped(uplink.fromInside);
+  const v6 = uplink.v6 && { ...uplink.v6, fromInside: clamped(uplink.v6.fromInside) };
+  const outbound = [fromInside, ...(v6 ? [v6.fromInside] : []), ...uplink.outbound];
+  return { ...uplink, fromInside, v6, outbound, clamped: [inward] };
+}
+
 function wire(context: Context, intent: UplinkIntent, options: WireOptions): Uplink {
   const { index, nat: given, flows, addresses, gateways, errors, inward } = options;
   const { fd, tap } = intent;
@@ -302,20 +318,8 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
   const cache = new ArpCache(context.seed);
   const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
-  const v6 =
-    flows && addresses
-      ? wireV6(context, intent, {
-          index,
-          nat: given,
-          flows,
-          addresses,
-          gateways,
-          errors: errors.v6,
-          inward,
-          toPort,
-          routes,
-        })
-      : null;
+  const shared = { index, nat: given, flows, addresses, gateways, inward, toPort, routes };
+  const v6 = wireV6(context, intent, { ...shared, errors: errors.v6 });
   const toUplinkIn = (fromOutside: Batch): Batch =>
     new Batch(
       createUplinkIn(context, name, station, gateways, {
@@ -325,7 +329,7 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
         v6: v6?.input ?? null,
       }),
     );
-  const link = { port, toResolver, toPort, resolver, deferred, v6 };
+  const link = { port, toResolver, toPort, resolver, deferred, v6, clamped: [] };
   if (routes !== undefined) {
     const fromOutside = new Batch(createRouteIn(context, name, routes, inward));
     return {

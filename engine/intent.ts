@@ -119,6 +119,8 @@ export interface UplinkIntent {
   readonly gateway?: Uint8Array;
   /** Address of IPv6, if it has one, 16 bytes; its length, and the next hop, which may be link-local. */
   readonly v6?: { readonly address: Uint8Array; readonly length: number; readonly gateway?: Uint8Array };
+  /** Whether SYNs are made to announce what fits. */
+  readonly clampMss: boolean;
   /** Largest IP packet, bytes. */
   readonly mtu: number;
 }

@@ -192,6 +192,11 @@ export const uplinkSchema = z.strictObject({
     'an IPv6 address in text, such as fe80::1',
     'Next hop of all IPv6 that is not on that link.',
   ),
+  clamp_mss: leaf(
+    z.boolean().default(false),
+    TRUTH,
+    'Whether TCP connections are made to send segments that fit the network and the uplink.',
+  ),
 });
 
 const PORT_FORM = 'a number from 1 to 65535, a range such as 8000-8010';

@@ -90,6 +90,8 @@ export interface RouterUplink {
   /** IPv6, `address/length`, and its next hop, which may be link-local. */
   readonly address6: string | undefined;
   readonly gateway6: string | undefined;
+  /** SYNs are made to announce what fits. */
+  readonly clampMss: boolean;
 }
 
 /** A way out of the overlay by a TAP into the host's own stack, which routes and translates. At most one a node. */
@@ -100,6 +102,7 @@ export interface HostUplink {
   readonly interface: string;
   /** Weft's end of the link, IPv4, `address/30` or `/31`; undefined: a link-local one is chosen. */
   readonly address: string | undefined;
+  readonly clampMss: boolean;
 }
 
 export type Uplink = RouterUplink | HostUplink;

@@ -272,7 +272,7 @@ export function buildUplink({ fields }: UplinkDraft): Uplink {
     const name = fields.name!;
     return {
       ...{ name, mode: 'host', interface: fields.interface ?? tapName(name) },
-      address: fields.address?.text,
+      ...{ address: fields.address?.text, clampMss: fields.clamp_mss! },
     };
   }
   return {
@@ -283,6 +283,7 @@ export function buildUplink({ fields }: UplinkDraft): Uplink {
     gateway: fields.gateway?.text,
     address6: fields.address6?.text,
     gateway6: fields.gateway6?.text,
+    clampMss: fields.clamp_mss!,
   };
 }
 

@@ -58,7 +58,7 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
         address: '192.168.60.10/24',
         gateway: '192.168.60.1',
       },
-      ...{ address6: undefined, gateway6: undefined },
+      ...{ address6: undefined, gateway6: undefined, clampMss: false },
     },
   ]);
   t.deepEqual(config.publish, [
@@ -81,10 +81,10 @@ test('mode host: its TAP has the name of the uplink, cut where it is too long, o
     const network = `gateway: 10.0.9.254, uplink: ${name}`;
     return parseConfig(file({ uplinks: [text], network, publish: [] }), 'f').uplinks[0];
   };
-  const host = { mode: 'host', address: undefined };
+  const host = { mode: 'host', address: undefined, clampMss: false };
   t.deepEqual(uplink('name: host, mode: host'), { ...host, name: 'host', interface: 'weft-host' });
   t.deepEqual(uplink('name: h, mode: host, interface: out, address: 172.31.0.2/30'), {
-    ...{ name: 'h', mode: 'host', interface: 'out', address: '172.31.0.2/30' },
+    ...{ ...host, name: 'h', interface: 'out', address: '172.31.0.2/30' },
   });
   const long = (last: string): string =>
     (uplink(`name: a-very-long-name-${last}, mode: host`) as { interface: string }).interface;
@@ -120,12 +120,12 @@ test('ports: ranges, automatic ones, and those of one address of the host', (t) 
 test('IPv6 beside IPv4 reaches the config; the next hop may be link-local', (t) => {
   const config = parseConfig(
     file({
-      uplinks: [`${OUT}, address6: "fd00:60::10/64", gateway6: "fe80::1"`],
+      uplinks: [`${OUT}, address6: "fd00:60::10/64", gateway6: "fe80::1", clamp_mss: true`],
       network: 'gateway: 10.0.9.254, subnet6: "fd00:9::/64", gateway6: "fd00:9::fe", uplink: out',
     }),
     'f',
   );
-  t.like(config.uplinks[0], { address6: 'fd00:60::10/64', gateway6: 'fe80::1' });
+  t.like(config.uplinks[0], { address6: 'fd00:60::10/64', gateway6: 'fe80::1', clampMss: true });
   t.deepEqual(gatewayAddresses(config.networks[0]), {
     v4: ['10.0.9.254', '10.0.9.0/24'],
     v6: ['fd00:9::fe', 'fd00:9::/64'],

@@ -8,6 +8,7 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, statSync, writeSync } from 'node:fs';
 import {
   type Chain,
+  type ChainBalanceSetup,
   type ChainNatSetup,
   type ChainObserver,
   createChain,
@@ -56,6 +57,8 @@ export interface ReplayOptions {
   readonly esp?: EspOptions;
   /** Absent: CHAIN_NAT. */
   readonly nat?: ChainNatSetup;
+  /** Absent: CHAIN_BALANCE. */
+  readonly balance?: ChainBalanceSetup;
   /** pcapng file for what came out of the first loop. */
   readonly write?: string | undefined;
 }
@@ -83,7 +86,7 @@ export interface ReplayReport {
   readonly nsPerFrame: number;
   readonly delivered: number;
   readonly drops: Record<string, number>;
-  /** That `nat` knows in the end. */
+  /** That `nat` and `balance` know in the end. */
   readonly flows: number;
   readonly keys: KeyOrigin;
   /** VNIs met in the captures for which there was no room. */
@@ -237,6 +240,7 @@ export function chainOver(
     espPort: esp.port,
     rawEsp: esp.encapsulation === 'esp',
     ...(options.nat && { nat: options.nat }),
+    ...(options.balance && { balance: options.balance }),
   });
   // A key of a file is used in other runs too, and no two packets under it may have one IV.
   for (const { slot, direction } of associations)

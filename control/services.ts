@@ -24,6 +24,9 @@ const REST = 300;
 const PROTOCOLS = { tcp: 6, udp: 17 } as const;
 const EVERYWHERE = new Uint8Array(4);
 
+/** What of a node's file services are made of. */
+type ServicesConfig = Pick<Config, 'endpoints' | 'services' | 'marks'>;
+
 /** Names to numbers, for what the data plane needs them. */
 interface ServiceNumbers {
   domainOf(network: string): number;
@@ -102,7 +105,7 @@ interface ServiceIntents {
 }
 
 export class ServiceBook {
-  private config: Config | undefined;
+  private config: ServicesConfig | undefined;
   private readonly known = new Map<string, Known>();
   private readonly ids: Numbers;
   private readonly backendIds: Numbers;
@@ -116,7 +119,7 @@ export class ServiceBook {
   }
 
   /** Makes the file's services those of the node. The same config again changes nothing. */
-  private follow(config: Config): void {
+  private follow(config: ServicesConfig): void {
     if (config === this.config) return;
     this.config = config;
     this.macs = macsOf(config);
@@ -183,7 +186,7 @@ export class ServiceBook {
   }
 
   /** What the data plane is to do. */
-  intents(config: Config, numbers: ServiceNumbers): ServiceIntents {
+  intents(config: ServicesConfig, numbers: ServiceNumbers): ServiceIntents {
     this.follow(config);
     const present = config.services.filter(({ name }) => !this.known.get(name)!.removed);
     const services = present.map((service) => this.intentOf(service, numbers));
@@ -288,7 +291,7 @@ export class ServiceBook {
 
 const keyOf = (network: string, address: string): string => `${network} ${address}`;
 
-function macsOf({ endpoints, services }: Config): Map<string, string> {
+function macsOf({ endpoints, services }: ServicesConfig): Map<string, string> {
   if (services.length === 0) return new Map();
   return new Map(endpoints.map(({ network, address, mac }) => [keyOf(network, address.split('/')[0]), mac]));
 }

@@ -2,7 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { StaticAssociation } from '../../control/config.js';
 import type { ReplayOptions, ReplayReport } from '../../control/replay.js';
-import type { ChainNatSetup } from '../../engine/chain.js';
+import type { ChainBalanceSetup, ChainNatSetup } from '../../engine/chain.js';
 import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
 const VNI_LIMIT = 0xffffff;
@@ -30,6 +30,7 @@ interface Flags {
   readonly natMapping?: ChainNatSetup['mapping'];
   readonly natPorts?: string;
   readonly maxFlows?: number;
+  readonly services?: string;
 }
 
 export function register(program: Command): void {
@@ -82,7 +83,12 @@ export function register(program: Command): void {
         .default('endpoint-independent'),
     )
     .option('--nat-ports <first-last>', 'ports that nat gives out (default: 32768-60999)')
-    .option('--max-flows <n>', 'flows that nat can hold (default: 65536)', integer('number', 1, MOST_FLOWS))
+    .option(
+      '--max-flows <n>',
+      'flows that nat and balance can hold (default: 65536)',
+      integer('number', 1, MOST_FLOWS),
+    )
+    .option('--services <file>', "services of balance and rules of mark, as in a node's file")
     .action(run);
 }
 
@@ -123,6 +129,7 @@ async function replayOptions(flags: Flags): Promise<ReplayOptions> {
   const through = await parseChain(flags.through);
   const { local, remote } = await parseEnds(flags);
   const associations = flags.keys === undefined ? undefined : await readKeys(flags.keys);
+  const balance = await parseBalance(through, flags);
   return {
     through,
     local,
@@ -134,14 +141,32 @@ async function replayOptions(flags: Flags): Promise<ReplayOptions> {
     strict: flags.strict === true,
     esp: { encapsulation: flags.encapsulation, port: flags.espPort, associations },
     nat: await parseNat(flags),
+    ...(balance && { balance }),
     write: flags.write,
   };
 }
 
 async function readKeys(path: string): Promise<readonly StaticAssociation[]> {
-  const { ConfigError, loadAssociations } = await import('../../control/config.js');
+  const { loadAssociations } = await import('../../control/config.js');
+  return ofFile(() => loadAssociations(path));
+}
+
+async function parseBalance(
+  through: readonly string[],
+  { services, maxFlows }: Flags,
+): Promise<ChainBalanceSetup | undefined> {
+  const wanted = through.find((name) => name === 'balance' || name === 'mark');
+  if (wanted !== undefined && services === undefined)
+    throw new CommandError(`${wanted} needs services; name a file of them with --services`, EXIT.usage);
+  if (services === undefined) return undefined;
+  const { readBalance } = await import('../../control/replay-services.js');
+  return ofFile(() => readBalance(services, maxFlows));
+}
+
+async function ofFile<T>(read: () => T): Promise<T> {
+  const { ConfigError } = await import('../../control/config.js');
   try {
-    return loadAssociations(path);
+    return read();
   } catch (error) {
     if (error instanceof ConfigError) throw new CommandError(error.message, EXIT.usage);
     throw error;
@@ -268,7 +293,9 @@ function print(report: ReplayReport): void {
       ['', report.gbps.toFixed(2), 'Gb/s'],
       ['cost', report.nsPerFrame.toFixed(1), 'ns/frame'],
       ['delivered', String(report.delivered), 'frames'],
-      ...(report.through.includes('nat') ? [['tracked', String(report.flows), 'flows']] : []),
+      ...(report.through.some((name) => name === 'nat' || name === 'balance')
+        ? [['tracked', String(report.flows), 'flows']]
+        : []),
       ...Object.entries(report.drops).map(([reason, count]) => [
         `dropped, ${reason}`,
         String(count),

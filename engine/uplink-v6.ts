@@ -4,6 +4,8 @@
  *
  *   gateway ──► nat-v6 ──► resolver-v6 ──► packet socket
  *   uplink-in ──► uplink-in-v6 ──► nat-v6 ──► gateway
+ *
+ * With mode host nothing is translated: gateway ──► resolver-v6, and route-in-v6 in place of nat-v6.
  */
 import { createDeferred, type Deferred } from './deferred.js';
 import type { Icmpv6Errors } from './elements/icmpv6-errors.js';
@@ -11,6 +13,7 @@ import { NatTables } from './elements/nat/tables.js';
 import type { Nat } from './elements/nat.js';
 import { createNatV6 } from './elements/nat-v6.js';
 import { createResolverV6, type ResolverV6, type StationV6 } from './elements/resolver-v6.js';
+import { createRouteInV6 } from './elements/route-in.js';
 import { createUplinkInV6, type UplinkInV6 } from './elements/uplink-in-v6.js';
 import { Batch, type Context } from './graph.js';
 import type { NatIntent, UplinkIntent } from './intent.js';
@@ -20,6 +23,7 @@ import type { Addresses6 } from './tables/addresses6.js';
 import { NdCache } from './tables/arp-cache.js';
 import type { Flows } from './tables/flows.js';
 import type { Gateways } from './tables/gateways.js';
+import type { Routes } from './tables/routes.js';
 import { ADDRESS_UNREACHABLE, NO_ROUTE, UNREACHABLE_V6 } from './wire/icmpv6.js';
 import { maskWords, words16 } from './wire/ipv6.js';
 
@@ -34,26 +38,31 @@ export interface UplinkV6 {
   readonly deferred: Deferred;
   /** Its stages from inside to the port, first to last. */
   readonly outbound: readonly Batch[];
-  readonly translation: { readonly tables: NatTables; readonly nat: Nat; readonly publisher: Publisher };
+  readonly translation:
+    | { readonly tables: NatTables; readonly nat: Nat; readonly publisher: Publisher }
+    | undefined;
 }
 
 export interface UplinkV6Options {
   readonly index: number;
   readonly nat: NatIntent;
-  readonly flows: Flows;
-  readonly addresses: Addresses6;
+  /** There where something is translated. */
+  readonly flows: Flows | null;
+  readonly addresses: Addresses6 | null;
   readonly gateways: Gateways;
   readonly errors: Icmpv6Errors;
   /** Takes what was let in. */
   readonly inward: Batch;
   readonly toPort: Batch;
+  /** Where nothing is translated. */
+  readonly routes: Routes | undefined;
 }
 
 /** @returns null for an uplink without IPv6. */
 export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6Options): UplinkV6 | null {
   const station = stationOf(intent);
   if (station === null) return null;
-  const { index, nat: given, flows, addresses, gateways, errors, inward, toPort } = options;
+  const { index, nat: given, flows, addresses, gateways, errors, inward, toPort, routes } = options;
   const name = String(index);
   const deferred = createDeferred(context, `again-v6:${name}`);
   const unreachable = (frame: number, route: boolean): void => {
@@ -64,6 +73,19 @@ export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6
   const cache = new NdCache(context.seed);
   const resolver = createResolverV6(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
+  const toUplinkIn = (nat: Batch): UplinkInV6 =>
+    createUplinkInV6(context, name, station, gateways, { resolver, port: toPort, nat });
+  const link = { address: station.address, resolver, deferred };
+  if (routes !== undefined) {
+    const fromOutside = new Batch(createRouteInV6(context, name, routes, inward));
+    return {
+      ...link,
+      ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside: toResolver },
+      ...{ outbound: [toResolver], translation: undefined },
+    };
+  }
+  if (flows === null || addresses === null)
+    throw new Error('internal: IPv6 of an uplink without a flow table');
   const toDeferred = new Batch(deferred);
   const tables = new NatTables(
     flows,
@@ -79,13 +101,9 @@ export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6
   const nat = createNatV6(context, tables, addresses, to);
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);
-  const input = createUplinkInV6(context, name, station, gateways, {
-    resolver,
-    port: toPort,
-    nat: fromOutside,
-  });
   return {
-    ...{ address: station.address, input, fromOutside, fromInside, resolver, deferred },
+    ...link,
+    ...{ input: toUplinkIn(fromOutside), fromOutside, fromInside },
     outbound: [fromInside, toDeferred, toResolver],
     translation: { tables, nat, publisher: new Publisher(tables) },
   };

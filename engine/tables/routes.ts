@@ -1,10 +1,12 @@
 /**
- * The networks that leave by an uplink without translation, by prefix: whose an IPv4 address is. Prefixes do not
- * overlap. Addresses and masks are signed little-endian words.
+ * The networks that leave by an uplink without translation, by prefix: whose an address is. Prefixes do not overlap.
+ * IPv4 addresses and masks are signed little-endian words, IPv6 addresses eight 16-bit words.
  */
 import type { GatewayIntent } from '../intent.js';
+import { words16 } from '../wire/ipv6.js';
 import { addressWord, maskWord } from './gateways.js';
 import { MAX_DOMAINS } from './mac-table.js';
+import { NO_PREFIX, Prefixes6 } from './prefixes6.js';
 
 /** In place of a domain: no network has the address. */
 export const NO_NETWORK = -1;
@@ -17,6 +19,8 @@ export class Routes {
   private readonly prefixes = new Int32Array(SLOTS);
   private readonly prefixMasks = new Int32Array(SLOTS);
   private readonly domains = new Int32Array(SLOTS);
+  private readonly prefixes6 = new Prefixes6();
+  private domains6 = new Int32Array(0);
 
   /** Makes them those of the gateways. */
   set(gateways: readonly GatewayIntent[]): void {
@@ -35,6 +39,15 @@ export class Routes {
       masks.add(mask);
     }
     this.masks = Int32Array.from(masks);
+    const six = gateways.flatMap(({ domain, v6 }) => (v6 === undefined ? [] : { domain, v6 }));
+    this.prefixes6.set(six.map(({ v6 }) => ({ words: words16(v6.subnet), length: v6.length })));
+    this.domains6 = Int32Array.from(six, ({ domain }) => domain);
+  }
+
+  /** The same of the IPv6 address at a word. */
+  find6(u16: Uint16Array, word: number): number {
+    const found = this.prefixes6.find(u16, word);
+    return found === NO_PREFIX ? NO_NETWORK : this.domains6[found];
   }
 
   /** Domain of the network that has an address, or NO_NETWORK. */

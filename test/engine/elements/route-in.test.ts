@@ -1,11 +1,11 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { createRouteIn } from '../../../engine/elements/route-in.js';
+import { createRouteIn, createRouteInV6 } from '../../../engine/elements/route-in.js';
 import { Batch } from '../../../engine/graph.js';
 import type { GatewayIntent } from '../../../engine/intent.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { NO_NETWORK, Routes } from '../../../engine/tables/routes.js';
-import { dropped, ip, mac, Rig } from '../../support/frames.js';
+import { be16, dropped, ethernet, ip, ipv6, mac, Rig } from '../../support/frames.js';
 import { packet } from '../../support/nat.js';
 
 const gateway = (domain: number, subnet: string, length: number): GatewayIntent => ({
@@ -32,6 +32,29 @@ test('a packet goes to the network that has its destination; others are counted'
   );
   t.deepEqual(dropped(element.drops), { 'no-network': 2 });
   t.is(rig.counter('route-in:0', 'packets'), 4);
+  rig.finish(t);
+});
+
+test('IPv6 likewise, of networks that have it, whatever their order', (t) => {
+  const rig = new Rig();
+  const routes = new Routes();
+  const six = (domain: number, subnet: string, length: number): GatewayIntent => ({
+    ...gateway(domain, '10.0.9.0', 24),
+    v6: { address: ip(subnet), subnet: ip(subnet), length },
+  });
+  routes.set([gateway(3, '10.0.8.0', 24), six(5, 'fd00:9::', 64), six(4, 'fd00:10::', 48)]);
+  const sink = rig.sink();
+  const out = new Batch(sink);
+  const element = createRouteInV6(rig.context, '0', routes, out);
+  const to = (destination: string): number =>
+    rig.put(ethernet({ type: 0x86dd }, ipv6({ source: '2001:db8::1', destination }, be16(1, 2, 8, 0))));
+  rig.feed(element, to('fd00:10:0:ffff::1'), to('fd00:9::1'), to('fd00:9:0:1::1'), to('fd00:11::1'));
+  out.flush();
+  t.deepEqual(
+    sink.caught.map(({ domain }) => domain),
+    [4, 5],
+  );
+  t.deepEqual(dropped(element.drops), { 'no-network': 2 });
   rig.finish(t);
 });
 

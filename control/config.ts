@@ -60,6 +60,7 @@ export type {
   Config,
   Encryption,
   Endpoint,
+  Health,
   HostUplink,
   LocalEndpoint,
   MarkRule,

@@ -8,6 +8,7 @@
 import {
   BALANCER_PORT,
   type BackendIntent,
+  type HealthIntent,
   type MarkIntent,
   type NeighbourIntent,
   type ServiceIntent,
@@ -16,7 +17,7 @@ import {
 import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
 import { deriveMac, formatIp, macBytes, parseIp, parsePrefix, virtualMac } from './addresses.js';
 import { FIRST_MARK } from './config/service-schema.js';
-import type { Backend, Config, MarkRule, Service } from './config.js';
+import type { Backend, Config, Health, MarkRule, Service } from './config.js';
 import { UnknownName } from './unknown-name.js';
 
 /** Seconds for which the number of what is gone is nobody's: flows of it are gone then. */
@@ -230,6 +231,7 @@ export class ServiceBook {
         ...{ uplink: numbers.uplinkOf(uplink), protocol: PROTOCOLS[protocol], port, target },
       })),
       backends: this.backendsOf(service, known).map(backendIntentOf),
+      ...(service.health && { health: healthIntentOf(service.health) }),
     };
     return known.intent;
   }
@@ -280,12 +282,21 @@ export class ServiceBook {
     else this.findBackend(service, address).removed = true;
   }
 
-  /** Tells whether a backend lives. Returns whether that is news. @throws UnknownName */
-  setAlive(service: string, address: string, alive: boolean): boolean {
-    const backend = this.findBackend(service, address);
-    const news = backend.alive !== alive;
-    backend.alive = alive;
-    return news;
+  /**
+   * Hears from the data plane whether a backend lives. What it found out counts there already.
+   * @param id number of the backend there.
+   * @returns who it is; undefined when it is nobody's any more.
+   */
+  hear(id: number, alive: boolean): { readonly service: string; readonly address: string } | undefined {
+    for (const [service, known] of this.known) {
+      for (const [address, backend] of known.backends) {
+        if (backend.id !== id) continue;
+        backend.alive = alive;
+        known.intent = undefined;
+        return { service, address };
+      }
+    }
+    return undefined;
   }
 }
 
@@ -301,6 +312,18 @@ const macAt = (address: Uint8Array): Uint8Array => macBytes(virtualMac(address))
 
 function backendIntentOf({ id, address, mac, weight, alive }: BackendView): BackendIntent {
   return { id, address: bytesOf(address), mac: macBytes(mac), weight, alive };
+}
+
+function healthIntentOf({
+  kind,
+  port,
+  path = '',
+  interval,
+  timeout,
+  failures,
+  successes,
+}: Health): HealthIntent {
+  return { kind, port, path, interval: interval * 1000, timeout: timeout * 1000, failures, successes };
 }
 
 function markIntentOf(

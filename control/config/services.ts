@@ -294,8 +294,12 @@ function checkPorts({ fields, ports, path }: ServiceDraft, findings: Findings): 
   }
 }
 
-function checkHealth({ path, health }: ServiceDraft, findings: Findings): void {
+function checkHealth({ path, fields, health }: ServiceDraft, findings: Findings): void {
   if (health === undefined) return;
+  if (fields.forwarding === 'dsr') {
+    const message = 'backends of forwarding dsr are not checked yet';
+    findings.add([...path, 'health'], message, 'remove it, or write forwarding: masq', 'key');
+  }
   const { interval, timeout } = health.fields;
   if (interval === undefined || timeout === undefined || timeout <= interval) return;
   const message = `a timeout of ${timeout} s is longer than the interval of ${interval} s`;

@@ -198,26 +198,40 @@ test('a service that was removed stays away, address and all, until its entry is
   t.deepEqual(names(), ['web']);
   book.remove('web');
   t.deepEqual(names(), []);
-  for (const call of [
-    () => book.remove('web'),
-    () => book.setWeight('web', '10.0.9.1', 1),
-    () => book.setAlive('web', '10.0.9.1', false),
-  ])
+  for (const call of [() => book.remove('web'), () => book.setWeight('web', '10.0.9.1', 1)])
     t.throws(call, { instanceOf: UnknownName, message: 'there is no service web' });
   t.deepEqual(names('idle_timeout: 1h,'), ['web']);
 });
 
-test('health is news once, lasts across reloads and edits of the entry, and ends with the backend', (t) => {
+test('what the data plane finds out lasts across reloads and edits of the entry, and ends with the backend', (t) => {
   const { book, look } = bookOf(t);
   const alive = (backends: string) =>
     look(file([web(backends)])).services[0].backends.map((one) => one.alive);
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
-  t.true(book.setAlive('web', '10.0.9.1', false));
-  t.false(book.setAlive('web', '10.0.9.1', false));
+  t.deepEqual(book.hear(0, false), { service: 'web', address: '10.0.9.1' });
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [false, true]);
   t.deepEqual(alive(`${at(1, ', weight: 2')}, ${at(2)}`), [false, true]);
   t.deepEqual(alive(at(2)), [true]);
+  t.is(book.hear(0, true), undefined, 'it is nobody any more');
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
+  t.deepEqual(book.hear(2, false), { service: 'web', address: '10.0.9.1' });
+  t.deepEqual(book.hear(2, true), { service: 'web', address: '10.0.9.1' });
+  t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
+});
+
+test('health is told in milliseconds', (t) => {
+  const { look } = bookOf(t);
+  const [tcp] = look(file([web(at(1), 'health: { tcp: 80, interval: 1m },')])).services;
+  t.deepEqual(tcp.health, {
+    ...{ kind: 'tcp', port: 80, path: '', interval: 60_000, timeout: 1000, failures: 3, successes: 2 },
+  });
+  const [http] = look(
+    file([web(at(1), 'health: { http: { port: 81, path: /a }, failures: 1, successes: 4 },')]),
+  ).services;
+  t.deepEqual(http.health, {
+    ...{ kind: 'http', port: 81, path: '/a', interval: 2000, timeout: 1000, failures: 1, successes: 4 },
+  });
+  t.false('health' in look(file([web(at(1))])).services[0]);
 });
 
 test('a service of which nothing changed is the same value again', (t) => {

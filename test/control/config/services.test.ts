@@ -197,6 +197,7 @@ const ROWS: readonly Row[] = [
   ['health of neither', service(`${VIP}, health: ▸{ interval: 2s }`), 'services[0].health | neither tcp nor http | write tcp: a port'],
   ['health of both', service(`${VIP}, health: ▸{ tcp: 80, http: { port: 80 } }`), 'services[0].health | both tcp and http | write tcp: a port'],
   ['health timeout', service(`${VIP}, health: { tcp: 80, interval: 2s, timeout: ▸3s }`), 'services[0].health.timeout | a timeout of 3 s is longer than the interval of 2 s | write 2s or less'],
+  ['health of dsr', service(`${VIP}, forwarding: dsr, ▸health: { tcp: 80 }`), 'services[0].health | forwarding dsr are not checked yet | remove it'],
   ['health path', service(`${VIP}, health: { http: { port: 80, path: ▸health } }`), 'services[0].health.http.path | "health" is not the path of a request | begins with "/"'],
   ['health port', service(`${VIP}, health: { http: ▸{ path: / } }`), 'services[0].health.http.port | port is missing | from 1 to 65535'],
   ['health failures', service(`${VIP}, health: { tcp: 80, failures: ▸0 }`), 'services[0].health.failures | out of range | from 1 to 100'],

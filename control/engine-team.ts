@@ -2,6 +2,7 @@
 import { EventEmitter } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { gossipBytes } from '../engine/gossip.js';
+import type { HealthChange } from '../engine/health.js';
 import { type AssociationIntent, type Intent, UNDERLAY_PORT } from '../engine/intent.js';
 import type { FlowFilter } from '../engine/publisher.js';
 import type { Inspection } from '../engine/worker.js';
@@ -15,6 +16,8 @@ export class EngineTeam extends EventEmitter<{
   'port-lost': [number];
   /** A VTEP did what its operator should hear of: its address and a SAW_ bit. */
   seen: [Uint8Array, number];
+  /** Backends of services are found to live or not. */
+  health: [readonly HealthChange[]];
   /** A socket refused to segment, and is not asked again. Said once. */
   'segmentation-refused': [];
 }> {
@@ -29,6 +32,7 @@ export class EngineTeam extends EventEmitter<{
       thread.on('failed', (error) => this.emit('failed', error));
       thread.on('port-lost', (port) => this.emit('port-lost', port));
       thread.on('seen', (address, saw) => this.emit('seen', address, saw));
+      thread.on('health', (changes) => this.emit('health', changes));
     }
     this.samples = threads.map(() => ({ busy: 0, at: performance.now() }));
     this.loads = threads.map(() => 0);

@@ -3,6 +3,7 @@ import { EventEmitter, once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { type CounterBlock, Counters, readCounters } from '../engine/counters.js';
 import type { Team } from '../engine/dataplane.js';
+import type { HealthChange } from '../engine/health.js';
 import type { AssociationIntent, Intent } from '../engine/intent.js';
 import type { FlowFilter } from '../engine/publisher.js';
 import type { Inspection, Notice, Reply, Request, WorkerData } from '../engine/worker.js';
@@ -24,6 +25,8 @@ export class EngineThread extends EventEmitter<{
   'port-lost': [number];
   /** A VTEP did what its operator should hear of: its address and a SAW_ bit. */
   seen: [Uint8Array, number];
+  /** Backends of services are found to live or not. */
+  health: [readonly HealthChange[]];
 }> {
   private readonly wake = native.eventCreate();
   private readonly waiting = new Map<
@@ -61,6 +64,10 @@ export class EngineThread extends EventEmitter<{
     }
     if ('saw' in message) {
       this.emit('seen', message.vtep, message.saw);
+      return;
+    }
+    if ('health' in message) {
+      this.emit('health', message.health);
       return;
     }
     this.layout = message.layout;

@@ -26,6 +26,7 @@ import { FlowMemory } from './flow-memory.js';
 import { GatewayWay } from './gateway.js';
 import { createGossip, type Gossip } from './gossip.js';
 import { Batch, type Consumer, Context, Stages } from './graph.js';
+import type { HealthChange } from './health.js';
 import {
   type AssociationIntent,
   BALANCER_PORT,
@@ -147,6 +148,8 @@ export class DataPlane {
     /** Called once a VTEP and SAW_ bit. */
     private readonly onSeen: (address: Uint8Array, saw: number) => void,
     team: Team = { self: 0, workers: 1, gossip: null, associations: null },
+    /** Hears which backends of services are found to live or not. */
+    onHealth: (changes: readonly HealthChange[]) => void = () => {},
   ) {
     const frames = new FrameMemory({ small: SMALL_SLOTS, large: LARGE_SLOTS });
     native.attach(frames.u8, frames.off, frames.len, frames.freeLarge);
@@ -228,11 +231,12 @@ export class DataPlane {
       bridge: toBridge,
       mesh: { domains: this.domains, stations: this.table, tunnel: toTunnel },
     });
-    const batches = { front: toBridge, behind: behindServices, station: toVirtual };
+    const { outputs: ports } = this;
+    const ways = { front: toBridge, behind: behindServices, station: toVirtual, tunnel: toTunnel, ports };
     this.serve = () => {
       if (this.flows === null)
         throw new Error('services need a flow table, which this node was started without');
-      return new ServiceFront(context, this.flows, this.neighbours, batches, this.outputs, this.gateway);
+      return new ServiceFront(context, this.flows, this.neighbours, ways, this.gateway, onHealth);
     };
     this.outputs[MESH_PORT] = this.gateway.fromIngress;
     this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;
@@ -268,15 +272,8 @@ export class DataPlane {
     native.waitAdd(this.wait, underlay.fd, UNDERLAY_PORT);
     if (this.uplink) native.waitAdd(this.wait, this.uplink.fd, UPLINK_PORT);
     this.gateway.watch(this.wait);
-    const empty = {
-      domains: [],
-      ports: [],
-      stations: [],
-      neighbours: [],
-      links: [],
-      gateways: [],
-      publish: [],
-    };
+    const nobody = { ports: [], stations: [], neighbours: [] };
+    const empty = { domains: [], ...nobody, links: [], gateways: [], publish: [] };
     this.current = { ...first, ...empty };
     this.apply(first);
     flowMemory?.begin(first);

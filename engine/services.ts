@@ -10,6 +10,7 @@ import { createIcmpErrors } from './elements/icmp-errors.js';
 import { createMarker, type Marker } from './elements/mark.js';
 import type { GatewayWay } from './gateway.js';
 import type { Batch, Context } from './graph.js';
+import { Health, type HealthChange } from './health.js';
 import type { Intent } from './intent.js';
 import { DEFAULT_TIMEOUTS } from './tables/connection.js';
 import type { Flows } from './tables/flows.js';
@@ -23,32 +24,38 @@ export interface ServiceBatches {
   readonly front: Batch;
   readonly behind: Batch;
   readonly station: Batch;
+  readonly tunnel: Batch;
+  /** Sending side of each local port, by port number. */
+  readonly ports: readonly (Batch | null)[];
 }
 
 export class ServiceFront {
   private readonly services = new Services();
   private readonly balancer: Balancer;
   private readonly marker: Marker;
+  private readonly health: Health;
   private rebuilding = false;
 
   /**
    * @param front what leads to the bridge; from now on it leads here.
    * @param behind leads to the bridge itself, and `station` to nothing yet: the bridge gives it what is for a virtual
    * address's MAC.
-   * @param ports sending side of each local port, by port number.
+   * @param tell hears which backends are found to live or not.
    */
   constructor(
     context: Context,
     flows: Flows,
     neighbours: Neighbours,
-    { front, behind, station }: ServiceBatches,
-    ports: readonly (Batch | null)[],
+    { front, behind, station, tunnel, ports }: ServiceBatches,
     gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf'>,
+    tell: (changes: readonly HealthChange[]) => void,
   ) {
     const { services } = this;
     const errors = createIcmpErrors(context);
     const outside = (owner: number): Batch => gateway.outsideOf(owner);
-    const shared = { flows, services, neighbours, errors, outside };
+    const turned = (backend: number, alive: boolean): void => this.turn(backend, alive);
+    this.health = new Health(context, services, { out: behind, tunnel }, turned, tell);
+    const shared = { flows, services, neighbours, errors, outside, checks: this.health };
     this.balancer = createBalancer(context, { ...shared, timeouts: DEFAULT_TIMEOUTS }, behind);
     gateway.balanceBy(this.balancer.balancing);
     this.marker = createMarker(context, this.balancer);
@@ -57,13 +64,24 @@ export class ServiceFront {
   }
 
   apply({ services = [], marks = [] }: Intent): void {
-    this.services.set(services, (backend) => this.balancer.end(backend));
+    this.health.set(services);
+    this.services.set(
+      services,
+      (backend) => this.balancer.end(backend),
+      (backend) => this.health.isAlive(backend),
+    );
     this.rebuilding = true;
     this.marker.set(marks);
   }
 
+  private turn(backend: number, alive: boolean): void {
+    this.services.setAlive(backend, alive, (number) => this.balancer.end(number));
+    this.rebuilding = true;
+  }
+
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
+    this.health.tick();
     this.balancer.age();
   }
 

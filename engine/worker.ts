@@ -7,6 +7,7 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import { native } from '../native-bindings/index.js';
 import { type CounterBlock, Counters } from './counters.js';
 import { DataPlane, type Team } from './dataplane.js';
+import type { HealthChange } from './health.js';
 import type { AssociationIntent, Intent } from './intent.js';
 import type { FlowFilter } from './publisher.js';
 import type { MacEntry } from './tables/mac-table.js';
@@ -58,8 +59,14 @@ export interface Reply {
   readonly error?: string;
 }
 
-/** Said without being asked: a port's device is gone; a VTEP did what its operator should hear of (a SAW_ bit). */
-export type Notice = { readonly lost: number } | { readonly vtep: Uint8Array; readonly saw: number };
+/**
+ * Said without being asked: a port's device is gone; a VTEP did what its operator should hear of (a SAW_ bit); backends
+ * of services are found to live or not.
+ */
+export type Notice =
+  | { readonly lost: number }
+  | { readonly vtep: Uint8Array; readonly saw: number }
+  | { readonly health: readonly HealthChange[] };
 
 const WAKE = 0x10000;
 /** Longest sleep without traffic, for ageing. */
@@ -96,6 +103,7 @@ function run(port: NonNullable<typeof parentPort>): void {
     (lost) => port.postMessage({ lost } satisfies Notice),
     (vtep, saw) => port.postMessage({ vtep, saw } satisfies Notice),
     team,
+    (health) => port.postMessage({ health } satisfies Notice),
   );
   plane.watch(wake, WAKE);
   const reply = (id: number, rest: Partial<Reply> = {}): void => {

@@ -19,7 +19,7 @@
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
-import { BATCH_SIZE, NO_FRAME, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
+import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
 import {
   ESTABLISHED,
   FIN_OUT,
@@ -54,7 +54,7 @@ import {
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
 import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
-import { HOST_UNREACHABLE, isError, PORT_UNREACHABLE, UNREACHABLE } from '../wire/icmp.js';
+import { isError } from '../wire/icmp.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
@@ -69,14 +69,10 @@ import {
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
 import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
-import {
-  BALANCE_REASONS,
-  createChooser,
-  NO_SERVICE_THERE,
-  NO_SUCH_FLOW,
-  WITHOUT_BACKEND,
-} from './balancer/chooser.js';
+import { BALANCE_REASONS, createChooser } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
+import { createRefuse } from './balancer/refusals.js';
+import type { Checks } from './balancer/relay.js';
 import { createResets } from './balancer/resets.js';
 import { answerEcho, isEcho } from './echo.js';
 import type { IcmpErrors } from './icmp-errors.js';
@@ -88,6 +84,7 @@ import type { Balancing } from './nat/tables.js';
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
 const FIRST_ERROR = BALANCE_REASONS.length;
 const MALFORMED = REASONS.indexOf('malformed');
+const NO_FLOW_FOR_IT = ERROR_REASONS.indexOf('icmp-no-flow');
 const NOT_SERVED = REASONS.indexOf('not-served');
 const FRAGMENT = REASONS.indexOf('fragment');
 
@@ -122,6 +119,8 @@ export interface BalancerOptions {
   readonly neighbours: Neighbours;
   readonly timeouts: Timeouts;
   readonly errors: IcmpErrors;
+  /** Absent where no backends are checked. */
+  readonly checks?: Checks;
   /** Takes what leaves through the NAT that owns a flow, by its number. */
   readonly outside: (owner: number) => Batch;
 }
@@ -142,9 +141,9 @@ export interface Balancer extends Consumer {
 export function createBalancer(context: Context, options: BalancerOptions, out: Batch): Balancer {
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
-  const { flows, services, neighbours, timeouts, errors } = options;
+  const { flows, services, neighbours, timeouts, errors, checks } = options;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
-  const { backends, macs, idle, direct, inDomain, failures } = services;
+  const { backends, macs, idle, direct, inDomain } = services;
   const { packets, bytes, service: serviceOf } = backends;
   const tcp = tcpTimeouts(timeouts);
   const { values } = context.counters;
@@ -160,6 +159,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   const translator = createErrorTranslator(context, { flows, ownerKey });
   const resets = createResets(context);
   const endings = createEndings(context, flows, resets, neighbours, out, options.outside);
+  const reset = (): void => void values[base + RESETS]++;
+  const tellWhy = createRefuse(context, { drops, errors, resets, checks, out, reset });
   const fragments = [OUT, IN].map((direction) =>
     createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, FRAGMENT)),
   );
@@ -201,7 +202,9 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     if (mark[frame] !== 0 || (services.filter(dom, destination) & MAY_BE_VIRTUAL) !== 0)
       if (mark[frame] !== 0 || services.isVirtual(dom, destination))
         return inward(frame, k, ip, source, destination);
-    if ((services.filter(dom, source) & MAY_BE_BACKEND) === 0) return PASS;
+    const sender = services.filter(dom, source);
+    if ((sender & MAY_BE_VIRTUAL) !== 0 && ingress[frame] >= REMOTE) checks?.note(frame);
+    if ((sender & MAY_BE_BACKEND) === 0) return PASS;
     return read(frame, k, ip, source, destination, FROM_BACKEND);
   }
 
@@ -355,29 +358,18 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const opened = oneSided && state === SYN_IN && (flags & TURNING_FLAGS) === 0;
     const next = opened ? ESTABLISHED : nextTcpState(state, inward, flags);
     words[at + STATE] += next - state;
+    // A SYN that comes again after seconds is one that the backend did not answer.
+    if (state === SYN_IN && next === SYN_IN && context.seconds - words[at + EXPIRY] + tcp[SYN_IN] >= 2)
+      services.suspect(backend, words[at + OUT_PORTS] & 0xffff);
     chooser.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
     const expiry = context.seconds + (next === ESTABLISHED ? idle[backend] : tcp[next]);
     if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
   }
 
-  /** What cannot begin a flow: its sender hears why. */
   function refuse(frame: number, k: number, reason: number): void {
-    const isTcp = (keys[k] & 0xff) === PROTOCOL_TCP;
-    if (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND) {
-      const code = reason === NO_SERVICE_THERE ? PORT_UNREACHABLE : HOST_UNREACHABLE;
-      const error = errors.make(frame, UNREACHABLE, code, 0, owns[k]);
-      if (error !== NO_FRAME) {
-        ingress[error] = BALANCER_PORT;
-        out.push(error);
-      }
-    } else if (isTcp && reason === NO_SUCH_FLOW && resets.answer(frame)) {
-      values[base + RESETS]++;
-      ingress[frame] = BALANCER_PORT;
-      out.push(frame);
-      return;
-    }
-    drops.drop(frame, reason);
+    const t = (keys[k] & 0xff) === PROTOCOL_TCP ? transports[k] : 0;
+    tellWhy(frame, reason, t, owns[k], remotes[k], pairs[k] & 0xffff);
   }
 
   /** ICMP, fragments, and protocols that no service has. */
@@ -407,7 +399,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     if (verdict === TRANSLATED) deliver(frame, direction);
     // A backend may also answer who asked it by its own address.
     else if (direction === OUT) out.push(frame);
-    else drops.drop(frame, verdict === NOT_SERVED ? NOT_SERVED : FIRST_ERROR + verdict);
+    else if (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t))
+      drops.drop(frame, verdict === NOT_SERVED ? NOT_SERVED : FIRST_ERROR + verdict);
   }
 
   function laterFragment(frame: number, direction: number): void {
@@ -464,7 +457,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     over(flow) {
       const state = words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
       const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
-      if (chooser.isTcp(flow) && state === SYN_IN) failures[backend]++;
+      if (chooser.isTcp(flow) && state === SYN_IN)
+        services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff);
       if (chooser.isTcp(flow) && state >= FIN_OUT) endings.reset(flow);
       return 0;
     },

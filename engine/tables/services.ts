@@ -64,6 +64,9 @@ export class Services {
   readonly macs: Uint16Array;
   readonly idle: Int32Array;
   readonly failures: Float64Array;
+  /** Its port that is checked, as a little-endian load gives it, 0: none; failures of connections to that port. */
+  private readonly checked: Uint16Array;
+  readonly suspected: Uint32Array;
   private entries = new Int32Array(64 << ENTRY_SHIFT);
   private mask = 63;
   /** What is there now: services by number, and the numbers of their backends here by those of the intent. */
@@ -80,6 +83,8 @@ export class Services {
     this.macs = new Uint16Array(backends * 3);
     this.idle = new Int32Array(backends);
     this.failures = new Float64Array(backends);
+    this.checked = new Uint16Array(backends);
+    this.suspected = new Uint32Array(backends);
   }
 
   /** What an address may be: MAY_BE_ bits. */
@@ -134,8 +139,13 @@ export class Services {
   /**
    * Makes the services what the list says; what did not change keeps its state.
    * @param ended called for each backend whose flows must end, while its number is still its own.
+   * @param isAlive says which are taken to be alive.
    */
-  set(next: readonly ServiceIntent[], ended: (backend: number) => void): void {
+  set(
+    next: readonly ServiceIntent[],
+    ended: (backend: number) => void,
+    isAlive: (backend: BackendIntent) => boolean = ({ alive }) => alive,
+  ): void {
     const wanted = new Map(next.map((service) => [service.id, service]));
     for (const [id, service] of this.current) {
       const after = wanted.get(id);
@@ -143,12 +153,16 @@ export class Services {
       for (const backend of service.backends) this.drop(backend, ended);
       this.backends.close(id);
     }
-    for (const service of next) this.open(service, ended);
+    for (const service of next) this.open(service, ended, isAlive);
     this.current = wanted;
     this.reindex();
   }
 
-  private open(service: ServiceIntent, ended: (backend: number) => void): void {
+  private open(
+    service: ServiceIntent,
+    ended: (backend: number) => void,
+    isAlive: (backend: BackendIntent) => boolean,
+  ): void {
     const { id } = service;
     this.backends.open(id, SCHEDULERS.indexOf(service.scheduler));
     this.direct[id] = Number(service.direct);
@@ -157,29 +171,45 @@ export class Services {
     this.domain[id] = service.domain;
     const kept = new Set(service.backends.map((backend) => backend.id));
     for (const old of this.current.get(id)?.backends ?? []) if (!kept.has(old.id)) this.drop(old, ended);
-    for (const backend of service.backends) this.add(id, backend, service.idle, ended);
+    for (const backend of service.backends) {
+      this.add(service, backend);
+      this.setAlive(backend.id, isAlive(backend), ended);
+    }
     // As the file has them, so that `sh` answers as on a node that begins with this file.
     const order = service.backends.map((backend) => this.numbers.get(backend.id)!);
     this.backends.arrange(id, order);
   }
 
-  private add(
-    service: number,
-    { id, address, mac, weight, alive }: BackendIntent,
-    idle: number,
-    ended: (backend: number) => void,
-  ): void {
+  private add(service: ServiceIntent, { id, address, mac, weight }: BackendIntent): void {
     let number = this.numbers.get(id);
     if (number === undefined) {
-      number = this.backends.add(service, addressWord(address), 0, weight);
+      number = this.backends.add(service.id, addressWord(address), 0, weight);
       this.numbers.set(id, number);
       this.failures[number] = 0;
     }
     this.backends.setWeight(number, weight);
+    this.idle[number] = service.idle;
+    this.checked[number] = swap16(service.health?.port ?? 0);
+    for (let i = 0; i < 3; i++) this.macs[number * 3 + i] = mac[2 * i] | (mac[2 * i + 1] << 8);
+  }
+
+  /** Tells whether a backend, by its number in the intent, lives. `ended` is called if its flows must end. */
+  setAlive(id: number, alive: boolean, ended: (backend: number) => void): void {
+    const number = this.numbers.get(id);
+    if (number === undefined) return;
     if (!alive && this.backends.up[number] === 1) ended(number);
     this.backends.setUp(number, alive);
-    this.idle[number] = idle;
-    for (let i = 0; i < 3; i++) this.macs[number * 3 + i] = mac[2 * i] | (mac[2 * i + 1] << 8);
+  }
+
+  /** Counts a connection that a backend reset or did not answer; `port`, the backend's, as a load gives it. */
+  failed(backend: number, port: number): void {
+    this.failures[backend]++;
+    this.suspect(backend, port);
+  }
+
+  /** Takes note that a backend is slow to answer, if its `port` is the one by which it is judged. */
+  suspect(backend: number, port: number): void {
+    if (this.checked[backend] === port) this.suspected[backend]++;
   }
 
   private drop({ id }: BackendIntent, ended: (backend: number) => void): void {

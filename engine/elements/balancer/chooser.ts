@@ -18,6 +18,7 @@ import {
   MESH_OWNER,
   NO_FLOW,
   OUT_KEY,
+  OUT_PORTS,
   OWNER_SHIFT,
   STATE,
   STATE_MASK,
@@ -64,7 +65,7 @@ function isActive(state: number): boolean {
 export function createChooser(context: Context, options: ChooserOptions): Chooser {
   const { flows, services, timeouts, evicted } = options;
   const { words, seed, find } = flows;
-  const { backends, schedulers, affinity, failures } = services;
+  const { backends, schedulers, affinity } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
   const { pick } = schedulers;
 
@@ -191,7 +192,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   function turned(flow: number, before: number, after: number, refused: boolean): void {
     const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
     // Neither accepted nor left to hang: whoever looks after its health may want to know.
-    if (before === SYN_IN && refused) failures[backend]++;
+    if (before === SYN_IN && refused)
+      services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff);
     if (isActive(before) === isActive(after) || (words[(flow << FLOW_SHIFT) + STATE] & MIRROR) !== 0) return;
     const change = isActive(after) ? 1 : -1;
     active[backend] += change;

@@ -1,4 +1,5 @@
 /** Out of the overlay and in by the host's own stack: uplinks of mode host. */
+import { existsSync } from 'node:fs';
 import type { ExecutionContext } from 'ava';
 import { iperf3, type Namespace, ping, waitFor } from '../../cli/lab.js';
 import type { PublishRow } from '../../control/api.js';
@@ -13,7 +14,7 @@ import {
   serve,
   UPLINK_ADDRESS,
 } from '../support/gateway.js';
-import { live, type NodeFile, shared } from '../support/live.js';
+import { live, missing, type NodeFile, shared } from '../support/live.js';
 
 const TOOLS = { tools: ['socat', 'nft'] };
 const rig = shared(async () => {
@@ -408,4 +409,105 @@ live(
     }
   },
   TOOLS,
+);
+
+const HOST_V6 = 'fd00:60::2';
+const FAR_V6 = '2001:db8:203::2';
+
+/** The rig with IPv6 everywhere. */
+function dualStack(): GatewayRig {
+  const made = new GatewayRig({ file: hostFile() });
+  const { host, near, far } = made;
+  for (const [namespace, device, address] of [
+    [host, 'out0', `${HOST_V6}/64`],
+    [near, 'in0', 'fd00:60::1/64'],
+    [near, 'far0', '2001:db8:203::1/64'],
+    [far, 'eth0', `${FAR_V6}/64`],
+  ] as const)
+    namespace.ip('address', 'add', address, 'dev', device, 'nodad');
+  host.route('default', { via: NEAR_ADDRESS });
+  host.ip('-6', 'route', 'add', 'default', 'via', 'fd00:60::1');
+  far.ip('-6', 'route', 'add', 'default', 'via', '2001:db8:203::1');
+  const file = made.file();
+  made.engine1.write({
+    ...file,
+    networks: file.networks.map((network) => {
+      const third = String(network['gateway']).split('.')[2];
+      return { ...network, subnet6: `fd00:${third}::/64`, gateway6: `fd00:${third}::fe` };
+    }),
+    endpoints: file.endpoints.map((endpoint) => {
+      const [, , third, last] = String(endpoint['address']).split(/[./]/);
+      return { ...endpoint, address6: `fd00:${third}::${last}/64` };
+    }),
+  });
+  return made;
+}
+
+live(
+  'IPv6: out with the address of the host, in by published ports, and not otherwise',
+  async (t) => {
+    const six = dualStack();
+    try {
+      const { c1, c2, g1, far, near, host, engine1 } = six;
+      await near.run('sysctl', ['-qw', 'net.ipv6.conf.all.forwarding=1']);
+      await six.start(engine1);
+      const why = async (): Promise<string> => JSON.stringify(await engine1.drops());
+      const conf = (device: string, key: string): Promise<string> =>
+        host.run('cat', [`/proc/sys/net/ipv6/conf/${device}/${key}`]).then((text) => text.trim());
+      t.is(await conf('all', 'forwarding'), '0');
+      t.is(await conf('out0', 'force_forwarding'), '1');
+      for (const address of [HOST_V6, 'fd00:60::1', FAR_V6])
+        t.is((await ping(c1, address, { count: 2 })).received, 2, `${address} ${await why()}`);
+      const serve6 = async (server: Namespace, port: number) => {
+        const running = server.start('socat', [
+          `TCP6-LISTEN:${port},reuseaddr,fork`,
+          'SYSTEM:read line; echo "$SOCAT_PEERADDR $line"',
+        ]);
+        await waitFor(async () => (await server.run('ss', ['-ltn'])).includes(`:${port}`), {
+          what: 'a server',
+        });
+        return running;
+      };
+      const asked = async (from: Namespace, address: string, port: number): Promise<string> => {
+        const to = `TCP6:[${address}]:${port},connect-timeout=2`;
+        const { stdout } = await from.exec('socat', ['-t', '2', '-', to], { input: 'line\n' });
+        return stdout.trim();
+      };
+      const long = (address: string): string =>
+        `[${address
+          .replace('::', ':'.repeat(9 - address.split(':').length + 1))
+          .split(':')
+          .map((group) => group.padStart(4, '0'))
+          .join(':')}]`;
+      await serve6(far, 7001);
+      t.is(await asked(c1, FAR_V6, 7001), `${long(HOST_V6)} line`, await why());
+      await serve6(c1, 80);
+      await serve6(c1, 81);
+      t.is(await asked(far, HOST_V6, 8080), `${long(FAR_V6)} line`, await why());
+      for (const container of [c2, g1, c1, host])
+        t.is(
+          await asked(container, HOST_V6, 8080),
+          `${long(HOST_V6)} line`,
+          `${container.label} ${await why()}`,
+        );
+      near.ip('-6', 'route', 'add', 'fd00:9::/64', 'via', HOST_V6);
+      t.is(await asked(near, 'fd00:9::1', 81), '');
+      t.is((await ping(near, 'fd00:9::1', { count: 1 })).received, 0);
+      t.is((await ping(c1, 'fd00:a::1', { count: 1 })).received, 0);
+      const { bitsPerSecond } = await iperf3(c1, far, FAR_V6, { seconds: 1 });
+      t.true(bitsPerSecond > 1e8, `${bitsPerSecond} ${await why()}`);
+      await engine1.stop();
+      t.is((await host.run('nft', ['list', 'tables'])).trim(), '');
+      t.is(await conf('out0', 'force_forwarding'), '0');
+      t.is(host.ip('-6', 'route', 'show', 'proto', '87').trim(), '');
+    } finally {
+      six.close();
+    }
+  },
+  {
+    ...TOOLS,
+    skip: existsSync('/proc/sys/net/ipv6/conf/lo/force_forwarding')
+      ? undefined
+      : (missing(TOOLS.tools) ?? 'this kernel forwards IPv6 by all interfaces or none (Linux 6.17 by some)'),
+  },
 );

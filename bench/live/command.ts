@@ -20,7 +20,7 @@ interface Flags {
 }
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-const TOPOLOGIES: readonly Topology[] = ['one-host', 'two-hosts'];
+const TOPOLOGIES: readonly Topology[] = ['one-host', 'two-hosts', 'gateway'];
 
 /** The command, to be run as a program or added to one. Modules load only when it runs. */
 export function liveCommand(): Command {
@@ -32,7 +32,7 @@ export function liveCommand(): Command {
     .option('--seconds <s>', 'duration of each measurement', whole(60), 3)
     .option('--only <names>', 'contenders, separated by commas', list)
     .option('--measure <names>', 'measurements, separated by commas', list)
-    .option('--topology <name>', 'one-host or two-hosts (default: both)', topology)
+    .option('--topology <name>', 'one-host, two-hosts or gateway (default: all)', topology)
     .option('--ipv6', 'underlay over IPv6')
     .option('--quick', 'one round of one second: a smoke test')
     .option('--json', 'print one JSON object')

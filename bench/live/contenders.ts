@@ -3,12 +3,12 @@
  * among the encrypted Weft, wireguard-go and Nebula.
  */
 import { CommandError, EXIT } from '../../cli/output.js';
-import { kernelBridge, kernelOverlay } from './kernel.js';
+import { kernelBridge, kernelMasquerade, kernelOverlay } from './kernel.js';
 import { tapLoop, uplinkLoop } from './loops.js';
 import { nebula, nebulaMissing } from './nebula.js';
 import { openVswitch, openVswitchMissing } from './open-vswitch.js';
 import type { Site, Topology } from './site.js';
-import { weftOneHost, weftTwoHosts } from './weft.js';
+import { weftGateway, weftOneHost, weftTwoHosts } from './weft.js';
 import { wireguard, wireguardMissing } from './wireguard.js';
 
 /** What ratios are taken of: the kernel's own way, and the loop that is the bound. */
@@ -87,14 +87,22 @@ const TWO_HOSTS: readonly Contender[] = [
   { name: 'nebula', title: 'Nebula', role: 'other', encrypted: true, missing: nebulaMissing, up: nebula },
 ];
 
+const GATEWAY: readonly Contender[] = [
+  { name: 'weft-router', title: 'Weft, own router', role: 'weft', up: (site) => weftGateway(site, 'router') },
+  { name: 'weft-host', title: 'Weft, mode host', role: 'weft', up: (site) => weftGateway(site, 'host') },
+  { name: 'kernel', title: 'Linux bridge + nft masquerade', role: 'kernel', up: kernelMasquerade },
+];
+
 const CONTENDERS: Readonly<Record<Topology, readonly Contender[]>> = {
   'one-host': ONE_HOST,
   'two-hosts': TWO_HOSTS,
+  gateway: GATEWAY,
 };
 
 export const TOPOLOGY_TITLES: Readonly<Record<Topology, string>> = {
   'one-host': 'Two containers on one host',
   'two-hosts': 'Two hosts, a container on each, an overlay between them',
+  gateway: 'A container and a server outside, address translation between them',
 };
 
 /** Picks by name; `weft` stands for every contender whose name begins with it. @throws CommandError */

@@ -1,6 +1,15 @@
-/** Linux's own way: a bridge and a veth for each container, and a vxlan device between hosts. */
+/** Linux's own way: a bridge and a veth for each container, a vxlan device between hosts, nftables at the way out. */
 import { kernelAttach, kernelVxlan } from '../../cli/lab.js';
-import { CARD, INTERFACE, overlayAddress, overlayMac, type Site, VNI } from './site.js';
+import {
+  CARD,
+  GATEWAY,
+  INTERFACE,
+  overlayAddress,
+  overlayMac,
+  type Site,
+  UNDERLAY_MTU,
+  VNI,
+} from './site.js';
 
 const attachment = (site: Site, index: number) => ({
   devName: INTERFACE,
@@ -27,4 +36,19 @@ export async function kernelOverlay(site: Site): Promise<void> {
       ...attachment(site, index),
     });
   }
+}
+
+/** As Docker's bridge network: the bridge is the gateway, and what leaves the host is masqueraded. */
+export async function kernelMasquerade(site: Site): Promise<void> {
+  const [host] = site.hosts;
+  const [container] = site.containers;
+  host.ipBatch(['link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0', 'link set br0 up']);
+  host.addAddresses('br0', [`${GATEWAY}/24`]);
+  kernelAttach(host, container, 'br0', { ...attachment(site, 0), mtu: UNDERLAY_MTU });
+  container.route('default', { via: GATEWAY });
+  host.enableForwarding();
+  await host.run('nft', [
+    'add table ip nat; add chain ip nat out { type nat hook postrouting priority srcnat; };' +
+      `add rule ip nat out ip saddr 10.0.9.0/24 oifname ${CARD} masquerade`,
+  ]);
 }

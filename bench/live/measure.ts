@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Iperf3Options, type Iperf3Result, iperf3 } from '../../cli/lab.js';
-import { overlayAddress, type Site } from './site.js';
+import type { Site } from './site.js';
 import { percentile } from './statistics.js';
 
 /** A figure: how it is called, in what unit, and which way is better. */
@@ -82,7 +82,7 @@ export async function warmUp(site: Site): Promise<void> {
 /** iperf3 from container A to container B. @throws CommandError */
 function transfer(site: Site, options: Iperf3Options): Promise<Iperf3Result> {
   const [a, b] = site.containers;
-  return iperf3(a, b, overlayAddress(1), options);
+  return iperf3(a, b, site.target, options);
 }
 
 async function tcp(site: Site, seconds: number, parallel: 1 | 8, reverse: boolean): Promise<Outcome> {
@@ -134,7 +134,7 @@ const MOST_PINGS = 10_000;
 
 async function pings(site: Site, seconds: number): Promise<number[]> {
   const count = Math.min(MOST_PINGS, Math.ceil(seconds / PING_INTERVAL));
-  const args = ['-n', '-c', String(count), '-i', String(PING_INTERVAL), '-W', '1', overlayAddress(1)];
+  const args = ['-n', '-c', String(count), '-i', String(PING_INTERVAL), '-W', '1', site.target];
   const { stdout, stderr } = await site.containers[0].exec('ping', args, {
     timeoutMs: (seconds + 20) * 1000,
   });

@@ -3,10 +3,7 @@
  * VXLAN does; each host routes between its container's veth and the tunnel, and the container reaches its neighbour of
  * the same subnet through a gateway. What measures sees the same interfaces and addresses as everywhere else.
  */
-import { overlayAddress, PORT, type Site, UNDERLAY_MTU } from './site.js';
-
-/** The host's address towards its container. */
-const GATEWAY = '10.0.9.254';
+import { GATEWAY, overlayAddress, PORT, type Site, UNDERLAY_MTU } from './site.js';
 
 /**
  * What fits through the underlay: WireGuard and Nebula both add a header of 16 bytes and a tag of 16 behind UDP (8)

@@ -11,6 +11,8 @@ export const INTERFACE = 'eth0';
 export const VNI = 42;
 /** The host's end of a container's veth, where a contender wants one. */
 export const PORT = 'ct0';
+/** Of the container's network, where it has one. */
+export const GATEWAY = '10.0.9.254';
 /** Of the veth between two hosts. */
 export const UNDERLAY_MTU = 1500;
 /**
@@ -23,7 +25,8 @@ const GSO_MAX_SIZE = 65_400;
 export const overlayAddress = (index: number): string => `10.0.9.${index + 1}`;
 export const overlayMac = (index: number): string => `02:42:0a:00:09:0${index + 1}`;
 
-export type Topology = 'one-host' | 'two-hosts';
+/** In `gateway` container B is no container but the second host, outside of the overlay. */
+export type Topology = 'one-host' | 'two-hosts' | 'gateway';
 
 /** What a contender runs, measured beside it. */
 export interface Engine {
@@ -58,7 +61,10 @@ export class Site {
   private build(): void {
     // On one host the second is only there for the underlay to lead somewhere.
     this.hosts.push(this.lab.host('hA'), this.lab.host('hB'));
-    this.containers.push(this.lab.host('cA'), this.lab.host('cB'));
+    this.containers.push(
+      this.lab.host('cA'),
+      this.topology === 'gateway' ? this.hosts[1] : this.lab.host('cB'),
+    );
     this.lab.link(this.hosts[0], this.hosts[1], {
       nameA: CARD,
       nameB: CARD,
@@ -71,6 +77,11 @@ export class Site {
   /** Underlay address of a host. */
   vtep(index: number): string {
     return this.ipv6 ? `fd50::${index + 1}` : `192.168.50.${index + 1}`;
+  }
+
+  /** Where container A finds B. */
+  get target(): string {
+    return this.topology === 'gateway' ? this.vtep(1) : overlayAddress(1);
   }
 
   /** What fits through the underlay in VXLAN: 50 bytes of outer headers over IPv4, 70 over IPv6. Also used on one host. */
@@ -124,9 +135,9 @@ export class Site {
   /** Waits until the containers reach each other. @throws Error when they do not within ten seconds. */
   async connected(): Promise<void> {
     const [a] = this.containers;
-    const probe = ['-n', '-q', '-c', '1', '-W', '1', overlayAddress(1)];
+    const probe = ['-n', '-q', '-c', '1', '-W', '1', this.target];
     await waitFor(async () => (await a.exec('ping', probe)).code === 0, {
-      what: `an answer of ${overlayAddress(1)}; ${this.said() || 'no engine said anything'}`,
+      what: `an answer of ${this.target}; ${this.said() || 'no engine said anything'}`,
       timeoutMs: 10_000,
     });
   }

@@ -57,6 +57,7 @@ const WISHES: Readonly<Record<Topology, readonly Wish[]>> = {
     ...DIRECTIONS.map((way) => wish(ENCRYPTED, `tcp1-${way}`, '≥', 10, 'wireguard-go')),
     ...DIRECTIONS.map((way) => wish(ENCRYPTED, `tcp1-${way}`, '≥', 10, 'nebula')),
   ],
+  gateway: DIRECTIONS.map((way) => wish('weft-router', `tcp1-${way}`, '≥', 0.8, 'kernel')),
 };
 
 /** The targets of a topology whose both sides were measured. */

@@ -6,18 +6,24 @@ import { fileURLToPath } from 'node:url';
 import { ask } from '../../cli/client.js';
 import type { Status } from '../../control/api.js';
 import type { Encapsulation } from '../../control/config/types.js';
-import { INTERFACE, overlayAddress, overlayMac, type Site, VNI } from './site.js';
+import {
+  CARD,
+  GATEWAY,
+  INTERFACE,
+  overlayAddress,
+  overlayMac,
+  type Site,
+  UNDERLAY_MTU,
+  VNI,
+} from './site.js';
 import { Unavailable } from './unavailable.js';
 
 const WEFT = fileURLToPath(new URL('../../cli/main.js', import.meta.url));
 
 type Mode = 'socket' | 'uplink';
 
-/** What a node's file says under `encryption`. */
-interface Encryption {
-  readonly keys: readonly { readonly id: number; readonly secret: string }[];
-  readonly encapsulation: Encapsulation;
-}
+/** Of the engine's own router, on the link between the hosts. */
+const OWN_ADDRESS = '192.168.50.10/24';
 
 export async function weftOneHost(site: Site): Promise<void> {
   await up(site, 0, 'socket', [0, 1]);
@@ -25,31 +31,44 @@ export async function weftOneHost(site: Site): Promise<void> {
 
 /** @param encapsulation what ESP goes in; without it nothing is encrypted. */
 export async function weftTwoHosts(site: Site, mode: Mode, encapsulation?: Encapsulation): Promise<void> {
-  const encryption = encapsulation && { keys: keyRing(), encapsulation };
-  await Promise.all([up(site, 0, mode, [0], encryption), up(site, 1, mode, [1], encryption)]);
+  const more: [object?, object?] = encapsulation
+    ? [{ encryption: { keys: keyRing(), encapsulation } }, { encrypted: true }]
+    : [];
+  await Promise.all([up(site, 0, mode, [0], ...more), up(site, 1, mode, [1], ...more)]);
+}
+
+/** One host whose container leaves it: by a router of the engine's own, or through the host's stack. */
+export async function weftGateway(site: Site, way: 'router' | 'host'): Promise<void> {
+  const uplink =
+    way === 'router' ? { name: 'out', interface: CARD, address: OWN_ADDRESS } : { name: 'out', mode: 'host' };
+  const network = { gateway: GATEWAY, uplink: 'out', mtu: UNDERLAY_MTU };
+  await up(site, 0, 'socket', [0], { uplinks: [uplink] }, network);
 }
 
 /** Three, as a manager hands them out: all receive, the middle one sends. */
-const keyRing = (): Encryption['keys'] =>
+const keyRing = (): readonly { readonly id: number; readonly secret: string }[] =>
   [1, 2, 3].map((id) => ({ id, secret: randomBytes(32).toString('hex') }));
 
-/** Starts the engine of a host that has these containers. */
+/**
+ * Starts the engine of a host that has these containers.
+ * @param keys further ones of its file. @param network of its network: encrypted, the engine takes what the underlay
+ * carries whole, for the overhead is another.
+ */
 async function up(
   site: Site,
   host: number,
   mode: Mode,
   containers: readonly number[],
-  encryption?: Encryption,
+  keys: object = {},
+  network: object = { mtu: site.mtu },
 ): Promise<void> {
   const file = join(site.directory, `host${host}.yaml`);
   const socket = join(site.directory, `host${host}.sock`);
-  const network = { name: 'blue', vni: VNI, subnet: '10.0.9.0/24', peers: [site.vtep(1 - host)] };
   const config = {
     node: `host${host}`,
     underlay: { address: site.vtep(host), mode },
-    // Encrypted, the engine takes what the underlay carries whole: the overhead is another.
-    networks: [encryption ? { ...network, encrypted: true } : { ...network, mtu: site.mtu }],
-    ...(encryption ? { encryption } : {}),
+    networks: [{ name: 'blue', vni: VNI, subnet: '10.0.9.0/24', peers: [site.vtep(1 - host)], ...network }],
+    ...keys,
     endpoints: containers.map((index) => ({
       name: `c${index}`,
       network: 'blue',

@@ -50,7 +50,7 @@ import { addressWord, Gateways, maskWord } from './tables/gateways.js';
 import type { Neighbours } from './tables/neighbours.js';
 import { Routes } from './tables/routes.js';
 import { type UplinkV6, wireV6 } from './uplink-v6.js';
-import { HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
+import { ADMINISTRATIVELY_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
 
 /** A batch whose consumer is wired last. */
 const NOWHERE: Consumer = {
@@ -281,7 +281,7 @@ function unusable({ address, length }: UplinkIntent): { network: number; broadca
   return { network, broadcast: network | ~maskWord(length) };
 }
 
-interface WireOptions extends Pick<GatewayOptions, 'nat' | 'flows' | 'addresses'> {
+interface WireOptions extends Pick<GatewayOptions, 'nat' | 'flows' | 'addresses' | 'ports'> {
   readonly index: number;
   readonly gateways: Gateways;
   readonly errors: { readonly v4: IcmpErrors; readonly v6: Icmpv6Errors };
@@ -301,7 +301,7 @@ function wireClamped(context: Context, intent: UplinkIntent, options: WireOption
 }
 
 function wire(context: Context, intent: UplinkIntent, options: WireOptions): Uplink {
-  const { index, nat: given, flows, addresses, gateways, errors, inward } = options;
+  const { index, nat: given, flows, addresses, gateways, errors, inward, ports } = options;
   const { fd, tap } = intent;
   const id = FIRST_UPLINK_PORT + index;
   const port = tap ? createTapPort(context, { id, fd, domain: 0 }) : createPacketSocket(context, { id, fd });
@@ -318,7 +318,7 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
   const cache = new ArpCache(context.seed);
   const resolver = createResolver(context, name, station, cache, { port: toPort, unreachable });
   const toResolver = new Batch(resolver);
-  const shared = { index, nat: given, flows, addresses, gateways, inward, toPort, routes };
+  const shared = { index, nat: given, flows, addresses, gateways, inward, toPort, routes, ports };
   const v6 = wireV6(context, intent, { ...shared, errors: errors.v6 });
   const toUplinkIn = (fromOutside: Batch): Batch =>
     new Batch(
@@ -344,7 +344,15 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
     external: intent.address,
     random: (below) => Math.floor(Math.random() * below),
   });
-  const nat = createNat(context, tables, { outside: toResolver, inside: inward, hairpin: toDeferred });
+  const refused = (frame: number): void => {
+    const to = ports[context.frames.ingress[frame]];
+    const source = gateways.address[context.frames.domain[frame]];
+    const error = to ? errors.v4.make(frame, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, 0, source) : NO_FRAME;
+    if (error !== NO_FRAME) to!.push(error);
+  };
+  const nat = createNat(context, tables, {
+    ...{ outside: toResolver, inside: inward, hairpin: toDeferred, refused },
+  });
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);
   return {

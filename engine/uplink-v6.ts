@@ -24,7 +24,7 @@ import { NdCache } from './tables/arp-cache.js';
 import type { Flows } from './tables/flows.js';
 import type { Gateways } from './tables/gateways.js';
 import type { Routes } from './tables/routes.js';
-import { ADDRESS_UNREACHABLE, NO_ROUTE, UNREACHABLE_V6 } from './wire/icmpv6.js';
+import { ADDRESS_UNREACHABLE, NO_ROUTE, PROHIBITED, UNREACHABLE_V6 } from './wire/icmpv6.js';
 import { maskWords, words16 } from './wire/ipv6.js';
 
 export interface UplinkV6 {
@@ -54,6 +54,8 @@ export interface UplinkV6Options {
   /** Takes what was let in. */
   readonly inward: Batch;
   readonly toPort: Batch;
+  /** Sending side of each local port, by port number. */
+  readonly ports: readonly (Batch | null)[];
   /** Where nothing is translated. */
   readonly routes: Routes | undefined;
 }
@@ -62,7 +64,7 @@ export interface UplinkV6Options {
 export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6Options): UplinkV6 | null {
   const station = stationOf(intent);
   if (station === null) return null;
-  const { index, nat: given, flows, addresses, gateways, errors, inward, toPort, routes } = options;
+  const { index, nat: given, flows, addresses, gateways, errors, inward, toPort, routes, ports } = options;
   const name = String(index);
   const deferred = createDeferred(context, `again-v6:${name}`);
   const unreachable = (frame: number, route: boolean): void => {
@@ -97,7 +99,15 @@ export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6
     },
     addresses,
   );
-  const to = { outside: toResolver, inside: inward, hairpin: toDeferred };
+  const refused = (frame: number): void => {
+    const to = ports[context.frames.ingress[frame]];
+    const source = context.frames.domain[frame] * 8;
+    const error = to
+      ? errors.make(frame, UNREACHABLE_V6, PROHIBITED, 0, gateways.address6, source)
+      : NO_FRAME;
+    if (error !== NO_FRAME) to!.push(error);
+  };
+  const to = { outside: toResolver, inside: inward, hairpin: toDeferred, refused };
   const nat = createNatV6(context, tables, addresses, to);
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);

@@ -41,7 +41,7 @@ import { FIRST_OF_FRAGMENTS, ipv6Length, LATER_FRAGMENT_V6, upperLayer } from '.
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { ERROR_REASONS, TRANSLATED } from './nat/errors.js';
 import { createErrorTranslatorV6, protocolOf } from './nat/errors-v6.js';
-import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
+import { createFlowMaker, FLOW_REASONS, isShortage } from './nat/flow-maker.js';
 import { createFragments, HELD, PASSED } from './nat/fragments.js';
 import { FRAGMENTS_V6, replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
 import { createProgress } from './nat/progress.js';
@@ -130,6 +130,7 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
     const flow = flowOf(frame, ip, t, protocol, pair, direction);
     if (flow < 0) {
       if ((upper & FIRST_OF_FRAGMENTS) !== 0) fragments[direction].refuse(frame);
+      if (direction === OUT && isShortage(-1 - flow)) to.refused?.(frame);
       drops.drop(frame, -1 - flow);
       return;
     }

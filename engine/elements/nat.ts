@@ -44,7 +44,7 @@ import {
 } from '../wire/ip.js';
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
-import { createFlowMaker, FLOW_REASONS } from './nat/flow-maker.js';
+import { createFlowMaker, FLOW_REASONS, isShortage } from './nat/flow-maker.js';
 import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
 import { createProgress } from './nat/progress.js';
@@ -87,6 +87,8 @@ export interface NatOutputs {
   readonly inside: Batch;
   /** Packets from inside to the external address itself, translated as those to outside: to come in again. */
   readonly hairpin: Batch;
+  /** Told of packets from inside for which no port or no flow is left, before they are dropped (RFC 5508, REQ-8). */
+  readonly refused?: (frame: number) => void;
 }
 
 export interface Nat {
@@ -193,11 +195,16 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   function keyed(frame: number, k: number, direction: number): void {
     const flow = flowOf(k, direction);
     if (flow < 0) {
-      drops.drop(frame, -1 - flow);
+      refuse(frame, -1 - flow, direction);
       return;
     }
     rewrite(frame, flow, transports[k], keys[k] & 0xff, direction);
     send(frame, remotes[k], direction);
+  }
+
+  function refuse(frame: number, reason: number, direction: number): void {
+    if (direction === OUT && isShortage(reason)) to.refused?.(frame);
+    drops.drop(frame, reason);
   }
 
   /** The flow of a packet, a new one if need be; or -1 - reason. */
@@ -270,7 +277,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     const flow = flowOf(k, direction);
     if (flow < 0) {
       fragments[direction].refuse(frame);
-      drops.drop(frame, -1 - flow);
+      refuse(frame, -1 - flow, direction);
       return;
     }
     const at = flow << FLOW_SHIFT;

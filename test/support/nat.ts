@@ -184,6 +184,8 @@ export class NatRig {
   readonly rig: Rig;
   readonly tables: NatTables;
   readonly nat: Nat;
+  /** How often a packet from inside was told of that found no port or no flow left. */
+  shortages = 0;
   private readonly batches: readonly Batch[];
   private readonly outside: Sink;
   private readonly inside: Sink;
@@ -216,7 +218,12 @@ export class NatRig {
     const inside = new Batch(this.inside);
     const hairpin: Batch = new Batch({ process: (batch) => this.nat.fromOutside.process(batch) });
     this.batches = [hairpin, outside, inside];
-    this.nat = createNat(this.rig.context, this.tables, { outside, inside, hairpin });
+    this.nat = createNat(this.rig.context, this.tables, {
+      ...{ outside, inside, hairpin },
+      refused: () => {
+        this.shortages++;
+      },
+    });
   }
 
   /** Gives frames to the NAT as one batch. */

@@ -135,6 +135,8 @@ export class NatRigV6 {
   readonly flows: Flows;
   readonly tables: NatTables;
   readonly nat: Nat;
+  /** How often a packet from inside was told of that found no port or no flow left. */
+  shortages = 0;
   private readonly batches: readonly Batch[];
   private readonly outside: Sink;
   private readonly inside: Sink;
@@ -156,7 +158,12 @@ export class NatRigV6 {
     const [outside, inside] = [new Batch(this.outside), new Batch(this.inside)];
     const hairpin: Batch = new Batch({ process: (batch) => this.nat.fromOutside.process(batch) });
     this.batches = [hairpin, outside, inside];
-    this.nat = createNatV6(context, this.tables, this.addresses, { outside, inside, hairpin });
+    this.nat = createNatV6(context, this.tables, this.addresses, {
+      ...{ outside, inside, hairpin },
+      refused: () => {
+        this.shortages++;
+      },
+    });
   }
 
   /** Gives frames to the NAT as one batch. */

@@ -62,6 +62,11 @@ export const FLOW_REASONS = [
 ] as const;
 const [NO_SUCH_FLOW, NOT_PUBLISHED, FILTERED, NO_FREE_PORT, TABLE_FULL, NO_BACKEND] = FLOW_REASONS.keys();
 
+/** Whether a reason is that there is not enough of something. */
+export function isShortage(reason: number): boolean {
+  return reason === NO_FREE_PORT || reason === TABLE_FULL;
+}
+
 /** @param evicted called for each flow that has to make room. */
 export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
   const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;

@@ -14,6 +14,7 @@ import {
   type Packet,
   packet,
   REMOTE,
+  RST,
   SCTP,
   SYN,
   TCP,
@@ -204,6 +205,22 @@ test('an error about a later fragment tells no flow; about a first one it does',
   t.is(n.refused(true, icmpError(outside, { to: EXTERNAL })), 'passed');
   const later = packet({ source: EXTERNAL, fragment: 100 });
   t.is(n.refused(true, icmpError(later, { to: EXTERNAL })), 'icmp-no-flow');
+});
+
+test('RFC 5508, REQ-8: who finds no port or no flow inside is told; who asks from outside is not (REQ-9)', (t) => {
+  const ports = new NatRig({ firstPort: 40000, lastPort: 40001 });
+  for (const sourcePort of [1, 2]) ports.out(packet({ sourcePort }));
+  t.is(ports.refused(false, packet({ sourcePort: 3 })), 'no-port');
+  t.is(ports.shortages, 1);
+  t.is(ports.refused(true, packet({ source: REMOTE, destination: EXTERNAL })), 'not-published');
+  t.is(ports.refused(false, packet({ protocol: TCP, flags: RST })), 'no-flow');
+  t.is(ports.shortages, 1);
+  const flows = new NatRig({ maxFlows: 1 });
+  flows.out(packet({ protocol: TCP, flags: SYN }));
+  flows.in(answerTo(flows.out(packet({ protocol: TCP, flags: SYN })), SYN | ACK));
+  flows.out(packet({ protocol: TCP }));
+  t.is(flows.refused(false, packet()), 'table-full');
+  t.is(flows.shortages, 1);
 });
 
 test('RFC 5508, REQ-10: the types of error that there are pass, redirects do not', (t) => {

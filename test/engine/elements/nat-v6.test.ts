@@ -110,6 +110,7 @@ test('flows of addresses hold them, and let them go', (t) => {
   // No number is left for so many.
   for (let i = 30; i < 38; i++) rig.out(packetV6({ destination: `2001:db8::${(i + 2).toString(16)}` }));
   t.is(rig.refused(false, packetV6({ destination: '2001:db8:1::1' })), 'table-full');
+  t.is(rig.shortages, 1);
   rig.pass(301);
   t.is(rig.flows.size, 0);
   t.is(rig.addresses.size, 1);

@@ -21,6 +21,8 @@ export interface HostRules {
   /** Prefixes of the networks that leave by it, and those of them that the host's address replaces. */
   readonly prefixes: readonly string[];
   readonly masqueraded: readonly string[];
+  /** Whether connections announce no longer segments than their ways take. */
+  readonly clampMss: boolean;
   /** Interfaces that forward because of us, and are to forward for nobody else. */
   readonly opened: readonly string[];
   readonly published: readonly HostPort[];
@@ -111,6 +113,11 @@ export function hostRules(rules: HostRules): string {
     '  }',
     '  chain forward {',
     '    type filter hook forward priority filter;',
+    ...(rules.clampMss
+      ? ['iifname', 'oifname'].map(
+          (side) => `    ${side} "${tap}" tcp flags syn tcp option maxseg size set rt mtu`,
+        )
+      : []),
     '    iifname @opened oifname "weft-*" accept',
     `    iifname @opened oifname != "${tap}" drop`,
     // What conntrack does not understand it does not translate.

@@ -255,7 +255,7 @@ export class HostSide {
     const masqueraded = this.networks(config).filter(({ masquerade }) => masquerade);
     const own = hostAddresses(tap).find(({ cidr }) => !/^(127|169\.254)\.|:/.test(cidr));
     return hostRules({
-      ...{ family, table: this.table, tap },
+      ...{ family, table: this.table, tap, clampMss: this.uplink.clampMss },
       prefixes: this.prefixes(config, family),
       masqueraded: masqueraded.flatMap((network) => prefixOf(network, family) ?? []),
       opened: this.forwarding.openedFor(family),

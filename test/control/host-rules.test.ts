@@ -7,13 +7,14 @@ const EMPTY: HostRules = {
   family: 4,
   table: 'weft_host_h1_host',
   tap: 'weft-host',
-  ...{ prefixes: [], masqueraded: [], opened: [], published: [], self: '192.0.2.1' },
+  ...{ prefixes: [], masqueraded: [], clampMss: false, opened: [], published: [], self: '192.0.2.1' },
 };
 
 const FULL: HostRules = {
   ...EMPTY,
   prefixes: ['10.0.9.0/24', '10.0.10.0/24'],
   masqueraded: ['10.0.9.0/24'],
+  clampMss: true,
   opened: ['eth0', 'with.dot'],
   published: [
     { protocol: 'tcp', address: undefined, port: 8080, to: '10.0.9.1', target: 80 },

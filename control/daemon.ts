@@ -33,6 +33,7 @@ import {
 } from './config.js';
 import { converge, openEndpoint, type Shape, shapeOf } from './devices.js';
 import { EngineTeam } from './engine-team.js';
+import { hearHealth } from './health.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
@@ -168,6 +169,9 @@ export class Daemon {
     );
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
     daemon.thread.on('seen', (address, saw) => daemon.saySeen(formatIp(address), saw));
+    daemon.thread.on('health', (changes) =>
+      hearHealth(daemon.plan.services, daemon.config, changes, options.log),
+    );
     return daemon;
   }
 

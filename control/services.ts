@@ -143,6 +143,8 @@ export class ServiceBook {
     // Numbers of networks and MACs of endpoints may be others now.
     known.intent = undefined;
     this.followBackends(known.backends, service.backends);
+    // Nobody would find out that it lives.
+    if (service.health === undefined) for (const backend of known.backends.values()) backend.alive = true;
   }
 
   private followBackends(known: Map<string, KnownBackend>, backends: readonly Backend[]): void {

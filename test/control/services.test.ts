@@ -205,12 +205,14 @@ test('a service that was removed stays away, address and all, until its entry is
 
 test('what the data plane finds out lasts across reloads and edits of the entry, and ends with the backend', (t) => {
   const { book, look } = bookOf(t);
-  const alive = (backends: string) =>
-    look(file([web(backends)])).services[0].backends.map((one) => one.alive);
+  const alive = (backends: string, more = 'health: { tcp: 80 },') =>
+    look(file([web(backends, more)])).services[0].backends.map((one) => one.alive);
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);
   t.deepEqual(book.hear(0, false), { service: 'web', address: '10.0.9.1' });
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [false, true]);
   t.deepEqual(alive(`${at(1, ', weight: 2')}, ${at(2)}`), [false, true]);
+  t.deepEqual(alive(`${at(1)}, ${at(2)}`, ''), [true, true], 'nobody would find out that it lives');
+  book.hear(0, false);
   t.deepEqual(alive(at(2)), [true]);
   t.is(book.hear(0, true), undefined, 'it is nobody any more');
   t.deepEqual(alive(`${at(1)}, ${at(2)}`), [true, true]);

@@ -60,7 +60,9 @@ export interface PublishRow {
   /** `*`: every address of the host. */
   readonly address: string;
   readonly port: number;
-  readonly endpoint: string;
+  /** Who is reached there: one of the two. */
+  readonly endpoint?: string;
+  readonly service?: string;
   readonly target: number;
 }
 
@@ -176,10 +178,18 @@ export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<
   });
 }
 
-export function publishRows({ config, published }: Daemon): PublishRow[] {
-  return published.current.map(({ uplink, protocol, address, port, endpoint, target }) => {
+export function publishRows({ config, published, plan }: Daemon): PublishRow[] {
+  const addressOf = (uplink: string, address?: string): string => {
     const way = config.uplinks.find(({ name }) => name === uplink)!;
-    const at = way.mode === 'host' ? (address ?? '*') : way.address.split('/')[0];
-    return { uplink, protocol, address: at, port, endpoint, target };
-  });
+    return way.mode === 'host' ? (address ?? '*') : way.address.split('/')[0];
+  };
+  const services = plan.services.list().flatMap(({ service: { name, publish } }) =>
+    publish.map(({ uplink, protocol, port, target }) => ({
+      ...{ uplink, protocol, address: addressOf(uplink), port, service: name, target },
+    })),
+  );
+  const endpoints = published.current.map(({ uplink, protocol, address, port, endpoint, target }) => ({
+    ...{ uplink, protocol, address: addressOf(uplink, address), port, endpoint, target },
+  }));
+  return [...endpoints, ...services];
 }

@@ -105,6 +105,8 @@ class Round {
     private readonly before: ReadonlyMap<string, number>,
     private readonly givenBefore: ReadonlyMap<string, number>,
   ) {
+    for (const { publish } of config.services)
+      for (const { uplink, protocol, port } of publish) this.used.add(keyOf(uplink, protocol, port));
     this.hosts = new Set(config.uplinks.flatMap((uplink) => (uplink.mode === 'host' ? [uplink.name] : [])));
   }
 

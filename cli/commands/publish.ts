@@ -23,8 +23,8 @@ async function list({ json, ...options }: ClientOptions & { readonly json?: bool
       { title: 'ENDPOINT' },
       { title: 'TARGET', align: 'right' },
     ],
-    published.map(({ uplink, protocol, address, port, endpoint, target }) => [
-      ...[uplink, protocol, `${address}:${port}`, endpoint, String(target)],
+    published.map(({ uplink, protocol, address, port, endpoint, service, target }) => [
+      ...[uplink, protocol, `${address}:${port}`, endpoint ?? `service ${service}`, String(target)],
     ]),
   );
 }

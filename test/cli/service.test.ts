@@ -49,6 +49,8 @@ async function socketOf(t: ExecutionContext) {
   const state = { applied: 0, asked: 0 };
   const daemon = {
     plan: { services: book },
+    config: CONFIG,
+    published: { current: [] },
     inspect: async () => {
       const more = 500 * state.asked++;
       return { backends: counts.map((one) => ({ ...one, packets: one.packets + more })) };
@@ -64,14 +66,15 @@ async function socketOf(t: ExecutionContext) {
     server.close();
     rmSync(directory, { recursive: true });
   });
-  const weft = (...args: string[]): Promise<Outcome> =>
+  const run = (...args: string[]): Promise<Outcome> =>
     new Promise((resolve) => {
-      execFile(process.execPath, [MAIN, 'service', ...args, '--socket', socket], (error, stdout, stderr) =>
+      execFile(process.execPath, [MAIN, ...args, '--socket', socket], (error, stdout, stderr) =>
         resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
       );
     });
+  const weft = (...args: string[]) => run('service', ...args);
   const weights = () => tell().map(({ backends }) => backends.map(({ weight }) => weight));
-  return { book, state, weft, weights };
+  return { book, state, run, weft, weights };
 }
 
 test('service ls prints what ipvsadm does', async (t) => {
@@ -176,6 +179,21 @@ test('service backends prints numbers, and with --stats and --rate what went thr
   t.is(service, 'web');
   t.true(backends[0].rates.packets > 0 && backends[0].rates.packets <= 500);
   t.is(backends[1].rates.packets, 0);
+});
+
+test('publish ls has the published ports of services', async (t) => {
+  const { book, run } = await socketOf(t);
+  t.deepEqual((await run('publish', 'ls')).stdout.split('\n'), [
+    'UPLINK  PROTOCOL  AT                  ENDPOINT     TARGET',
+    'out     tcp       192.168.60.10:8080  service web      80',
+    '',
+  ]);
+  const { stdout } = await run('publish', 'ls', '--json');
+  t.deepEqual((JSON.parse(stdout) as { published: unknown }).published, [
+    { uplink: 'out', protocol: 'tcp', address: '192.168.60.10', port: 8080, service: 'web', target: 80 },
+  ]);
+  book.remove('web');
+  t.is((await run('publish', 'ls')).stdout.split('\n').length, 2);
 });
 
 test('drain, weight and rm change what the data plane is told, once each', async (t) => {

@@ -1,5 +1,5 @@
 import { createSocket } from 'node:dgram';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -79,6 +79,22 @@ test('an automatic port is in its range, its own, and the same whoever else is t
       ['c1', false],
     ],
   );
+});
+
+test('an automatic port is none of a service', (t) => {
+  const rule = { endpoint: 'c1', target: 80 };
+  const ports = new PublishedPorts();
+  ports.prepare(FILE, config('router', rule)).commit();
+  const [first] = numbers(ports);
+  const publish = [{ protocol: 'tcp', port: first, mode: 'ingress' }];
+  const text = JSON.stringify({
+    ...JSON.parse(readFileSync(FILE, 'utf8')),
+    ingress: { vni: 4096, subnet: '10.255.0.0/16' },
+    services: [{ name: 'web', network: 'blue', vip: '10.0.9.100', publish }],
+  });
+  ports.prepare(FILE, parseConfig(text, FILE)).commit();
+  const [next] = numbers(ports);
+  t.true(next >= 30_000 && next <= 32_767 && next !== first, `${first} and ${next}`);
 });
 
 test('when no automatic port is left, the rule that wants one is named', (t) => {

@@ -71,7 +71,6 @@ export type {
   Service,
   StaticAssociation,
   Underlay,
-  Uplink,
 } from './config/types.js';
 
 /** Bytes. A thousand endpoints written at length are 150 KiB. */

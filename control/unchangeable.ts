@@ -3,8 +3,8 @@ import type { Config, HostProblem } from './config.js';
 
 const REMEDY = 'restart weft up, or put the old value back';
 
-/** A problem for each key that differs and must not. */
-export function unchangeable(before: Config, after: Config): HostProblem[] {
+/** A problem for each key that differs and must not. @param tracks whether the engine has a table of flows. */
+export function unchangeable(before: Config, after: Config, tracks: boolean): HostProblem[] {
   const keys: { path: string[]; old: unknown; next: unknown }[] = [
     ...(['address', 'port', 'ttl', 'mode'] as const).map((key) => ({
       path: ['underlay', key],
@@ -38,13 +38,12 @@ export function unchangeable(before: Config, after: Config): HostProblem[] {
       message: `${path.join('.')} cannot change while the engine runs (it is ${old})`,
       remedy: REMEDY,
     }));
-  return [...fixed, ...changed, ...firstServices(before, after)];
+  return [...fixed, ...changed, ...(tracks ? [] : firstServices(after))];
 }
 
 /** The table of flows is made once, when there is use for it. */
-function firstServices(before: Config, after: Config): HostProblem[] {
-  const tracked = before.uplinks.length + before.services.length > 0;
-  if (tracked || after.services.length === 0) return [];
+function firstServices({ services }: Config): HostProblem[] {
+  if (services.length === 0) return [];
   const message = 'services need a table of flows, which the engine was started without';
   return [{ path: ['services'], message, remedy: 'restart weft up, or remove them' }];
 }

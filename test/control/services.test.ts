@@ -2,6 +2,7 @@
 import test, { type ExecutionContext } from 'ava';
 import { parseConfig } from '../../control/config.js';
 import { ServiceBook } from '../../control/services.js';
+import { unchangeable } from '../../control/unchangeable.js';
 import { UnknownName } from '../../control/unknown-name.js';
 import { BALANCER_PORT } from '../../engine/intent.js';
 
@@ -245,4 +246,14 @@ test('a service of which nothing changed is the same value again', (t) => {
   const after = look().services;
   t.not(after[0], before[0]);
   t.is(after[1], before[1]);
+});
+
+test('the first service needs a restart of a node that tracks nothing, and no other', (t) => {
+  const [none, some] = [file([]), file([web(at(1))])];
+  t.deepEqual(unchangeable(none, some, true), []);
+  t.deepEqual(unchangeable(none, none, false), []);
+  const [problem, ...others] = unchangeable(none, some, false);
+  t.deepEqual(problem.path, ['services']);
+  t.regex(problem.message, /need a table of flows, which the engine was started without/);
+  t.deepEqual(others, []);
 });

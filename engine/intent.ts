@@ -244,7 +244,7 @@ interface IngressIntent {
 }
 
 /** A port of an uplink's address that stands for a service. */
-export interface ServicePublishIntent {
+interface ServicePublishIntent {
   /** Index of the uplink, which is a router. */
   readonly uplink: number;
   /** 6 or 17. */

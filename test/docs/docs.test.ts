@@ -18,6 +18,9 @@ const PAGES = [
     .map((name) => `docs/${name}`),
 ];
 
+/** An element is called as its file is, but for this one. */
+const elementOf = (file: string): string => (file === 'balancer.ts' ? 'balance' : basename(file, '.ts'));
+
 /** `element reason`, of every REASONS list in the engine; an element is named by its file. */
 function reasonsOfCode(): string[] {
   const outer = /OUTER_REASONS = \[([^\]]*)\] as const/.exec(read('engine/wire/outer.ts'))![1]!;
@@ -25,22 +28,27 @@ function reasonsOfCode(): string[] {
     new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(
       read(`engine/elements/nat/${file}.ts`),
     )![1]!;
-  const nat: Record<string, string> = { FLOW: part('flow-maker', 'FLOW'), ERROR: part('errors', 'ERROR') };
+  const balance = /BALANCE_REASONS = \[([^\]]*)\] as const/.exec(
+    read('engine/elements/balancer/chooser.ts'),
+  )![1]!;
+  const nat: Record<string, string> = {
+    ...{ FLOW: part('flow-maker', 'FLOW'), ERROR: part('errors', 'ERROR'), BALANCE: balance },
+  };
   const found: string[] = [];
-  for (const folder of ['engine/elements', 'engine/ports']) {
+  for (const folder of ['engine/elements', 'engine/elements/balancer', 'engine/ports']) {
     for (const file of readdirSync(join(ROOT, folder)).filter((name) => name.endsWith('.ts'))) {
       const list = /const REASONS = \[([^\]]*)\] as const/.exec(read(`${folder}/${file}`))?.[1] ?? '';
       const whole = list
         .replace('...OUTER_REASONS', outer)
-        .replace(/\.\.\.(FLOW|ERROR)_REASONS/g, (_, kind: string) => nat[kind]!);
-      for (const [, reason] of whole.matchAll(/'([^']+)'/g)) found.push(`${basename(file, '.ts')} ${reason}`);
+        .replace(/\.\.\.(FLOW|ERROR|BALANCE)_REASONS/g, (_, kind: string) => nat[kind]!);
+      for (const [, reason] of whole.matchAll(/'([^']+)'/g)) found.push(`${elementOf(file)} ${reason}`);
     }
   }
   return found;
 }
 
-test('docs/vxlan.md and docs/gateway.md explain every drop reason of the engine, and no other', (t) => {
-  const pages = read('docs/vxlan.md') + read('docs/gateway.md');
+test('docs/vxlan.md, gateway.md and services.md explain every drop reason of the engine, and no other', (t) => {
+  const pages = ['vxlan', 'gateway', 'services'].map((page) => read(`docs/${page}.md`)).join('\n');
   const rows = [...pages.matchAll(/^\| `([\w-]+)` +\| `([\w-]+)` +\| \S/gm)];
   const explained = rows.map(([, element, reason]) => `${element} ${reason}`);
   const reasons = reasonsOfCode();

@@ -20,8 +20,8 @@ import {
   NO_ENTRY,
 } from '../tables/arp-cache.js';
 
-/** The first reasons of a resolver, as its drops must have them; and its first counters. */
-export const HOP_REASONS = ['no-route', 'unresolved', 'queue-full'] as const;
+/** The first reasons of a resolver, as its drops must have them; and its counters. */
+const HOP_REASONS = ['no-route', 'unresolved', 'queue-full'] as const;
 const [NO_ROUTE, UNRESOLVED, QUEUE_FULL] = HOP_REASONS.keys();
 export const HOP_COUNTERS = [
   'frames',
@@ -32,7 +32,9 @@ export const HOP_COUNTERS = [
   'conflict',
   'no-slot',
 ] as const;
-export const [FRAMES, ASKED, ANSWERED, RESOLVED, FAILED, CONFLICT, NO_SLOT] = HOP_COUNTERS.keys();
+const [FRAMES, ASKED, ANSWERED, RESOLVED, FAILED, CONFLICT, NO_SLOT] = HOP_COUNTERS.keys();
+
+export { ANSWERED, FRAMES, NO_SLOT };
 
 /** Frames that wait, in all and for one next hop. */
 const MOST_WAITING = 256;

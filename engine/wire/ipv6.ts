@@ -15,14 +15,14 @@ const DESTINATION_OPTIONS = 60;
 const MAX_EXTENSIONS = 8;
 
 /** What `upperLayer` returns for headers that do not add up, and for a route that the sender has chosen. */
-export const BAD_EXTENSIONS = -1;
+const BAD_EXTENSIONS = -1;
 export const ROUTED_BY_SENDER = -2;
 /** Bits of what it returns: a fragment that is the first of several, and one that is not. */
 export const FIRST_OF_FRAGMENTS = 1 << 24;
 export const LATER_FRAGMENT_V6 = 1 << 25;
 
 /** Word index within a fragment header, from its first word on (RFC 8200, 4.5), and the bits of the word there. */
-export const FRAGMENT_FIELD = 1;
+const FRAGMENT_FIELD = 1;
 const FRAGMENT_OFFSET_LE = 0xf8ff;
 const MORE_FRAGMENTS_LE = 0x0100;
 

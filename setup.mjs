@@ -49,9 +49,15 @@ const PACKAGES = {
     tshark: () => onPath('tshark'),
     tcpdump: () => onPath('tcpdump'),
     socat: () => onPath('socat'),
-    'python3-scapy': hasScapy,
+    'python3-scapy': () => pythonHas('scapy'),
     ethtool: () => onPath('ethtool'),
     procps: () => onPath('ps') && onPath('sysctl'),
+    // What users would run through a gateway. None of these is started as a service; nginx is: prepareNginx.
+    curl: () => onPath('curl'),
+    'dnsmasq-base': () => onPath('dnsmasq'),
+    ldnsutils: () => onPath('drill'),
+    'python3-pyftpdlib': () => pythonHas('pyftpdlib'),
+    traceroute: () => onPath('traceroute'),
   },
   // AES-GCM at its fastest; the addon does without. Debian has it for amd64 only.
   crypto: process.arch === 'x64' ? { 'libipsec-mb-dev': () => ipsecMbFlags().length > 0 } : {},
@@ -60,9 +66,9 @@ const PACKAGES = {
 };
 
 /** Importing scapy takes most of a second, so look for Debian's own file before asking Python. */
-function hasScapy() {
-  if (fs.existsSync('/usr/lib/python3/dist-packages/scapy/__init__.py')) return true;
-  return spawnSync('/usr/bin/python3', ['-c', 'import scapy'], { stdio: 'ignore' }).status === 0;
+function pythonHas(name) {
+  if (fs.existsSync(`/usr/lib/python3/dist-packages/${name}/__init__.py`)) return true;
+  return spawnSync('/usr/bin/python3', ['-c', `import ${name}`], { stdio: 'ignore' }).status === 0;
 }
 
 const say = (text) => process.stderr.write(`setup: ${text}\n`);
@@ -397,6 +403,25 @@ async function prepareKernelVm() {
   }
 }
 
+// --- 6. nginx for tests -----------------------------------------------------------------------------------
+
+/** Unpacked and not installed: Debian's package would start a web server here, and at every boot. */
+function prepareNginx() {
+  if (onPath('nginx')) return;
+  const directory = path.join(STATE, 'nginx');
+  const program = path.join(directory, 'usr/sbin/nginx');
+  const runs = () => fs.existsSync(program) && run(program, ['-e', 'stderr', '-v']).ok;
+  if (runs()) return;
+  say('fetching nginx for tests');
+  fs.rmSync(directory, { recursive: true, force: true });
+  fs.mkdirSync(directory, { recursive: true });
+  const download = () => run('apt-get', ['download', 'nginx'], process.env, directory);
+  if (!download().ok && run('apt-get', ['update']).ok) download();
+  const found = fs.readdirSync(directory).find((name) => name.endsWith('.deb'));
+  if (found) run('dpkg-deb', ['--extract', path.join(directory, found), directory]);
+  if (!runs()) say(`tests with nginx will be skipped (why: ${LOG})`);
+}
+
 // ----------------------------------------------------------------------------------------------------------
 
 const MODES = { '': ['compile', 'run'], '--test': ['compile', 'run', 'test'], '--build-only': ['compile'] };
@@ -413,7 +438,10 @@ try {
   installNpmPackages();
   buildAddon();
   compileTypeScript();
-  if (mode === '--test') await prepareKernelVm();
+  if (mode === '--test') {
+    await prepareKernelVm();
+    prepareNginx();
+  }
 } catch (error) {
   if (error.code !== 'EACCES' && error.code !== 'EROFS') throw error;
   fail(`cannot write ${error.path}: run this as the user who owns ${ROOT}`);

@@ -73,9 +73,8 @@ export class Forwarding {
     return this.changed.filter((key) => key.startsWith(`${family} `)).map((key) => key.slice(2));
   }
 
-  /** Looks at the host again. Returns the interfaces to open, which are ours from now on, or undefined when nothing differs. */
-  look(): readonly string[] | undefined {
-    const before = this.changed.join();
+  /** Looks at the host again. Returns the interfaces to open, which are ours from now on. */
+  look(): readonly string[] {
     const fresh: string[] = [];
     for (const family of this.families) {
       // Who makes the host a router means everybody: nothing is ours any more.
@@ -85,7 +84,7 @@ export class Forwarding {
       if (!router) fresh.push(...this.closed(family));
     }
     for (const key of fresh) this.ours.add(key);
-    return fresh.length > 0 || this.changed.join() !== before ? fresh : undefined;
+    return fresh;
   }
 
   private closed(family: Family): string[] {

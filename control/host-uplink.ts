@@ -33,6 +33,7 @@ import {
 } from './host-link.js';
 import { type HostPort, hostRules, hostTable } from './host-rules.js';
 import { interfaceNamed } from './interfaces.js';
+import { hasTable } from './netlink.js';
 import { hostPorts, type PublishedPort } from './published.js';
 import { rememberedHost, rememberHost } from './state.js';
 
@@ -102,6 +103,8 @@ export class HostSide {
   private ports: readonly HostPort[] = [];
   /** Whether there is a table of IPv6. */
   private six = false;
+  /** Interfaces that forward because of us, as noted last. */
+  private noted = '';
   private readonly timer: NodeJS.Timeout;
 
   private constructor(
@@ -166,6 +169,7 @@ export class HostSide {
   private note(): void {
     const tables = [`ip ${this.table}`, ...(this.six ? [`ip6 ${this.table}`] : [])];
     rememberHost(this.options.state, { tables, forwarding: this.forwarding.changed });
+    this.noted = this.forwarding.changed.join();
   }
 
   /**
@@ -239,7 +243,7 @@ export class HostSide {
   /** Rules first, then forwarding: no interface forwards a packet that the rules have not seen. */
   private install(): void {
     const { forwarding } = this;
-    const fresh = forwarding.look() ?? [];
+    const fresh = forwarding.look();
     this.note();
     runSync('nft', ['-f', '-'], { input: this.rules() });
     forwarding.open(fresh);
@@ -264,12 +268,17 @@ export class HostSide {
     });
   }
 
-  /** Follows interfaces that come and go. */
+  /** Follows interfaces that come and go, and puts back rules that somebody has flushed with his own. */
   private look(): void {
     if (this.config === undefined) return;
     try {
       const fresh = this.forwarding.look();
-      if (fresh === undefined) return;
+      const there = hasTable(4, this.table) && (!this.six || hasTable(6, this.table));
+      if (fresh.length === 0 && there && this.noted === this.forwarding.changed.join()) return;
+      if (!there)
+        this.options.log(
+          `uplink ${this.uplink.name}: its table ${this.table} was removed, and is made again`,
+        );
       this.note();
       runSync('nft', ['-f', '-'], { input: this.rules() });
       this.forwarding.open(fresh);

@@ -327,6 +327,24 @@ live('an interface that comes later brings answers too', async (t) => {
   await reaches(t, c1, '192.168.70.2');
 });
 
+live(
+  'rules that somebody flushes, and forwarding that somebody takes back, are made again',
+  async (t) => {
+    const { host, c1, engine1 } = rig();
+    await host.run('nft', ['flush', 'ruleset']);
+    await waitFor(async () => (await leftOvers(host)).tables !== '', { what: 'the table' });
+    t.regex(
+      engine1.running!.stderr,
+      /uplink host: its table weft_host_h1_host was removed, and is made again/,
+    );
+    await reaches(t, c1, FAR_ADDRESS);
+    await host.run('sysctl', ['-qw', 'net.ipv4.conf.out0.forwarding=0']);
+    await waitFor(async () => (await forwarding(host, 'out0')) === '1', { what: 'forwarding' });
+    await reaches(t, c1, FAR_ADDRESS);
+  },
+  TOOLS,
+);
+
 live('TCP at speed, out and in; what is too long is said or cut', async (t) => {
   const { c1, far, near, engine1 } = rig();
   const out = await iperf3(c1, far, FAR_ADDRESS, { seconds: 2 });
@@ -406,6 +424,49 @@ live(
       t.regex((await engine1.cli('publish', 'ls')).stdout, /host +tcp +\*:8080 +c1 +80/);
     } finally {
       both.close();
+    }
+  },
+  TOOLS,
+);
+
+live(
+  'two nodes on one host, each with its uplink of mode host',
+  async (t) => {
+    const two = new GatewayRig({ file: hostFile() });
+    try {
+      const { host, c1, c2, far, engine1 } = two;
+      host.route('default', { via: NEAR_ADDRESS });
+      const file = two.file();
+      const [, second] = file.endpoints;
+      const [network] = file.networks;
+      engine1.write({ ...file, endpoints: file.endpoints.filter((one) => one !== second) });
+      const engine2 = two.engine(host, {
+        node: 'other',
+        underlay: { address: '192.168.50.1', port: 4790 },
+        uplinks: [{ name: 'second', mode: 'host' }],
+        networks: [{ ...network, vni: 52, subnet: '10.0.19.0/24', gateway: '10.0.19.254', uplink: 'second' }],
+        endpoints: [{ ...second, address: '10.0.19.2/24' }],
+        publish: [{ endpoint: 'c2', protocol: 'tcp', port: 8082, target: 80 }],
+      });
+      await two.start(engine1);
+      await two.start(engine2);
+      const servers = [await serve(c1, 'TCP', 80), await serve(c2, 'TCP', 80)];
+      const both = async (): Promise<void> => {
+        t.is(await askTcp(far, HOST_ADDRESS, 8082, 'two'), `${FAR_ADDRESS} two`);
+        t.is((await ping(c2, FAR_ADDRESS, { count: 1 })).received, 1);
+      };
+      await both();
+      t.is(await askTcp(far, HOST_ADDRESS, 8080, 'one'), `${FAR_ADDRESS} one`);
+      t.is((await ping(c1, '10.0.19.2', { count: 1 })).received, 0);
+      // One goes; the other finds that forwarding went with it, and takes it over.
+      await engine1.stop();
+      await waitFor(async () => (await forwarding(host, 'out0')) === '1', { what: 'forwarding' });
+      await both();
+      await engine2.stop();
+      t.deepEqual(await leftOvers(host), CLEAN);
+      for (const server of servers) await server.stop();
+    } finally {
+      two.close();
     }
   },
   TOOLS,

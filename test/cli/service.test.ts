@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
+import { ask } from '../../cli/client.js';
 import { type BackendRow, type ServiceRow, serve } from '../../control/api.js';
 import { parseConfig } from '../../control/config.js';
 import type { Daemon } from '../../control/daemon.js';
@@ -74,7 +75,7 @@ async function socketOf(t: ExecutionContext) {
     });
   const weft = (...args: string[]) => run('service', ...args);
   const weights = () => tell().map(({ backends }) => backends.map(({ weight }) => weight));
-  return { book, state, run, weft, weights };
+  return { book, socket, state, run, weft, weights };
 }
 
 test('service ls prints what ipvsadm does', async (t) => {
@@ -237,6 +238,18 @@ test('exit codes: 4 for what is not there, 2 for what makes no sense', async (t)
     t.is(code, 2);
     t.regex(stderr, said);
   }
+  t.deepEqual(weights(), [[1, 0], [1]]);
+  t.is(state.applied, 0);
+});
+
+test('the daemon takes no weight that is none, whoever asks', async (t) => {
+  const { socket, state, weights } = await socketOf(t);
+  for (const weight of ['65536', '-1', '1.5', 'x', ''])
+    await t.throwsAsync(
+      ask('POST', `/services/weight?name=web&backend=10.0.9.1${weight && `&weight=${weight}`}`, { socket }),
+      { message: 'a weight is a whole number from 0 to 65535' },
+      weight,
+    );
   t.deepEqual(weights(), [[1, 0], [1]]);
   t.is(state.applied, 0);
 });

@@ -5,6 +5,7 @@ import { ServiceBook } from '../../control/services.js';
 import { unchangeable } from '../../control/unchangeable.js';
 import { UnknownName } from '../../control/unknown-name.js';
 import { BALANCER_PORT } from '../../engine/intent.js';
+import { MAX_SERVICES } from '../../engine/tables/services.js';
 
 const NUMBERS = {
   domainOf: (network: string) => ['blue', 'red'].indexOf(network),
@@ -148,6 +149,21 @@ test('services keep their numbers while others come and go', (t) => {
   t.deepEqual(ids(one('c', 103), one('b', 101), one('a', 100)), [2, 1, 3]);
   clock.now += 300;
   t.deepEqual(ids(one('d', 104), one('b', 101)), [0, 1]);
+});
+
+test('where all numbers are taken or rest, the one that rested longest is given out', (t) => {
+  const { look } = bookOf(t);
+  const config = file([web('')]);
+  const named = (names: readonly number[]) => ({
+    ...config,
+    services: names.map((n) => ({ ...config.services[0], name: `s${n}` })),
+  });
+  const all = Array.from({ length: MAX_SERVICES }, (_, n) => n);
+  t.is(look(named(all)).services.at(-1)!.id, MAX_SERVICES - 1);
+  look(named(all.filter((n) => n !== 5 && n !== 9)));
+  const ids = look(named([MAX_SERVICES, ...all.filter((n) => n !== 5)])).services.map(({ id }) => id);
+  t.deepEqual(ids.slice(0, 1), [5]);
+  t.is(ids[all.indexOf(9)], 9);
 });
 
 test('services without a mark get one from 256 which they keep, and which gives way to one of the file', (t) => {

@@ -143,12 +143,17 @@ test('a published port is at the uplink of the network when there are several', 
   t.like(services[0].publish[0], { uplink: 'in', target: 8080 });
 });
 
-test('the same virtual address in two networks is no conflict', (t) => {
-  const text = file({ services: [`${WEB}, ${VIP}`, 'name: b, network: green, vip: 10.0.9.100'] }).replace(
-    '  - { name: red',
-    '  - { name: green, vni: 44, subnet: 10.0.9.0/24 }\n  - { name: red',
-  );
-  t.is(parseConfig(text, 'f').services.length, 2);
+test('addresses of one network are no conflict with those of another', (t) => {
+  const text = file({
+    endpoints: [C1, C2, 'name: c3, network: green, vtep: 192.168.50.2, address: 10.0.9.100/24'],
+    services: [
+      `${WEB}, ${VIP}, backends: [{ address: 10.0.9.101 }]`,
+      'name: b, network: green, vip: 10.0.9.101, backends: [{ address: 10.0.9.100 }]',
+      'name: c, network: blue, vip: 10.0.9.102',
+      'name: d, network: green, vip: 10.0.9.102',
+    ],
+  }).replace('  - { name: red', '  - { name: green, vni: 44, subnet: 10.0.9.0/24 }\n  - { name: red');
+  t.is(parseConfig(text, 'f').services.length, 4);
 });
 
 const PORT = 'protocol: tcp, port: 8080';
@@ -210,7 +215,7 @@ const ROWS: readonly Row[] = [
   ['unknown uplink', published(`{ ${PORT}, mode: ingress, uplink: ▸far }`), 'services[0].publish[0].uplink | no uplink "far" | write one of out'],
   ['uplink of the host', published(`{ ${PORT}, mode: ingress, uplink: ▸host }`, { uplinks: [OUT, 'name: host, mode: host'] }), 'services[0].publish[0].uplink | uplink "host" is of mode host | one that is a router'],
   ['port published twice', published(`{ ${PORT}, mode: ingress }, { protocol: tcp, port: ▸8080, mode: ingress }`), 'services[0].publish[1].port | tcp port 8080 of uplink "out" is published by services[0] already | each port once'],
-  ['port of an endpoint', published(`{ protocol: tcp, port: ▸8080, mode: ingress }`, { network: 'gateway: 10.0.9.254, uplink: out', more: 'publish: [{ endpoint: c1, protocol: tcp, port: 8079-8081, target: 79-81 }]\n' }), 'services[0].publish[0].port | published by publish[0] already | each port once'],
+  ['port of an endpoint', published(`{ protocol: tcp, port: ▸8081, mode: ingress }`, { network: 'gateway: 10.0.9.254, uplink: out', more: 'publish: [{ endpoint: c1, protocol: tcp, port: 8079-8081, target: 79-81 }]\n' }), 'services[0].publish[0].port | published by publish[0] already | each port once'],
   // The ingress network.
   ['ingress without vni', file({ ingress: 'ingress: ▸{ subnet: 10.255.0.0/16 }\n' }), 'ingress.vni | vni is missing | add vni'],
   ['ingress with the VNI of a network', file({ ingress: 'ingress: { vni: ▸42, subnet: 10.255.0.0/16 }\n' }), 'ingress.vni | VNI 42 is used twice, first on line 4 | its own VNI'],

@@ -20,6 +20,9 @@ import { type BackendCounts, Services } from './tables/services.js';
 /** Steps of some nanoseconds that tables of schedulers may take between two breaths. */
 const REBUILD_STEPS = 5000;
 
+/** Ticks for which the address of a service that is gone answers still, so that its connections are reset. */
+const FORGET_TICKS = 50;
+
 export interface ServiceBatches {
   readonly front: Batch;
   readonly behind: Batch;
@@ -35,6 +38,7 @@ export class ServiceFront {
   private readonly marker: Marker;
   private readonly health: Health;
   private rebuilding = false;
+  private forgetting = 0;
 
   /**
    * @param front what leads to the bridge; from now on it leads here.
@@ -71,6 +75,7 @@ export class ServiceFront {
       (backend) => this.health.isAlive(backend),
     );
     this.rebuilding = true;
+    this.forgetting = FORGET_TICKS;
     this.marker.set(marks);
   }
 
@@ -83,6 +88,7 @@ export class ServiceFront {
   tick(): void {
     this.health.tick();
     this.balancer.age();
+    if (--this.forgetting === 0) this.services.forget();
   }
 
   /** Called after each breath: goes on with tables that changes made stale. */

@@ -22,6 +22,7 @@ import { BALANCER_PORT } from '../intent.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
 import {
   ESTABLISHED,
+  FIN_BOTH,
   FIN_OUT,
   NEW_IN,
   nextTcpState,
@@ -51,10 +52,9 @@ import {
   STATE,
   STATE_MASK,
 } from '../tables/flows.js';
-import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
+import type { Neighbours } from '../tables/neighbours.js';
 import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
-import { isError } from '../wire/icmp.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
@@ -69,22 +69,20 @@ import {
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
 import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
-import { BALANCE_REASONS, createChooser } from './balancer/chooser.js';
+import { BALANCE_REASONS, CONFLICT, createChooser, MIRROR } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
+import { createOdd } from './balancer/odd.js';
 import { createRefuse } from './balancer/refusals.js';
 import type { Checks } from './balancer/relay.js';
 import { createResets } from './balancer/resets.js';
-import { answerEcho, isEcho } from './echo.js';
 import type { IcmpErrors } from './icmp-errors.js';
-import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
-import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
+import { ERROR_REASONS } from './nat/errors.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
 import type { Balancing } from './nat/tables.js';
 
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
 const FIRST_ERROR = BALANCE_REASONS.length;
 const MALFORMED = REASONS.indexOf('malformed');
-const NO_FLOW_FOR_IT = ERROR_REASONS.indexOf('icmp-no-flow');
 const NOT_SERVED = REASONS.indexOf('not-served');
 const FRAGMENT = REASONS.indexOf('fragment');
 
@@ -110,6 +108,16 @@ const ODD_TO_SERVICE = TO_SERVICE + ODD;
 const BROKEN = 5;
 
 const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
+
+/**
+ * State of a connection of which only the client's side is seen: whatever follows its SYN says that the other has
+ * answered, and its FIN that both will close.
+ */
+function nextOneSided(state: number, flags: number): number {
+  if (state === SYN_IN && (flags & TURNING_FLAGS) === 0) return ESTABLISHED;
+  if ((flags & (RST_LE | FIN_LE)) === FIN_LE) return FIN_BOTH;
+  return nextTcpState(state, true, flags);
+}
 
 /** Flows looked at for expiry in one call. */
 const EXPIRY_BUDGET = 256;
@@ -143,8 +151,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
   const { flows, services, neighbours, timeouts, errors, checks } = options;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
-  const { backends, macs, idle, direct, inDomain } = services;
-  const { packets, bytes, service: serviceOf } = backends;
+  const { backends, macs, idle, keeps, inDomain } = services;
+  const { packets, bytes } = backends;
   const tcp = tcpTimeouts(timeouts);
   const { values } = context.counters;
   const drops = new Drops(context, 'balance', REASONS);
@@ -156,14 +164,18 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     timeouts,
     evicted: () => values[base + EVICTED]++,
   });
-  const translator = createErrorTranslator(context, { flows, ownerKey });
   const resets = createResets(context);
-  const endings = createEndings(context, flows, resets, neighbours, out, options.outside);
+  const endings = createEndings(
+    context,
+    { flows, services, resets, neighbours, outside: options.outside },
+    out,
+  );
   const reset = (): void => void values[base + RESETS]++;
   const tellWhy = createRefuse(context, { drops, errors, resets, checks, out, reset });
-  const fragments = [OUT, IN].map((direction) =>
-    createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, FRAGMENT)),
-  );
+  const places = { fragment: FRAGMENT, notServed: NOT_SERVED, firstError: FIRST_ERROR };
+  const answered = (): void => void values[base + ECHO_ANSWERED]++;
+  const shared = { flows, ownerKey, services, neighbours, checks, drops, ...places, answered };
+  const rest = createOdd(context, shared, out);
   const classes = new Uint8Array(BATCH_SIZE);
   const transports = new Uint32Array(BATCH_SIZE);
   const owns = new Int32Array(BATCH_SIZE);
@@ -171,7 +183,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   const pairs = new Int32Array(BATCH_SIZE);
   const keys = new Int32Array(BATCH_SIZE);
   const hashes = new Int32Array(BATCH_SIZE);
-  const places = new Int32Array(BATCH_SIZE);
+  const starts = new Int32Array(BATCH_SIZE);
   const touched = new Int32Array(1);
 
   function process(batch: Batch): void {
@@ -240,9 +252,9 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
 
   /** Step 2. What is read of packets without a key is of an earlier batch, and does no harm. */
   function touch(count: number): void {
-    for (let k = 0; k < count; k++) places[k] = index[hashes[k] & indexMask];
+    for (let k = 0; k < count; k++) starts[k] = index[hashes[k] & indexMask];
     let sum = 0;
-    for (let k = 0; k < count; k++) sum ^= words[((places[k] & refMask) >>> 1) << FLOW_SHIFT];
+    for (let k = 0; k < count; k++) sum ^= words[((starts[k] & refMask) >>> 1) << FLOW_SHIFT];
     touched[0] = sum;
   }
 
@@ -255,7 +267,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   /** The flow of a packet to a service, a new one if need be; or -1 - reason. */
   function flowOf(frame: number, k: number): number {
     const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    if (ref !== NO_FLOW) return ref >>> 1;
+    // To a backend's own address, by a mark, from ends that it serves under a virtual one.
+    if (ref !== NO_FLOW) return (ref & 1) === IN ? ref >>> 1 : -1 - CONFLICT;
     const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : SYN_LE;
     const made = chooser.make(mark[frame], owns[k], remotes[k], pairs[k], keys[k], flags);
     if (made >= 0) values[base + MADE]++;
@@ -276,7 +289,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     advance(flow, at, backend, protocol, IN, t);
     values[base + INWARD]++;
     if (words[at + INSIDE] === words[at + REMOTE_END]) mirror(frame, at, t, protocol);
-    else if (direct[serviceOf[backend]] !== 1) {
+    else if (keeps[backend] !== 1) {
       const delta = replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
       replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, isPartial(frame, t));
     }
@@ -293,7 +306,9 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const delta =
       replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]) +
       replaceAddress(u16, ip, IPV4_DESTINATION, words[at + INSIDE]);
-    replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, isPartial(frame, t));
+    const partial = isPartial(frame, t);
+    replacePort(u16, t, protocol, 1, words[at + OUT_PORTS] & 0xffff, delta, partial);
+    replacePort(u16, t, protocol, 0, words[at + OUT_PORTS] >>> 16, 0, partial);
   }
 
   /** Whether the checksum field holds the sum of the pseudo-header alone; also one within a tunnel may be meant. */
@@ -303,10 +318,15 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
 
   /** Step 4, from the backend. */
   function fromBackend(frame: number, k: number): void {
-    const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    if (ref !== NO_FLOW && (ref & 1) === OUT)
-      back(frame, (ref >>> 1) << FLOW_SHIFT, transports[k], keys[k] & 0xff);
+    const flow = flowBack(k);
+    if (flow !== NO_FLOW) back(frame, flow << FLOW_SHIFT, transports[k], keys[k] & 0xff);
     out.push(frame);
+  }
+
+  /** The flow of a packet from a backend. */
+  function flowBack(k: number): number {
+    const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
+    return (ref & 1) === OUT ? ref >>> 1 : NO_FLOW;
   }
 
   function back(frame: number, at: number, t: number, protocol: number): void {
@@ -319,7 +339,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     bytes[backend] += size;
     advance(at >>> FLOW_SHIFT, at, backend, protocol, OUT, t);
     values[base + OUTWARD]++;
-    if (direct[serviceOf[backend]] === 1) return;
+    if (keeps[backend] === 1) return;
     const delta = replaceAddress(u16, ip, IPV4_SOURCE, words[at + EXTERNAL]);
     replacePort(u16, t, protocol, 0, words[at + IN_PORTS] & 0xffff, delta, isPartial(frame, t));
   }
@@ -353,16 +373,14 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     inward: boolean,
     flags: number,
   ): void {
-    // Where only one side is seen, whatever follows its SYN says that the other has answered.
-    const oneSided = direct[serviceOf[backend]] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
-    const opened = oneSided && state === SYN_IN && (flags & TURNING_FLAGS) === 0;
-    const next = opened ? ESTABLISHED : nextTcpState(state, inward, flags);
+    const oneSided = keeps[backend] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
+    const next = oneSided ? nextOneSided(state, flags) : nextTcpState(state, inward, flags);
     words[at + STATE] += next - state;
     // A SYN that comes again after seconds is one that the backend did not answer.
     if (state === SYN_IN && next === SYN_IN && context.seconds - words[at + EXPIRY] + tcp[SYN_IN] >= 2)
       services.suspect(backend, words[at + OUT_PORTS] & 0xffff);
     chooser.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
-    const expiry = context.seconds + (next === ESTABLISHED ? idle[backend] : tcp[next]);
+    const expiry = context.seconds + (next >= FIN_OUT ? idle[backend] : tcp[next]);
     if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
   }
@@ -377,89 +395,47 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
     const fragment = u16[ip + IPV4_FRAGMENT] & 0xff3f;
     const protocol = keys[k] & 0xff;
-    if ((fragment & ~0x20) !== 0) laterFragment(frame, direction);
-    else if (protocol === PROTOCOL_ICMP && fragment === 0) icmp(frame, ip, transports[k], direction);
+    if ((fragment & ~0x20) !== 0) rest.later(frame, direction, owns[k]);
+    else if (protocol === PROTOCOL_ICMP && fragment === 0)
+      rest.icmp(frame, transports[k], direction, owns[k]);
     else if (fragment !== 0 && (protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP))
       firstFragment(frame, k, direction);
     else if (direction === OUT) out.push(frame);
     else drops.drop(frame, NOT_SERVED);
   }
 
-  function icmp(frame: number, ip: number, t: number, direction: number): void {
-    if (direction === IN && isEcho(u16, ip)) {
-      answerEcho(frames, frame);
-      values[base + ECHO_ANSWERED]++;
-      ingress[frame] = BALANCER_PORT;
-      out.push(frame);
-      return;
-    }
-    const verdict = isError(u16[t] & 0xff)
-      ? translator.translate(frame, direction, (t << 1) - off[frame])
-      : NOT_SERVED;
-    if (verdict === TRANSLATED) deliver(frame, direction);
-    // A backend may also answer who asked it by its own address.
-    else if (direction === OUT) out.push(frame);
-    else if (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t))
-      drops.drop(frame, verdict === NOT_SERVED ? NOT_SERVED : FIRST_ERROR + verdict);
-  }
-
-  function laterFragment(frame: number, direction: number): void {
-    const side = fragments[direction];
-    if (direction === OUT && !side.known(frame)) {
-      out.push(frame);
-      return;
-    }
-    const verdict = side.later(frame);
-    if (verdict === PASSED) deliver(frame, direction);
-    else if (verdict !== HELD) drops.drop(frame, FRAGMENT);
-  }
-
   function firstFragment(frame: number, k: number, direction: number): void {
-    const ref =
-      direction === OUT ? find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]) : flowOf(frame, k) << 1;
-    if (direction === OUT && (ref === NO_FLOW || (ref & 1) !== OUT)) {
+    const flow = direction === OUT ? flowBack(k) : flowOf(frame, k);
+    if (flow === NO_FLOW) {
       out.push(frame);
       return;
     }
-    if (ref < 0) {
-      fragments[direction].refuse(frame);
-      refuse(frame, k, -1 - (ref >> 1));
+    if (flow < 0) {
+      rest.refuse(frame);
+      refuse(frame, k, -1 - flow);
       return;
     }
-    const at = (ref >>> 1) << FLOW_SHIFT;
-    const address = at + (direction === OUT ? EXTERNAL : INSIDE);
-    const waited = fragments[direction].first(frame, words, address, domain[frame]);
+    const waited = rest.first(frame, direction, flow << FLOW_SHIFT);
     if (direction === OUT) {
-      back(frame, at, transports[k], keys[k] & 0xff);
+      back(frame, flow << FLOW_SHIFT, transports[k], keys[k] & 0xff);
       out.push(frame);
-    } else forward(frame, ref >>> 1, transports[k], keys[k] & 0xff);
-    for (const other of waited) deliver(other, direction);
+    } else forward(frame, flow, transports[k], keys[k] & 0xff);
+    for (const other of waited) rest.deliver(other, direction, owns[k]);
   }
 
-  /** Sends on a packet whose addresses are translated already; to a backend under its MAC. */
-  function deliver(frame: number, direction: number): void {
-    const w = off[frame] >>> 1;
-    const ip = w + ETHERNET_HEADER / 2;
-    if (direction === IN) setMac(frame, u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16));
-    out.push(frame);
-  }
-
-  /** @returns false when the address is of nobody whose MAC is known. */
-  function setMac(frame: number, address: number): boolean {
-    const known = neighbours.lookup(domain[frame], 0, 0, MAPPED_IPV4, address);
-    if (known === NO_NEIGHBOUR) return false;
-    const w = off[frame] >>> 1;
-    for (let i = 0; i < 3; i++) u16[w + i] = neighbours.macWord(known, i);
-    return true;
+  /** A TCP connection was silent for too long: an open one is reset, one that was not answered counts as failed. */
+  function silent(flow: number): void {
+    const at = flow << FLOW_SHIFT;
+    const state = words[at + STATE] & STATE_MASK;
+    if (state >= FIN_OUT) endings.reset(flow);
+    // What was refused is counted already, and that a caller did not answer itself by its other flow.
+    const failed = state === SYN_IN && words[at + PACKETS_OUT] === 0 && (words[at + STATE] & MIRROR) === 0;
+    if (failed) services.failed((words[at + STATE] >>> 8) - 1, words[at + OUT_PORTS] & 0xffff);
   }
 
   flows.own(BALANCER_OWNER, {
     over(flow) {
-      const state = words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
-      const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
-      if (chooser.isTcp(flow) && state === SYN_IN)
-        services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff);
-      if (chooser.isTcp(flow) && state >= FIN_OUT) endings.reset(flow);
+      if (chooser.isTcp(flow)) silent(flow);
       return 0;
     },
     leave: chooser.leave,
@@ -468,7 +444,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   function age(): void {
     values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET);
     endings.some();
-    for (const side of fragments) side.expire();
+    rest.expire();
   }
 
   return {
@@ -477,8 +453,6 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     age,
     balancing: chooser,
     end: endings.begin,
-    flush() {
-      for (const side of fragments) side.expire(true);
-    },
+    flush: () => rest.expire(true),
   };
 }

@@ -56,11 +56,10 @@ export function createMarker(context: Context, next: Consumer): Marker {
     if (len[frame] < ETHERNET_HEADER + IPV4_HEADER || u16[w + 6] !== ETHERTYPE_IPV4_LE) return 0;
     if ((u16[ip] & 0xf0) !== 0x40 || header < IPV4_HEADER) return 0;
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
+    // A mark leads to a service, and those have no other protocols.
+    if (protocol !== PROTOCOL_TCP && protocol !== PROTOCOL_UDP) return 0;
     const whole = (u16[ip + IPV4_FRAGMENT] & 0xff1f) === 0 && len[frame] >= ETHERNET_HEADER + header + 4;
-    const port =
-      whole && (protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP)
-        ? swap16(u16[ip + (header >>> 1) + 1])
-        : -1;
+    const port = whole ? swap16(u16[ip + (header >>> 1) + 1]) : -1;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     for (let i = 0; i < rules.length; i++) {

@@ -56,11 +56,12 @@ export class Services {
   /** What the filter says of a hash; see `filter`. */
   private readonly bits = new Uint8Array(FILTER_SLOTS);
   /** Of each service: whether packets keep their addresses; seconds of affinity; its virtual address and domain. */
-  readonly direct: Uint8Array;
+  private readonly direct: Uint8Array;
   readonly affinity: Int32Array;
   readonly virtual: Int32Array;
   readonly domain: Int32Array;
-  /** Of each backend: three words of its MAC; seconds an established connection of it may be silent; failures seen. */
+  /** Of each backend: whether packets to it keep their addresses; three words of its MAC; seconds an established connection of it may be silent; failures seen. */
+  readonly keeps: Uint8Array;
   readonly macs: Uint16Array;
   readonly idle: Int32Array;
   readonly failures: Float64Array;
@@ -71,6 +72,8 @@ export class Services {
   private mask = 63;
   /** What is there now: services by number, and the numbers of their backends here by those of the intent. */
   private current = new Map<number, ServiceIntent>();
+  /** Services that are gone, whose addresses stay virtual for a while: ends of their connections are reset there. */
+  private former: readonly ServiceIntent[] = [];
   private readonly numbers = new Map<number, number>();
 
   constructor(services = MAX_SERVICES, backends = MAX_BACKENDS) {
@@ -80,6 +83,7 @@ export class Services {
     this.affinity = new Int32Array(services);
     this.virtual = new Int32Array(services);
     this.domain = new Int32Array(services);
+    this.keeps = new Uint8Array(backends);
     this.macs = new Uint16Array(backends * 3);
     this.idle = new Int32Array(backends);
     this.failures = new Float64Array(backends);
@@ -110,6 +114,14 @@ export class Services {
   /** Whether an address is virtual. */
   isVirtual(domain: number, address: number): boolean {
     return this.entry(((domain + 1) << 8) | ADDRESS, address, 0) !== NOTHING;
+  }
+
+  /** Whether packets to an address, or of a mark, are for a service that is direct. */
+  isDirect(domain: number, address: number, mark: number): boolean {
+    const marked = mark === 0 ? NOTHING : this.marked(mark);
+    if (marked !== NOTHING) return this.direct[marked] === 1;
+    const at = this.entry(((domain + 1) << 8) | ADDRESS, address, 0);
+    return at !== NOTHING && this.direct[this.serviceAt(at)] === 1;
   }
 
   serviceAt(entry: number): number {
@@ -147,6 +159,9 @@ export class Services {
     isAlive: (backend: BackendIntent) => boolean = ({ alive }) => alive,
   ): void {
     const wanted = new Map(next.map((service) => [service.id, service]));
+    const places = new Set(next.map(placeOf));
+    const gone = [...this.former, ...this.current.values()].filter((one) => !places.has(placeOf(one)));
+    this.former = [...new Map(gone.map((one) => [placeOf(one), one])).values()];
     for (const [id, service] of this.current) {
       const after = wanted.get(id);
       if (after !== undefined && sameAddress(service, after)) continue;
@@ -155,6 +170,13 @@ export class Services {
     }
     for (const service of next) this.open(service, ended, isAlive);
     this.current = wanted;
+    this.reindex();
+  }
+
+  /** Lets the addresses go of services that are gone, if there are any. */
+  forget(): void {
+    if (this.former.length === 0) return;
+    this.former = [];
     this.reindex();
   }
 
@@ -188,6 +210,7 @@ export class Services {
       this.failures[number] = 0;
     }
     this.backends.setWeight(number, weight);
+    this.keeps[number] = Number(service.direct);
     this.idle[number] = service.idle;
     this.checked[number] = swap16(service.health?.port ?? 0);
     for (let i = 0; i < 3; i++) this.macs[number * 3 + i] = mac[2 * i] | (mac[2 * i + 1] << 8);
@@ -222,6 +245,7 @@ export class Services {
 
   private reindex(): void {
     const entries = [...this.current.values()].flatMap(entriesOf);
+    entries.push(...this.former.map(addressEntry));
     let slots = 64;
     while (slots < entries.length * 2) slots *= 2;
     this.entries = new Int32Array(slots << ENTRY_SHIFT);
@@ -229,9 +253,11 @@ export class Services {
     for (const entry of entries) this.put(entry);
     this.inDomain.fill(0);
     this.bits.fill(0);
-    for (const { domain, address, backends } of this.current.values()) {
+    for (const { domain, address } of [...this.current.values(), ...this.former]) {
       this.inDomain[domain]++;
       this.bits[filterSlot(domain, addressWord(address))] |= MAY_BE_VIRTUAL;
+    }
+    for (const { domain, backends } of this.current.values()) {
       for (const backend of backends)
         this.bits[filterSlot(domain, addressWord(backend.address))] |= MAY_BE_BACKEND;
     }
@@ -274,10 +300,17 @@ export interface BackendCounts {
 
 type Entry = readonly [key: number, address: number, port: number, service: number, target: number];
 
-function entriesOf({ id, domain, address, mark, ports }: ServiceIntent): Entry[] {
+const placeOf = ({ domain, address }: ServiceIntent): string => `${domain} ${addressWord(address)}`;
+
+function addressEntry({ id, domain, address }: ServiceIntent): Entry {
+  return [((domain + 1) << 8) | ADDRESS, addressWord(address), 0, id, 0];
+}
+
+function entriesOf(service: ServiceIntent): Entry[] {
+  const { id, domain, address, mark, ports } = service;
   const key = (domain + 1) << 8;
   const word = addressWord(address);
-  const found: Entry[] = [[key | ADDRESS, word, 0, id, 0]];
+  const found: Entry[] = [addressEntry(service)];
   for (const { protocol, port, target } of ports)
     found.push([key | protocol, word, swap16(port), id, swap16(target)]);
   if (ports.length === 0) found.push([key | ANY, word, 0, id, -1]);

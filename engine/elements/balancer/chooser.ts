@@ -6,7 +6,7 @@
  */
 import type { Context } from '../../graph.js';
 import { NO_BACKEND } from '../../tables/backends.js';
-import { ESTABLISHED, NEW_IN, SYN_IN, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
+import { ESTABLISHED, NEW_IN, NEW_OUT, SYN_IN, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -25,14 +25,16 @@ import {
 } from '../../tables/flows.js';
 import { NOTHING, type Services } from '../../tables/services.js';
 import { PROTOCOL_TCP } from '../../wire/ip.js';
-import { RST_LE, SYN_LE } from '../../wire/tcp.js';
+import { ACK_LE, FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
 import type { Balancing } from '../nat/tables.js';
 
 export const BALANCE_REASONS = ['no-flow', 'no-service', 'no-backend', 'conflict', 'table-full'] as const;
 export const [NO_SUCH_FLOW, NO_SERVICE_THERE, WITHOUT_BACKEND, CONFLICT, TABLE_FULL] = BALANCE_REASONS.keys();
 
 /** Of two flows that mirror each other, the one that counts for nothing: bit of STATE. */
-const MIRROR = 0x80;
+export const MIRROR = 0x80;
+/** Flags by which a segment that opens a connection is told: it has SYN alone. */
+const TURNING = ACK_LE | FIN_LE | RST_LE | SYN_LE;
 /** Backends that are tried for a client that has a flow with the same ends already. */
 const MOST_TRIED = 4;
 /** Protocol of flows that are an affinity. */
@@ -76,22 +78,31 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const entry = services.find(domain, own, protocol, port);
     const marked = mark === 0 ? NOTHING : services.marked(mark);
     const service = marked !== NOTHING ? marked : entry === NOTHING ? NOTHING : services.serviceAt(entry);
+    if (protocol === PROTOCOL_TCP && (flags & TURNING) !== SYN_LE) return -1 - NO_SUCH_FLOW;
     if (service === NOTHING) return -1 - NO_SERVICE_THERE;
-    if (protocol === PROTOCOL_TCP && (flags & (RST_LE | SYN_LE)) !== SYN_LE) return -1 - NO_SUCH_FLOW;
-    const target = entry === NOTHING ? port : services.targetAt(entry, port);
+    // The port of another service's address is none of this one's.
+    const isOwn = entry !== NOTHING && services.serviceAt(entry) === service;
+    const target = isOwn ? services.targetAt(entry, port) : port;
     const outPorts = (pair & ~0xffff) | target;
     const backend = choose(service, own, remote, pair, outPorts, key);
     if (backend < 0) return backend;
     const state = protocol === PROTOCOL_TCP ? SYN_IN : NEW_IN;
     const inside = address[backend];
+    // What the backend answers to itself comes to the virtual address, with these ports.
+    const back = (pair >>> 16) | (target << 16);
+    if (
+      inside === remote &&
+      find(flowKeyHash(seed, own, remote, back, key), own, remote, back, key) !== NO_FLOW
+    )
+      return -1 - CONFLICT;
+    // First, for it may cost another flow its place.
+    if (affinity[service] > 0) remember(service, own, remote, key, backend);
     const flow = enter(inside, remote, outPorts, key, own, pair, state | ((backend + 1) << 8));
     if (flow === NO_FLOW) return -1 - TABLE_FULL;
     count(flow, backend);
-    if (affinity[service] > 0) remember(service, own, remote, key, backend);
     if (inside !== remote) return flow;
-    // What the backend answers to the virtual address goes to itself, from there.
-    const back = (pair >>> 16) | (target << 16);
-    const other = enter(inside, inside, back, key, own, back, state | MIRROR | ((backend + 1) << 8));
+    const ports = (pair >>> 16) | (port << 16);
+    const other = enter(inside, inside, ports, key, own, back, state | MIRROR | ((backend + 1) << 8));
     if (other !== NO_FLOW && other !== flow) return flow;
     // No room, or that of the first one.
     flows.end(flow);
@@ -171,7 +182,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
 
   function remember(service: number, own: number, remote: number, key: number, backend: number): void {
     const until = context.seconds + affinity[service];
-    const state = TWO_SIDED | MIRROR | ((backend + 1) << 8);
+    // Worth less than what has two sides: a flood of clients must not put that out.
+    const state = NEW_OUT | MIRROR | ((backend + 1) << 8);
     let flow = affinityOf(service, own, remote, key);
     if (flow !== NO_FLOW && words[(flow << FLOW_SHIFT) + INSIDE] !== address[backend]) {
       flows.end(flow);

@@ -20,7 +20,7 @@ import {
   STATE,
 } from '../../tables/flows.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
-import { VIRTUAL_MAC_LE } from '../../tables/services.js';
+import { type Services, VIRTUAL_MAC_LE } from '../../tables/services.js';
 import { PROTOCOL_TCP } from '../../wire/ip.js';
 import type { Resets } from './resets.js';
 
@@ -36,17 +36,20 @@ export interface Endings {
   some(): void;
 }
 
-/**
- * @param out takes frames of the balancer's own, to the bridge.
- * @param outside takes what leaves through the NAT that owns a flow.
- */
+export interface EndingOptions {
+  readonly flows: Flows;
+  readonly services: Services;
+  readonly resets: Resets;
+  readonly neighbours: Neighbours;
+  /** Takes what leaves through the NAT that owns a flow. */
+  readonly outside: (owner: number) => Batch;
+}
+
+/** @param out takes frames of the balancer's own, to the bridge. */
 export function createEndings(
   context: Context,
-  flows: Flows,
-  resets: Resets,
-  neighbours: Neighbours,
+  { flows, services, resets, neighbours, outside }: EndingOptions,
   out: Batch,
-  outside: (owner: number) => Batch,
 ): Endings {
   const { frames } = context;
   const { u16, off, domain, ingress } = frames;
@@ -62,13 +65,26 @@ export function createEndings(
     const at = flow << FLOW_SHIFT;
     const client = words[at + REMOTE_END];
     const clientPort = words[at + IN_PORTS] >>> 16;
-    ask(at, words[at + EXTERNAL], words[at + IN_PORTS] & 0xffff, client, clientPort);
-    ask(at, client, clientPort, words[at + INSIDE], words[at + OUT_PORTS] & 0xffff);
+    const backend = words[at + INSIDE];
+    ask(at, client, words[at + EXTERNAL], words[at + IN_PORTS] & 0xffff, client, clientPort);
+    // A caller that is its own backend is asked by each of its two flows.
+    if (backend === client) return;
+    const keeps = services.keeps[(words[at + STATE] >>> 8) - 1] === 1;
+    const called = keeps ? words[at + EXTERNAL] : backend;
+    ask(at, backend, client, clientPort, called, words[at + OUT_PORTS] & 0xffff);
   }
 
-  function ask(at: number, source: number, sourcePort: number, destination: number, port: number): void {
+  /** @param host whose MAC the frame gets. */
+  function ask(
+    at: number,
+    host: number,
+    source: number,
+    sourcePort: number,
+    destination: number,
+    port: number,
+  ): void {
     const dom = (words[at + OUT_KEY] >>> 16) - 1;
-    const known = neighbours.lookup(dom, 0, 0, MAPPED_IPV4, destination);
+    const known = neighbours.lookup(dom, 0, 0, MAPPED_IPV4, host);
     const frame = known === NO_NEIGHBOUR ? NO_FRAME : resets.probe(source, sourcePort, destination, port);
     if (frame === NO_FRAME) return;
     domain[frame] = dom;

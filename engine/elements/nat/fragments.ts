@@ -73,12 +73,16 @@ export interface Fragments {
   expire(all?: boolean): void;
 }
 
-/** @param lost takes a fragment that waited in vain. */
+/**
+ * @param lost takes a fragment that waited in vain.
+ * @param within whether both sides of a flow are in its domain, so that fragments from outside have one too.
+ */
 export function createFragments(
   context: Context,
   direction: number,
   family: FragmentFamily,
   lost: (frame: number) => void,
+  within = false,
 ): Fragments {
   const { u16, off, domain } = context.frames;
   const keys = new Int32Array(DATAGRAMS * KEY);
@@ -104,7 +108,7 @@ export function createFragments(
   }
 
   function spaceOf(frame: number): number {
-    return direction === IN ? 0 : domain[frame] + 1;
+    return direction === IN && !within ? 0 : domain[frame] + 1;
   }
 
   /** The same; one that has none gets one. */

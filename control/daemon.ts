@@ -8,7 +8,6 @@
 import { type AssociationIntent, GATEWAY_PORT } from '../engine/intent.js';
 import type { FlowFilter } from '../engine/publisher.js';
 import { AssociationState } from '../engine/tables/association-state.js';
-import { SAW_ESP_FOR_PLAIN, SAW_NO_ASSOCIATION, SAW_PLAIN_FOR_ENCRYPTED } from '../engine/tables/vteps.js';
 import type { Tap } from '../native-bindings/index.js';
 import { formatIp } from './addresses.js';
 import {
@@ -33,12 +32,14 @@ import {
 } from './config.js';
 import { converge, openEndpoint, type Shape, shapeOf } from './devices.js';
 import { EngineTeam } from './engine-team.js';
+import type { FlowFile } from './flow-file.js';
 import { hearHealth } from './health.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
 import { createPlan, intentOf, type Plan, randomSeed } from './plan.js';
 import { PublishedPorts } from './published.js';
+import { Seen } from './seen.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
 import {
@@ -50,17 +51,6 @@ import {
   tableName,
   type Uplink,
 } from './uplink.js';
-
-/** What is said, once, of a VTEP that did what its operator should hear of. */
-const SEEN: Readonly<Record<number, string>> = {
-  [SAW_NO_ASSOCIATION]:
-    'no traffic keys are agreed with it yet, so what goes there is dropped ("weft sa ls")',
-  [SAW_PLAIN_FOR_ENCRYPTED]: 'it sends plain VXLAN for an encrypted network, which is dropped',
-  [SAW_ESP_FOR_PLAIN]: 'it sends encrypted VXLAN for a network that is plain here, which is dropped',
-};
-
-/** How long to wait for traffic keys before saying that there are none. */
-const UNKEYED_MS = 3000;
 
 /** How often to look whether namespaces are still there. */
 const NAMESPACES_MS = 1000;
@@ -91,8 +81,7 @@ export class Daemon {
   readonly uplink: Uplink | string;
   private readonly associationState: AssociationState | undefined;
   private opened: Keying | undefined;
-  /** VTEPs and what was seen of them and is said, or is about to be. */
-  private readonly said = new Set<string>();
+  private readonly seen: Seen;
   private watch: LinkWatch | undefined;
   private links: readonly Link[] = [];
   private readonly look = setInterval(() => this.loseNamespaces(), NAMESPACES_MS).unref();
@@ -114,6 +103,7 @@ export class Daemon {
     if (typeof this.uplink === 'string') removeTable(tableName(address, port));
     this.plan = createPlan(sockets.flows?.numbers);
     this.config = config;
+    this.seen = new Seen(options.log);
     this.underlayDevice = device;
     this.associationState = encryption && new AssociationState();
   }
@@ -168,7 +158,7 @@ export class Daemon {
       options.log('the way to the underlay does not segment UDP for us: frames go one by one from now on'),
     );
     daemon.thread.on('port-lost', (id) => daemon.markLost(id));
-    daemon.thread.on('seen', (address, saw) => daemon.saySeen(formatIp(address), saw));
+    daemon.thread.on('seen', (address, saw) => daemon.seen.say(formatIp(address), saw));
     daemon.thread.on('health', (changes) =>
       hearHealth(daemon.plan.services, daemon.config, changes, options.log),
     );
@@ -256,22 +246,8 @@ export class Daemon {
     return applied;
   }
 
-  /**
-   * Once, whichever workers see it. Keys take a moment to be agreed on; only when they are not by then is that worth a
-   * line, and worth it again once there were some.
-   */
-  private saySeen(vtep: string, saw: number): void {
-    const what = `${vtep} ${saw}`;
-    if (this.said.has(what)) return;
-    this.said.add(what);
-    const line = `${vtep}: ${SEEN[saw]}`;
-    if (saw !== SAW_NO_ASSOCIATION) this.options.log(line);
-    else setTimeout(() => this.said.has(what) && this.options.log(line), UNKEYED_MS).unref();
-  }
-
   private associate(associations: readonly AssociationIntent[]): Promise<void> {
-    for (const { direction, vtep } of associations)
-      if (direction === 'out') this.said.delete(`${formatIp(vtep)} ${SAW_NO_ASSOCIATION}`);
+    for (const { direction, vtep } of associations) if (direction === 'out') this.seen.keyed(formatIp(vtep));
     return this.running.associate(associations);
   }
 
@@ -457,14 +433,9 @@ export class Daemon {
     return this.running.flush();
   }
 
-  /** Entries of the flow table, written by the data plane meanwhile; none without uplinks and services. */
-  flowEntries(): ArrayBuffer | undefined {
-    return this.sockets.flows?.entries;
-  }
-
-  /** IPv6 addresses of flows by number, likewise. */
-  flowAddresses(): SharedArrayBuffer | undefined {
-    return this.sockets.addresses;
+  /** The flow table, written by the data plane meanwhile; none without uplinks and services. */
+  flowTable(): Pick<FlowFile, 'entries' | 'numbered'> | undefined {
+    return this.sockets.flows;
   }
 
   flushFlows(filter: FlowFilter): Promise<number> {

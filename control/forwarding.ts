@@ -34,6 +34,9 @@ export function setConf(family: Family, device: string, key: string, value: stri
 /** What lets an interface forward: of IPv6 `forwarding` is for all of them, and Linux 6.17 has one for each. */
 const KEYS = { 4: 'forwarding', 6: 'force_forwarding' } as const;
 
+/** Names that the rules can hold as they are; others are left alone. */
+const PLAIN_NAME = /^[\w.@-]{1,15}$/;
+
 const isRouter = (family: Family): boolean => hasConf(family, 'all', 'forwarding', '1');
 
 export class Forwarding {
@@ -90,7 +93,9 @@ export class Forwarding {
   private closed(family: Family): string[] {
     return Object.entries(networkInterfaces())
       .filter(([name, addresses]) => name !== this.tap && addresses?.some((one) => belongs(one, family)))
-      .map(([name]) => `${family} ${name}`)
+      .map(([name]) => name)
+      .filter((name) => PLAIN_NAME.test(name))
+      .map((name) => `${family} ${name}`)
       .filter((key) => read(this.path(key)) === '0');
   }
 

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { MAX_UPLINKS } from '../../engine/intent.js';
 import type { Timeouts } from '../../engine/tables/connection.js';
-import { contains, isLinkLocal, type Prefix } from '../addresses.js';
+import { contains, isLinkLocal, type Prefix, quote } from '../addresses.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { checkPublish, type PublishDraft, Taken } from './publish.js';
@@ -112,7 +112,11 @@ function checkHost(path: Path, fields: UplinkDraft['fields'], findings: Findings
     const message = `${key} does not go with mode host, where the host's stack routes`;
     findings.add([...path, key], message, 'remove it', 'key');
   }
-  const { address } = fields;
+  const { address, interface: tap } = fields;
+  if (tap !== undefined && !/^[\w.@-]+$/.test(tap)) {
+    const remedy = 'write letters, digits, "_", "-", "." or "@"';
+    findings.add([...path, 'interface'], `${quote(tap)} is no name that nftables takes`, remedy);
+  }
   if (address === undefined) return;
   const remedy = "write an IPv4 address with /30 or /31: Weft's end of a link that nobody else has";
   if (address.address.family === 6)

@@ -393,7 +393,7 @@ live(
           { name: 'out', interface: 'out0', address: `${UPLINK_ADDRESS}/24`, gateway: NEAR_ADDRESS },
         ],
         networks: networks!.map((network) =>
-          network['name'] === 'green' ? { ...network, uplink: 'out' } : network,
+          network['name'] === 'green' ? { ...network, uplink: 'out' } : { ...network, masquerade: false },
         ),
         publish: [
           { endpoint: 'c1', protocol: 'tcp', port: 8080, target: 80 },
@@ -403,12 +403,17 @@ live(
       },
     });
     try {
-      const { host, c1, g1, far, engine1 } = both;
+      const { host, near, c1, g1, far, engine1 } = both;
+      near.ip('route', 'add', '10.0.9.0/24', 'via', HOST_ADDRESS);
       host.route('default', { via: NEAR_ADDRESS });
       await both.start(engine1);
       t.true(host.ip('address', 'show', 'tap-out').includes('172.31.0.0/31'));
       t.is((await ping(c1, FAR_ADDRESS, { count: 1 })).received, 1);
       t.is((await ping(g1, FAR_ADDRESS, { count: 1 })).received, 1);
+      // Routed without masquerade: outside knows the way back, and still may not come by itself.
+      await serve(far, 'TCP', 7001);
+      t.is(await askTcp(c1, FAR_ADDRESS, 7001, 'routed'), '10.0.9.1 routed');
+      t.is((await ping(near, '10.0.9.1', { count: 1 })).received, 0);
       await serve(c1, 'TCP', 80);
       await serve(g1, 'TCP', 81);
       await serve(g1, 'UDP', 53);

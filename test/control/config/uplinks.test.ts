@@ -147,6 +147,11 @@ const ROWS: readonly Row[] = [
     'uplinks[0].gateway6 | does not go with mode host | remove it',
   ],
   [
+    'a TAP of mode host with a name for a shell',
+    file({ uplinks: [`${HOST}, interface: ▸'a"*'`] }),
+    'uplinks[0].interface | no name that nftables takes | letters, digits',
+  ],
+  [
     'mode host on a wide link',
     file({ uplinks: [`${HOST}, address: ▸172.31.0.2/24`] }),
     'uplinks[0].address | no end of a link of two | /30 or /31',

@@ -104,7 +104,13 @@ function heardCells(heard: Heard | undefined): string[] {
   return [...[vxlan, esp, keys, other].map(String), `${read} of ${marked}`];
 }
 
-function print({ stages, encryption, engines, replay, seconds: total }: DemoReport): void {
+const counted = (counts: Readonly<Record<string, number>>): string =>
+  Object.entries(counts)
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, count]) => `${count} by ${name}`)
+    .join(', ');
+
+function print({ stages, outside, encryption, engines, replay, seconds: total }: DemoReport): void {
   const out = (line: string): void => {
     process.stdout.write(`${line}\n`);
   };
@@ -113,6 +119,11 @@ function print({ stages, encryption, engines, replay, seconds: total }: DemoRepo
   printTable(
     [{ title: '' }, { title: 'WEFT – WEFT' }, { title: 'WEFT – KERNEL' }, { title: 'KERNEL – KERNEL' }],
     cells.map(({ title, cell }) => [title, cell(stages.weft), cell(stages.mixed), cell(stages.kernel)]),
+  );
+  out('');
+  printTable(
+    [{ title: 'FROM' }, { title: 'TO' }, { title: 'BY' }, { title: 'ANSWERED' }, { title: 'SEEN AS' }],
+    outside.map(({ from, to, via, answered, seen }) => [from, to, via, counted(answered), seen.join(', ')]),
   );
   out('');
   const { heard, deaf } = encryption;
@@ -173,10 +184,13 @@ function print({ stages, encryption, engines, replay, seconds: total }: DemoRepo
   say(`
 KERNEL is Linux's own bridge and vxlan on that host. UDP is 1400-byte datagrams, 200 Mb/s offered.
 ${deaf === undefined ? HEARD : `Nobody could listen on the wire: ${deaf}`}
+WORLD is 192.168.60.9, outside of the overlay; SEEN AS is the address that servers saw. c1 sees itself as the service's.
 It took ${total.toFixed(0)} s; namespaces, processes and files are gone again.
 
 Next:
   docs/overlay.md    the same two hosts by hand, with "weft up -c examples/two-hosts-hostA.yaml"
+  docs/gateway.md    out to the world, and ports that are reached from it
+  docs/services.md   several containers behind one address
   docs/encryption.md the same, encrypted, and what that protects
   docs/replay.md     your own captures: "weft replay FILE --through ${replay.through}"
   README.md          what works and what does not yet; CONTRIBUTING.md, how the code is laid out

@@ -1,7 +1,7 @@
 /**
  * The demo: two hosts in namespaces, a container on each, and the same measurements three times – both hosts on
- * Weft, one on Weft and one on the kernel's bridge and vxlan, both on the kernel's. In between Weft's network is
- * encrypted, and an ear on the wire hears what is left to be read there.
+ * Weft, one on Weft and one on the kernel's bridge and vxlan, both on the kernel's. In between containers talk to a world
+ * outside, and it to them; then Weft's network is encrypted, and an ear on the wire hears what is left to be read there.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { kernelVxlan, Lab, type Namespace } from '../lab.js';
 import { Engine, type EngineFigures } from './engine.js';
 import { MEASUREMENTS, type Measures, type Pair } from './measure.js';
+import { type Asked, askOutside, buildOutside, outsideConfig } from './outside.js';
 import type { Progress } from './progress.js';
 import { type ReplayFigures, replayCapture } from './replay.js';
 import { Ear, type Heard } from './wire.js';
@@ -62,7 +63,7 @@ const STAGE_TITLES: Record<Stage, string> = {
 const ENCRYPTED = MEASUREMENTS.filter(({ key }) => key === 'ping' || key === 'tcp');
 
 /** Steps that the progress line counts. */
-export const STEPS = 8 + STAGES.length * MEASUREMENTS.length + ENCRYPTED.length;
+export const STEPS = 10 + STAGES.length * MEASUREMENTS.length + ENCRYPTED.length;
 
 /** Weft to Weft, encrypted. */
 interface EncryptionReport extends Pick<Measures, 'ping' | 'tcp'> {
@@ -77,6 +78,7 @@ export interface DemoReport {
   readonly seconds: number;
   readonly stages: Record<Stage, Measures>;
   readonly encryption: EncryptionReport;
+  readonly outside: readonly Asked[];
   /** As they were when all was plain. */
   readonly engines: readonly EngineFigures[];
   readonly replay: ReplayFigures;
@@ -91,6 +93,7 @@ export class Demo {
   private readonly hosts: Namespace[] = [];
   private readonly containers: Namespace[] = [];
   private readonly engines: Engine[] = [];
+  private world: Namespace | undefined;
   /** Of the ring that the hosts share. */
   private readonly secrets = [randomBytes(32), randomBytes(32)].map((bytes) => bytes.toString('hex'));
   private readonly clean = (): void => this.close();
@@ -129,6 +132,7 @@ export class Demo {
     const ear = await this.step('starting the engine of each host', () => this.startEngines());
     const weft = await this.measure('weft');
     const figures = [await this.engines[0].figures(), await this.engines[1].figures()];
+    const outside = await this.outside();
     const encryption = await this.encrypt(ear);
     await this.step("host B: the engine stops, the kernel's bridge and vxlan take over", async () => {
       await this.engines[0].change(this.config(0, false));
@@ -141,7 +145,7 @@ export class Demo {
       replayCapture(this.hosts[0]),
     );
     const seconds = (performance.now() - began) / 1000;
-    return { seconds, stages: { weft, mixed, kernel }, encryption, engines: figures, replay };
+    return { seconds, stages: { weft, mixed, kernel }, outside, encryption, engines: figures, replay };
   }
 
   private async step<T>(title: string, work: () => Promise<T>): Promise<T> {
@@ -167,6 +171,7 @@ export class Demo {
       addressesA: [`${HOSTS[0].vtep}/24`],
       addressesB: [`${HOSTS[1].vtep}/24`],
     });
+    this.world = buildOutside(this.lab, this.hosts);
   }
 
   private async startEngines(): Promise<Ear> {
@@ -180,6 +185,16 @@ export class Demo {
     );
     this.engines.push(...(await Promise.all(started)));
     return Ear.open(this.hosts[1], UNDERLAY, PORTS);
+  }
+
+  /** Publishes containers by the files of running engines, and asks from inside and outside. */
+  private async outside(): Promise<Asked[]> {
+    await this.step('both files get a published port and a service: reloaded', async () => {
+      for (const index of [0, 1]) await this.engines[index].change(this.config(index, false, true));
+    });
+    return this.step('out to the world, and in from it', () =>
+      askOutside([this.containers[0], this.containers[1]], this.world!),
+    );
   }
 
   /** Encrypts the network of running engines, by their files, and measures and listens again. */
@@ -199,8 +214,10 @@ export class Demo {
     return { ping, tcp, heard: plain && encrypted && { plain, encrypted }, deaf: ear.deaf };
   }
 
-  private config(index: number, encrypted: boolean): string {
-    return configOf(HOSTS[index], this.containers[index], this.secrets, encrypted);
+  private config(index: number, encrypted: boolean, services = false): string {
+    const backends = services ? HOSTS.map(({ address }) => address) : [];
+    const outside = outsideConfig(index, HOSTS[index].endpoint, backends);
+    return configOf(HOSTS[index], this.containers[index], this.secrets, encrypted) + outside;
   }
 
   /** Puts the kernel's overlay in the place of an engine. */
@@ -245,8 +262,9 @@ function configOf(host: Host, container: Namespace, secrets: readonly string[], 
 underlay: { address: ${vtep} }
 encryption:
   keys:
-${keys.join('')}networks:
-  - { name: blue, vni: ${VNI}, subnet: 10.0.9.0/24, ${how}, peers: [${peer}] }
+${keys.join('')}ingress: { vni: 4096, subnet: 10.255.0.0/16, peers: [${peer}] }
+networks:
+  - { name: blue, vni: ${VNI}, subnet: 10.0.9.0/24, gateway: 10.0.9.254, uplink: out, ${how}, peers: [${peer}] }
 endpoints:
   - { name: ${endpoint}, network: blue, netns: ${container.name}, interface: eth0, address: ${address}/24, mac: "${mac}" }
 `;

@@ -95,8 +95,9 @@ export async function conntrackList(daemon: Daemon, query: URLSearchParams): Pro
   const flows: FlowRow[] = [];
   let tracked = 0;
   let matching = 0;
-  const words = new Int32Array(daemon.flowEntries() ?? new ArrayBuffer(0));
-  const addresses = new Int32Array(daemon.flowAddresses() ?? new ArrayBuffer(0));
+  const table = daemon.flowTable();
+  const words = table?.entries ?? new Int32Array(0);
+  const addresses = table?.numbered ?? new Int32Array(0);
   for (let at = 1 << FLOW_SHIFT; at < words.length; at += 1 << FLOW_SHIFT) {
     if (words[at + OUT_KEY] === 0) continue;
     tracked++;

@@ -21,8 +21,9 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { holdsFlows, takenOver } from '../engine/flow-memory.js';
+import { flowMemoryBytes, holdsFlows, takenOver } from '../engine/flow-memory.js';
 import type { FlowTableIntent, Intent, LeftFlows } from '../engine/intent.js';
+import { addressesFor } from '../engine/tables/addresses6.js';
 import { flowBytes } from '../engine/tables/flows.js';
 import { MAX_DOMAINS } from '../engine/tables/mac-table.js';
 import { native } from '../native-bindings/index.js';
@@ -41,7 +42,7 @@ interface Names {
   readonly published: readonly string[];
 }
 
-const PUBLISHED = /^\d+\.\d+\.\d+\.\d+ \d+ \d+ /;
+const PUBLISHED = /^\d+(?:\.\d+){3,15} \d+ \d+ /;
 
 /** Of a file system in memory (statfs(2)). */
 const TMPFS_MAGIC = 0x01021994;
@@ -60,7 +61,8 @@ function networkNames({ networks }: Config): Map<string, string> {
 
 function publishedNames({ publish, uplinks }: Pick<Intent, 'publish' | 'uplinks'>): string[] {
   return publish.map(({ uplink, protocol, port, domain, address, target }) => {
-    const external = uplinks[uplink]?.address.join('.') ?? '';
+    const way = address.length === 4 ? uplinks[uplink] : uplinks[uplink]?.v6;
+    const external = way?.address.join('.') ?? '';
     return `${external} ${protocol} ${port} ${domain} ${address.join('.')} ${target}`;
   });
 }
@@ -68,8 +70,12 @@ function publishedNames({ publish, uplinks }: Pick<Intent, 'publish' | 'uplinks'
 export class FlowFile {
   /** Numbers of networks that have flows in the file, by name. */
   readonly numbers: ReadonlyMap<string, number>;
-  /** The entries, which the data plane writes meanwhile. */
-  readonly entries: ArrayBuffer;
+  private readonly memory: ArrayBuffer;
+  /** The entries, and the addresses by number that those of IPv6 name; the data plane writes both meanwhile. */
+  readonly entries: Int32Array;
+  readonly numbered: Int32Array;
+  /** Addresses that there is room for; undefined where no uplink has IPv6. */
+  private readonly addresses: number | undefined;
   private left: Names | undefined;
   private noted: Names | undefined;
 
@@ -78,14 +84,27 @@ export class FlowFile {
     private readonly fd: number,
     config: Config,
   ) {
-    const bytes = flowBytes(config.nat.maxFlows);
-    const names = fstatSync(fd).size === bytes ? readNames(namesPath(path)) : undefined;
-    if (names === undefined || !holdsFlows(native.fileMap(fd, bytes), config.nat.maxFlows)) {
+    const { maxFlows } = config.nat;
+    const most = addressesFor(maxFlows);
+    this.addresses = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6)
+      ? most
+      : undefined;
+    const bytes = flowMemoryBytes(maxFlows, this.addresses);
+    const sizes = [flowMemoryBytes(maxFlows), flowMemoryBytes(maxFlows, most)];
+    const { size } = fstatSync(fd);
+    const names = sizes.includes(size) ? readNames(namesPath(path)) : undefined;
+    if (names === undefined || !holdsFlows(native.fileMap(fd, flowBytes(maxFlows)), maxFlows))
       ftruncateSync(fd, 0);
-      native.fileReserve(fd, bytes);
-    } else this.left = names;
+    else {
+      this.left = names;
+      // Addresses that are not there, or are no longer: their flows go.
+      if (size > bytes) ftruncateSync(fd, bytes);
+    }
+    native.fileReserve(fd, bytes);
     this.noted = this.left;
-    this.entries = native.fileMap(fd, bytes);
+    this.memory = native.fileMap(fd, bytes);
+    this.entries = new Int32Array(this.memory, 0, flowBytes(maxFlows) / 4);
+    this.numbered = new Int32Array(this.memory, flowBytes(maxFlows));
     const known = new Map(Object.entries(this.left?.networks ?? {}));
     const now = [...networkNames(config)].map(([name, all]) => [name, known.get(all)] as const);
     this.numbers = new Map(now.filter((entry): entry is [string, number] => entry[1] !== undefined));
@@ -114,9 +133,12 @@ export class FlowFile {
 
   /** What the data plane is told of it, with what else it is told. */
   intentOf(config: Config, intent: Omit<Intent, 'flows'>): FlowTableIntent {
-    const { fd, left } = this;
-    const capacity = config.nat.maxFlows;
-    return left === undefined ? { capacity, fd } : { capacity, fd, left: this.leftOf(config, intent, left) };
+    const { fd, left, addresses } = this;
+    return {
+      ...{ capacity: config.nat.maxFlows, fd },
+      ...(addresses !== undefined && { addresses }),
+      ...(left && { left: this.leftOf(config, intent, left) }),
+    };
   }
 
   private leftOf(config: Config, intent: Omit<Intent, 'flows'>, { published }: Names): LeftFlows {
@@ -124,10 +146,14 @@ export class FlowFile {
     const domains = this.numbers;
     return {
       domains: [...domains.values()],
-      endpoints: localEndpoints(config).flatMap(({ network, address }) => {
+      endpoints: localEndpoints(config).flatMap(({ network, address, address6 }) => {
         const domain = domains.get(network);
-        const { family, bytes } = parseIp(address.split('/')[0]);
-        return domain === undefined || family !== 4 ? [] : { domain, address: Uint8Array.from(bytes) };
+        if (domain === undefined) return [];
+        const addresses = address6 === undefined ? [address] : [address, address6];
+        return addresses.map((one) => ({
+          domain,
+          address: Uint8Array.from(parseIp(one.split('/')[0]).bytes),
+        }));
       }),
       unpublished: published
         .filter((name) => !kept.has(name))
@@ -169,7 +195,7 @@ export class FlowFile {
 
   /** What to say of a start: how many flows were taken over, and where the file had better be. */
   said(): string[] {
-    const { taken, refused } = takenOver(this.entries);
+    const { taken, refused } = takenOver(this.memory);
     const lines = taken + refused === 0 ? [] : [`flows: ${taken} taken over, ${refused} not`];
     if (statfsSync(this.path).type !== TMPFS_MAGIC)
       lines.push(`flows: ${this.path} is on no tmpfs, so the disk is written to all the time`);

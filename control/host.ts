@@ -2,7 +2,6 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { UplinkIntent } from '../engine/intent.js';
-import { addressBytes, addressesFor } from '../engine/tables/addresses6.js';
 import { native } from '../native-bindings/index.js';
 import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
 import {
@@ -74,8 +73,6 @@ export interface Sockets {
   readonly host: HostSide | undefined;
   /** Of the flow table; none without uplinks and services. */
   readonly flows: FlowFile | undefined;
-  /** IPv6 addresses of flows; none where no uplink has one. */
-  readonly addresses: SharedArrayBuffer | undefined;
 }
 
 /** @throws ConfigError that points at what is taken or wrong; nothing is left open. */
@@ -89,10 +86,7 @@ export function openSockets(options: HostSideOptions, config: Config): Sockets {
     host = HostSide.open(options, config);
     esp = openEspSockets(file, config);
     flows = openFlows(options, config);
-    const addresses = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6)
-      ? new SharedArrayBuffer(addressBytes(addressesFor(config.nat.maxFlows)))
-      : undefined;
-    return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows, addresses };
+    return { sockets, esp, uplinks: openUplinks(file, config, host), host, flows };
   } catch (error) {
     host?.close();
     closeUnderlay(sockets);
@@ -107,7 +101,7 @@ export function closeSockets({ sockets, esp, uplinks, host, flows }: Sockets, ke
   closeUnderlay(sockets);
   closeEsp(esp);
   closeRouters(uplinks);
-  host?.close();
+  host?.close(keepFlows);
   flows?.close(keepFlows);
 }
 

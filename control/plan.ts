@@ -176,7 +176,6 @@ export interface Opened {
   readonly uplinks: readonly UplinkIntent[];
   readonly published: readonly PublishedPort[];
   readonly flows: FlowFile | undefined;
-  readonly addresses: SharedArrayBuffer | undefined;
   /** MTU of a network's interfaces, bytes. */
   readonly mtuOf: (network: string) => number;
   /** Whether this kernel's TAPs take UDP super-frames. */
@@ -259,7 +258,6 @@ export function intentOf(config: Config, plan: Plan, opened: Opened, worker: num
       ingress: { domain: plan.networks.of(config.ingress.name), mtu: opened.mtuOf(config.ingress.name) },
     }),
   };
-  const { flows, addresses } = opened;
-  if (flows === undefined) return intent;
-  return { ...intent, flows: { ...flows.intentOf(config, intent), ...(addresses && { addresses }) } };
+  const { flows } = opened;
+  return flows === undefined ? intent : { ...intent, flows: flows.intentOf(config, intent) };
 }

@@ -49,7 +49,6 @@ import { createUplinkTap } from './ports/uplink-tap.js';
 import type { FlowFilter } from './publisher.js';
 import { createSecureIn, createSecureOut, type SecureOptions } from './secure.js';
 import { ServiceFront } from './services.js';
-import { addressesOf } from './tables/addresses6.js';
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
@@ -225,7 +224,7 @@ export class DataPlane {
       uplinks: first.uplinks,
       nat: first.nat,
       flows: this.flows,
-      addresses: addressesOf(first.flows, seed),
+      addresses: flowMemory?.addresses ?? null,
       neighbours: this.neighbours,
       ports: this.outputs,
       bridge: toBridge,

@@ -7,11 +7,13 @@
  *   word 1       capacity
  *   words 2, 3   flows taken over at the start, and those that were not
  *   words 4, 5   a double: milliseconds of CLOCK_MONOTONIC at which the clock of the entries was zero
- * Only the entries are believed, each after it was looked at: index, wheel, ports and their lists are made anew.
+ * Only the entries are believed, each after it was looked at: index, wheel, ports and their lists are made anew. Behind
+ * the entries lie the addresses of those of IPv6, which are numbered anew as well.
  */
 import { native } from '../native-bindings/index.js';
 import type { Context } from './graph.js';
 import { type FlowTableIntent, type Intent, type LeftFlows, MAX_UPLINKS } from './intent.js';
+import { Addresses6, addressBytes, NO_ADDRESS } from './tables/addresses6.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -24,9 +26,11 @@ import {
   OUT_KEY,
   OWNER_SHIFT,
   OWNERS,
+  REMOTE_END,
 } from './tables/flows.js';
 import { addressWord } from './tables/gateways.js';
 import { swap16 } from './wire/ethernet.js';
+import { words16 } from './wire/ipv6.js';
 
 /** "wflo" and the version of the layout, which changes with any word of an entry. */
 const MAGIC = 0x776c6f01;
@@ -54,17 +58,26 @@ function epochOf({ now }: Context): number {
 
 export class FlowMemory {
   readonly flows: Flows;
+  /** Null where no uplink has IPv6. */
+  readonly addresses: Addresses6 | null;
+  /** Addresses that an earlier process left, eight 16-bit words each. */
+  private leftAddresses: Uint16Array | null = null;
   private readonly words: Int32Array;
   private readonly doubles: Float64Array;
 
   constructor(
     private readonly context: Context,
-    { capacity, fd }: FlowTableIntent,
+    { capacity, fd, left, addresses }: FlowTableIntent,
   ) {
-    const memory = native.fileMap(fd, flowBytes(capacity));
+    const memory = native.fileMap(fd, flowMemoryBytes(capacity, addresses));
     this.words = new Int32Array(memory, 0, 1 << FLOW_SHIFT);
     this.doubles = new Float64Array(memory, 0, 1 << (FLOW_SHIFT - 1));
     this.flows = new Flows(capacity, context.seed, context.seconds, memory);
+    this.addresses =
+      addresses === undefined ? null : new Addresses6(addresses, context.seed, memory, flowBytes(capacity));
+    // Now, for the NATs write their own over them.
+    if (this.addresses !== null && left !== undefined)
+      this.leftAddresses = new Uint16Array(this.addresses.words.slice().buffer);
   }
 
   /** Takes over the flows that the intent says are left, once all it says else is applied; all others go. */
@@ -74,9 +87,12 @@ export class FlowMemory {
     // Who is killed from here on leaves nothing: half of the flows would be by one clock, half by the other.
     words[0] = 0;
     const left = intent.flows?.left;
-    const keep = left === undefined ? () => false : keeper(flows, intent, left);
+    const numbers = new Numbers(this.addresses, this.leftAddresses);
+    const keep = left === undefined ? () => false : keeper(flows, numbers, intent, left);
     const shift = Math.round((doubles[CLOCK] - epoch) / 1000);
     const { taken, refused } = flows.adopt(context.seconds, left === undefined ? 0 : shift, keep);
+    numbers.release();
+    this.leftAddresses = null;
     words[CAPACITY] = flows.capacity;
     words[TAKEN] = taken;
     words[REFUSED] = refused;
@@ -85,41 +101,95 @@ export class FlowMemory {
   }
 }
 
+/** Bytes of a table of so many flows, and of so many addresses behind it. */
+export function flowMemoryBytes(capacity: number, addresses?: number): number {
+  return flowBytes(capacity) + (addresses === undefined ? 0 : addressBytes(addresses));
+}
+
+/** The numbers that addresses get in the table of this process; all are held until `release`. */
+class Numbers {
+  private readonly held: number[] = [];
+
+  /** @param left what numbers stood for in that of an earlier process; null when it is not known. */
+  constructor(
+    private readonly addresses: Addresses6 | null,
+    private readonly left: Uint16Array | null,
+  ) {}
+
+  /** Of an address of 4 bytes its word, of 16 its number; NO_ADDRESS when there is none. */
+  of(address: Uint8Array): number {
+    return address.length === 4 ? addressWord(address) : this.hold(words16(address), 0);
+  }
+
+  /** Gives what an entry has for addresses the numbers of now. @returns false when it cannot be. */
+  renew(words: Int32Array, at: number): boolean {
+    if (this.left === null) return false;
+    for (const end of [INSIDE, REMOTE_END, EXTERNAL]) {
+      const number = words[at + end];
+      if (number <= 0 || number * 8 >= this.left.length) return false;
+      const now = this.hold(this.left, number * 8);
+      if (now === NO_ADDRESS) return false;
+      words[at + end] = now;
+    }
+    return true;
+  }
+
+  private hold(u16: Uint16Array, word: number): number {
+    const number = this.addresses?.hold(u16, word) ?? NO_ADDRESS;
+    if (number !== NO_ADDRESS) this.held.push(number);
+    return number;
+  }
+
+  release(): void {
+    for (const number of this.held) this.addresses!.release(number);
+  }
+}
+
 /**
- * Which entries may be taken over, as far as their owner need not be asked: IPv4, of a network and an endpoint that are
- * still what they were, and not of a port that is published no more. The owner is set anew, for uplinks may have
- * changed places: it is the uplink of the network.
+ * Which entries may be taken over, as far as their owner need not be asked: of a network and an endpoint that are still
+ * what they were, and not of a port that is published no more. The owner is set anew, for uplinks may have changed
+ * places: it is the uplink of the network.
  */
-function keeper(flows: Flows, intent: Intent, left: LeftFlows): (flow: number) => boolean {
+function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows): (flow: number) => boolean {
   const { words } = flows;
   const uplinkOf = new Map<number, number>();
   for (const { domain, uplink } of intent.gateways)
     if (uplink >= 0 && left.domains.includes(domain)) uplinkOf.set(domain, uplink);
   const endpoints = new Set(
-    left.endpoints.map(({ domain, address }) => placeOf(domain, addressWord(address))),
+    left.endpoints.map(({ domain, address }) => placeOf(domain, numbers.of(address), address.length === 16)),
   );
   const unpublished = new Set(
     left.unpublished.map(
-      ({ address, protocol, port }) => `${protocol} ${addressWord(address)} ${swap16(port)}`,
+      ({ address, protocol, port }) =>
+        `${protocol | familyOf(address)} ${numbers.of(address)} ${swap16(port)}`,
     ),
   );
-  const gone = (at: number): boolean =>
-    unpublished.has(`${words[at + OUT_KEY] & 0xff} ${words[at + EXTERNAL]} ${words[at + IN_PORTS] & 0xffff}`);
+  const gone = (at: number): boolean => {
+    const protocol = words[at + OUT_KEY] & (0xff | IPV6_FLOW);
+    return unpublished.has(`${protocol} ${words[at + EXTERNAL]} ${words[at + IN_PORTS] & 0xffff}`);
+  };
   return (flow) => {
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     const domain = (key >>> 16) - 1;
     const uplink = uplinkOf.get(domain);
-    if (uplink === undefined || (key & (IN_DOMAIN | IPV6_FLOW | 0x8000)) !== 0) return false;
+    if (uplink === undefined || (key & (IN_DOMAIN | 0x8000)) !== 0) return false;
     if (((key >>> OWNER_SHIFT) & (OWNERS - 1)) >= MAX_UPLINKS) return false;
-    if (!endpoints.has(placeOf(domain, words[at + INSIDE]))) return false;
+    const ipv6 = (key & IPV6_FLOW) !== 0;
+    if (ipv6 && !numbers.renew(words, at)) return false;
+    if (!endpoints.has(placeOf(domain, words[at + INSIDE], ipv6))) return false;
     if (unpublished.size > 0 && gone(at)) return false;
     words[at + OUT_KEY] = (key & ~((OWNERS - 1) << OWNER_SHIFT)) | (uplink << OWNER_SHIFT);
     return true;
   };
 }
 
-/** One number of a domain and an address. */
-function placeOf(domain: number, address: number): number {
-  return domain * 2 ** 32 + (address >>> 0);
+/** One number of a domain and an address of either family. */
+function placeOf(domain: number, address: number, ipv6: boolean): number {
+  return (domain * 2 + (ipv6 ? 1 : 0)) * 2 ** 32 + (address >>> 0);
+}
+
+/** What the key of a flow of the address's family has. */
+function familyOf(address: Uint8Array): number {
+  return address.length === 16 ? IPV6_FLOW : 0;
 }

@@ -153,9 +153,9 @@ export interface NatIntent {
 export interface LeftFlows {
   /** Domains that are what they were. */
   readonly domains: readonly number[];
-  /** Endpoints of this host; four bytes each. */
+  /** Endpoints of this host; 4 or 16 bytes each. */
   readonly endpoints: readonly { readonly domain: number; readonly address: Uint8Array }[];
-  /** Ports that were published and are not any more: external address, four bytes, protocol and port. */
+  /** Ports that were published and are not any more: external address, 4 or 16 bytes, protocol and port. */
   readonly unpublished: readonly {
     readonly address: Uint8Array;
     readonly protocol: number;
@@ -170,8 +170,8 @@ export interface FlowTableIntent {
   readonly fd: number;
   /** Absent when nothing is left there, or nothing any more. */
   readonly left?: LeftFlows;
-  /** IPv6 addresses of flows by number: `addressBytes`; absent where no uplink has IPv6. */
-  readonly addresses?: SharedArrayBuffer;
+  /** IPv6 addresses that it has room for, behind the entries; absent where no uplink has IPv6. */
+  readonly addresses?: number;
 }
 
 /** One of those for whom a service stands: a real server. */

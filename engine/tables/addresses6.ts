@@ -3,10 +3,10 @@
  * a number while somebody holds it: each flow holds that of its inside and of its remote end, a NAT its own.
  *
  * Open addressing over typed arrays of fixed size, at a load of at most one half; removal shifts the run back. A number
- * takes 32 to 40 bytes. The addresses may lie in shared memory, where others read them by number, and where they outlive
- * the process together with the flows.
+ * takes 32 to 40 bytes. The addresses may lie in the memory of the flows, where others read them by number, and where
+ * they outlive the process.
  */
-import { type FlowTableIntent, MAX_UPLINKS } from '../intent.js';
+import { MAX_UPLINKS } from '../intent.js';
 
 /** No address: number 0 is nobody's. */
 export const NO_ADDRESS = 0;
@@ -28,20 +28,22 @@ export class Addresses6 {
   /**
    * @param capacity most addresses.
    * @param seed makes the hash unpredictable to who chooses addresses.
-   * @param memory of `addressBytes(capacity)`; what is in it is nobody's until `restore`.
+   * @param memory that has `addressBytes(capacity)` from `offset` on; what is in it is nobody's.
    */
   constructor(
     readonly capacity: number,
     private readonly seed: number,
     memory?: ArrayBufferLike,
+    offset = 0,
   ) {
-    this.words = new Int32Array(memory ?? new ArrayBuffer(addressBytes(capacity)), 0, (capacity + 1) * WORDS);
+    const buffer = memory ?? new ArrayBuffer(addressBytes(capacity));
+    this.words = new Int32Array(buffer, offset, (capacity + 1) * WORDS);
     this.holds = new Int32Array(capacity + 1);
     let slots = 16;
     while (slots < capacity * 2) slots *= 2;
     this.index = new Int32Array(slots);
     this.mask = slots - 1;
-    this.restore([]);
+    for (let number = capacity; number > 0; number--) this.giveBack(number);
   }
 
   private hash(a: number, b: number, c: number, d: number): number {
@@ -129,27 +131,10 @@ export class Addresses6 {
     this.size--;
   }
 
-  /** Takes over the addresses of these numbers, each as often as it is named, and frees all others. */
-  restore(held: Iterable<number>): void {
-    this.index.fill(NO_ADDRESS);
-    this.holds.fill(0);
-    this.size = 0;
-    for (const number of held) if (this.holds[number]++ === 0) this.enter(number);
-    this.freeHead = NO_ADDRESS;
-    for (let number = this.capacity; number > 0; number--)
-      if (this.holds[number] === 0) this.giveBack(number);
-  }
-
   /** Bytes of everything but a memory that was given. */
   get bytes(): number {
     return this.words.byteLength + this.holds.byteLength + this.index.byteLength;
   }
-}
-
-/** The addresses of a flow table, in their memory; null without. */
-export function addressesOf(flows: FlowTableIntent | undefined, seed: number): Addresses6 | null {
-  const memory = flows?.addresses;
-  return memory === undefined ? null : new Addresses6(memory.byteLength / (WORDS * 4) - 1, seed, memory);
 }
 
 /** Most addresses that so many flows have, with those of uplinks and of published ports. */

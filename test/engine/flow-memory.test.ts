@@ -222,7 +222,7 @@ test('what is nobody’s any more is not taken over', (t) => {
   }
 });
 
-test('flows of IPv6 and of services are not taken over', (t) => {
+test('flows of services are not taken over, nor of IPv6 without its addresses', (t) => {
   for (const bits of [IPV6_FLOW, IN_DOMAIN, 16 << 10]) {
     const fd = fileOf(t);
     const { memory } = life(fd);

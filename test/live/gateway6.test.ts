@@ -11,7 +11,7 @@ import {
   socatAddress,
   UPLINK_ADDRESS6,
 } from '../support/gateway.js';
-import { type Engine, live, shared } from '../support/live.js';
+import { type Engine, live, peer, shared } from '../support/live.js';
 
 const rig = shared(() => GatewayRig.up({ ipv6: true }));
 
@@ -186,3 +186,29 @@ live(
     await reaches(t, c1, FAR_ADDRESS6, engine1);
   },
 );
+
+live('kill -9 and a start: open downloads through the uplink and from a published port go on', async (t) => {
+  const { c1, far, engine1 } = rig();
+  const start = async (server: Namespace, client: Namespace, address: string, port: number, at = port) => {
+    const sending = peer(server, 'slow-server', '::', String(at), '6');
+    await sending.output(/^listening$/m);
+    const getting = peer(client, 'slow-client', address, String(port));
+    await getting.output(/^got 2$/m);
+    return { sending, getting };
+  };
+  await engine1.cli('conntrack', 'flush');
+  const downloads = [
+    await start(far, c1, FAR_ADDRESS6, 7010),
+    await start(c1, far, UPLINK_ADDRESS6, 8080, 80),
+  ];
+  await engine1.kill();
+  await engine1.start();
+  t.regex(engine1.running!.stderr, /^flows: [2-9] taken over, 0 not$/m);
+  for (const { sending, getting } of downloads) {
+    const [, sent] = await sending.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
+    const [, got] = await getting.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
+    t.is(got, sent);
+    await getting.finish();
+    await sending.stop('SIGKILL');
+  }
+});

@@ -2,7 +2,8 @@
 import { type NatOptions, NatTables } from '../../engine/elements/nat/tables.js';
 import type { Nat } from '../../engine/elements/nat.js';
 import { createNatV6 } from '../../engine/elements/nat-v6.js';
-import { Batch } from '../../engine/graph.js';
+import type { FlowMemory } from '../../engine/flow-memory.js';
+import { Batch, type Context } from '../../engine/graph.js';
 import { Addresses6 } from '../../engine/tables/addresses6.js';
 import { Flows } from '../../engine/tables/flows.js';
 import {
@@ -141,18 +142,29 @@ export class NatRigV6 {
   private readonly outside: Sink;
   private readonly inside: Sink;
 
-  constructor(options: Partial<NatOptions> & { maxFlows?: number; maxAddresses?: number } = {}) {
-    const { maxFlows = 1000, maxAddresses = 2 * maxFlows + 8, ...rest } = options;
+  constructor(
+    options: Partial<NatOptions> & {
+      readonly maxFlows?: number;
+      readonly maxAddresses?: number;
+      readonly seconds?: number;
+      readonly owner?: number;
+      /** In place of tables of `maxFlows` and `maxAddresses`. */
+      readonly memory?: (context: Context) => FlowMemory;
+    } = {},
+  ) {
+    const { maxFlows = 1000, maxAddresses = 2 * maxFlows + 8, seconds = 1000, owner = 0, ...more } = options;
+    const { memory, ...rest } = more;
     const { context } = this.rig;
-    context.setTime(1_000_000);
-    this.addresses = new Addresses6(maxAddresses, 1);
-    this.flows = new Flows(maxFlows, 1, 1000);
+    context.setTime(seconds * 1000);
+    const given6 = memory?.(context);
+    this.addresses = given6?.addresses ?? new Addresses6(maxAddresses, 1);
+    this.flows = given6?.flows ?? new Flows(maxFlows, 1, seconds);
     const given: NatOptions = {
       external: ip(EXTERNAL_V6),
       ...{ firstPort: 32768, lastPort: 60999, mapping: 'endpoint-independent', random: numbers() },
       ...rest,
     };
-    this.tables = new NatTables(this.flows, 0, given, this.addresses);
+    this.tables = new NatTables(this.flows, owner, given, this.addresses);
     this.outside = this.rig.sink();
     this.inside = this.rig.sink();
     const [outside, inside] = [new Batch(this.outside), new Batch(this.inside)];

@@ -254,6 +254,8 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
       if (independent && !claim(port, inside, (outPorts & 0xffff) | (key & ~0xffff))) return false;
       link(flow, port);
     }
+    addresses?.keep(inside);
+    addresses?.keep(words[at + REMOTE_END]);
     return true;
   }
 

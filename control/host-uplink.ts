@@ -48,6 +48,7 @@ const NOBODY = '192.0.0.8';
 interface Route {
   readonly dst: string;
   readonly dev?: string;
+  readonly protocol?: string;
   readonly metrics?: readonly { readonly mtu?: number }[];
 }
 
@@ -70,7 +71,7 @@ function foreignRoute(prefix: string, tap: string): string | undefined {
   const routes = JSON.parse(
     runSync('ip', ['-j', family, 'route', 'show', 'exact', prefix]) || '[]',
   ) as Route[];
-  const found = routes.find(({ dev }) => dev !== tap);
+  const found = routes.find(({ dev, protocol }) => dev !== tap && protocol !== String(ROUTE_PROTOCOL));
   return found && (found.dev ?? 'nothing');
 }
 
@@ -309,15 +310,16 @@ export class HostSide {
     }
   }
 
-  /** Takes everything back. */
-  close(): void {
+  /** Takes everything back. @param leave rules and forwarding stay for the next process, as after a crash. */
+  close(leave = false): void {
     clearInterval(this.timer);
     this.config = undefined;
+    native.close(this.tap.fd);
+    if (leave) return;
     removeTable(`ip ${this.table}`);
     if (this.six) removeTable(`ip6 ${this.table}`);
     this.forwarding.close();
     rememberHost(this.options.state);
-    native.close(this.tap.fd);
   }
 }
 

@@ -46,6 +46,28 @@ function talk(from: Namespace, port: number) {
   return from.start('socat', ['-', `TCP:${HOST_ADDRESS}:${port}`], { stdio: ['pipe', 'pipe', 'pipe'] });
 }
 
+/** A download through the host that takes some seconds, begun; the function returned waits for its end. */
+async function download(t: ExecutionContext): Promise<() => Promise<void>> {
+  const { c1, far, directory } = rig();
+  const file = `${directory}/file`;
+  await far.run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=8']);
+  const sum = async (name: string): Promise<string> => (await far.run('sha256sum', [name])).slice(0, 64);
+  // Slow enough to last over what follows.
+  const serving = `SYSTEM:head -c 1M ${file}; sleep 5; tail -c 7M ${file}`;
+  const server = far.start('socat', ['-U', 'TCP-LISTEN:7300,reuseaddr', serving]);
+  await waitFor(async () => (await far.run('ss', ['-ltn'])).includes(':7300'), { what: 'a server' });
+  const got = `${file}.got`;
+  const client = c1.start('socat', ['-u', `TCP:${FAR_ADDRESS}:7300`, `CREATE:${got}`]);
+  await waitFor(async () => Number(await c1.run('stat', ['-c', '%s', got])) > 500_000, {
+    what: 'a beginning',
+  });
+  return async () => {
+    t.is((await client.finish(60_000)).code, 0);
+    t.is(await sum(got), await sum(file));
+    await server.finish();
+  };
+}
+
 async function reaches(t: ExecutionContext, from: Namespace, address: string): Promise<void> {
   const { received } = await ping(from, address, { count: 2, deadlineS: 5 });
   t.true(received >= 2, `${address}: ${JSON.stringify(await rig().engine1.drops())}`);
@@ -278,25 +300,12 @@ live(
 live(
   'SIGTERM leaves nothing; a start after kill -9 replaces what was left, and open downloads go on',
   async (t) => {
-    const { c1, far, host, engine1, directory } = rig();
-    const file = `${directory}/file`;
-    await far.run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=8']);
-    const sum = async (name: string): Promise<string> => (await far.run('sha256sum', [name])).slice(0, 64);
-    // Slow enough to last over what follows.
-    const serving = `SYSTEM:head -c 1M ${file}; sleep 5; tail -c 7M ${file}`;
-    const server = far.start('socat', ['-U', 'TCP-LISTEN:7300,reuseaddr', serving]);
-    await waitFor(async () => (await far.run('ss', ['-ltn'])).includes(':7300'), { what: 'a server' });
-    const got = `${file}.got`;
-    const download = c1.start('socat', ['-u', `TCP:${FAR_ADDRESS}:7300`, `CREATE:${got}`]);
-    await waitFor(async () => Number(await c1.run('stat', ['-c', '%s', got])) > 500_000, {
-      what: 'a beginning',
-    });
+    const { c1, host, engine1 } = rig();
+    const ended = await download(t);
     await engine1.kill();
     t.is((await leftOvers(host)).tables, 'table ip weft_host_h1_host');
     await engine1.start();
-    t.is((await download.finish(60_000)).code, 0);
-    t.is(await sum(got), await sum(file));
-    await server.finish();
+    await ended();
     await reaches(t, c1, FAR_ADDRESS);
     t.is(await forwarding(host, 'out0'), '1');
     await engine1.stop();
@@ -312,6 +321,28 @@ live(
     await engine1.stop();
     engine1.write(engine1File());
     await engine1.start();
+  },
+  TOOLS,
+);
+
+live(
+  'a new process that takes over: connections out and in go on, without a reset in between',
+  async (t) => {
+    const { c1, far, host, engine1 } = rig();
+    const server = c1.start('socat', ['-T', '20', 'TCP-LISTEN:80,reuseaddr', 'EXEC:cat']);
+    await waitFor(async () => (await c1.run('ss', ['-ltn'])).includes(':80'), { what: 'a server' });
+    const inward = talk(far, 8080);
+    inward.child.stdin!.write('one\n');
+    await inward.output(/one/);
+    const ended = await download(t);
+    t.is((await engine1.replace()).code, 0);
+    inward.child.stdin!.write('two\n');
+    await inward.output(/two/);
+    await ended();
+    t.is(await forwarding(host, 'out0'), '1');
+    inward.child.stdin!.end();
+    await inward.finish();
+    await server.finish();
   },
   TOOLS,
 );

@@ -4,6 +4,7 @@ import type { Balancer } from '../../engine/elements/balancer.js';
 import { createBalancer } from '../../engine/elements/balancer.js';
 import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
 import { Batch } from '../../engine/graph.js';
+import { Health, type HealthChange } from '../../engine/health.js';
 import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
 import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { Flows } from '../../engine/tables/flows.js';
@@ -42,6 +43,12 @@ export class BalancerRig {
   readonly balancer: Balancer;
   private readonly batch: Batch;
   private readonly sink: Sink;
+  readonly health: Health;
+  /** What goes to other hosts past the bridge. */
+  readonly tunnel: Sink;
+  private readonly toTunnel: Batch;
+  /** What was found out of backends. */
+  readonly changes: HealthChange[] = [];
 
   constructor(services: readonly ServiceIntent[] = [service()], maxFlows = 1000) {
     const { context } = this.rig;
@@ -53,7 +60,16 @@ export class BalancerRig {
       for (const { address, mac } of backends) neighbours.set(0, address, mac);
     this.sink = this.rig.sink();
     this.batch = new Batch(this.sink);
-    const shared = { flows: this.flows, services: this.services, neighbours };
+    this.tunnel = this.rig.sink();
+    this.toTunnel = new Batch(this.tunnel);
+    this.health = new Health(
+      context,
+      this.services,
+      { out: this.batch, tunnel: this.toTunnel },
+      (id, alive) => this.services.setAlive(id, alive, (gone) => this.balancer.end(gone)),
+      (changes) => this.changes.push(...changes),
+    );
+    const shared = { flows: this.flows, services: this.services, neighbours, checks: this.health };
     const errors = createIcmpErrors(context);
     this.balancer = createBalancer(
       context,
@@ -64,7 +80,12 @@ export class BalancerRig {
   }
 
   set(services: readonly ServiceIntent[]): void {
-    this.services.set(services, (backend) => this.balancer.end(backend));
+    this.health.set(services);
+    this.services.set(
+      services,
+      (backend) => this.balancer.end(backend),
+      (backend) => this.health.isAlive(backend),
+    );
   }
 
   at(seconds: number): void {
@@ -84,8 +105,16 @@ export class BalancerRig {
     return this.caught();
   }
 
+  /** Time goes on by so many milliseconds; what checks of backends send. */
+  check(milliseconds: number): readonly Caught[] {
+    this.rig.context.setTime(this.rig.context.now + milliseconds);
+    this.health.tick();
+    return this.caught();
+  }
+
   private caught(): readonly Caught[] {
     this.batch.flush();
+    this.toTunnel.flush();
     return this.sink.caught.splice(0);
   }
 

@@ -1,0 +1,172 @@
+/** What checks and connections say of backends, and what follows. */
+import test from 'ava';
+import { GOOD, WAS_RESET } from '../../engine/elements/balancer/prober.js';
+import { CONNECTIONS_FAILED } from '../../engine/health.js';
+import type { HealthIntent } from '../../engine/intent.js';
+import { REMOTE } from '../../engine/memory/frames.js';
+import { BalancerRig, backend, CLIENT, service, VIP } from '../support/balancer.js';
+import { answer, BACKEND, flagsOf, HEALTH, rigOf } from '../support/checks.js';
+import { ACK, answerTo, ends, icmpError, packet, RST, SYN, TCP } from '../support/nat.js';
+
+test('so many failures in a row take a backend down with the very last one, so many successes bring it back', (t) => {
+  const { b, syn, isUp, told } = rigOf(HEALTH);
+  const refused = () => b.feed([answer(syn(), { flags: RST | ACK, seq: 0 })]);
+  const well = () => b.feed([answer(syn(), { flags: SYN | ACK })]);
+  refused();
+  refused();
+  well();
+  refused();
+  refused();
+  t.true(isUp());
+  t.deepEqual(refused(), [], 'an RST is not answered');
+  t.false(isUp());
+  t.deepEqual(told(), [WAS_RESET]);
+  well();
+  refused();
+  well();
+  t.false(isUp());
+  well();
+  t.true(isUp());
+  t.deepEqual(told(), ['up']);
+  b.rig.finish(t);
+});
+
+test('when a backend is found down its connections are reset', (t) => {
+  const { b, syn } = rigOf({ ...HEALTH, failures: 1 });
+  const open = { protocol: TCP, source: CLIENT, destination: VIP, sourcePort: 4000, destinationPort: 80 };
+  const request = b.one(packet({ ...open, flags: SYN }));
+  b.one(answerTo(request, SYN | ACK));
+  b.one(packet({ ...open, flags: ACK }));
+  b.feed([answer(syn(), { flags: RST | ACK })]);
+  t.deepEqual(
+    b.age(b.rig.context.seconds).map(({ bytes }) => ends(bytes)),
+    [`${VIP}:80 > ${CLIENT}:4000`, `${CLIENT}:4000 > ${BACKEND}:80`],
+  );
+  b.rig.finish(t);
+});
+
+test('checks of other hosts: what the backend answers goes back to who asked, and no further', (t) => {
+  const { b } = rigOf({ ...HEALTH, interval: 1_000_000 });
+  b.check(1000);
+  const theirs = packet({
+    ...{
+      protocol: TCP,
+      flags: SYN,
+      source: VIP,
+      destination: BACKEND,
+      sourcePort: 61_234,
+      destinationPort: 80,
+    },
+    content: new Uint8Array(0),
+  });
+  const reply = answer(theirs, { flags: SYN | ACK });
+  t.is(flagsOf(b.one(reply)), RST, 'of nobody');
+  t.deepEqual(
+    b.feed([theirs], { ingress: REMOTE | 5 }).map(({ bytes }) => bytes),
+    [theirs],
+  );
+  t.deepEqual(b.feed([reply], { ingress: 2 }), []);
+  const [back] = b.tunnel.caught.splice(0);
+  t.deepEqual([back!.bytes, back!.dest], [reply, REMOTE | 5]);
+  t.deepEqual(b.feed([icmpError(theirs, { to: VIP })], { ingress: 2 }), []);
+  t.is(b.tunnel.one().dest, REMOTE | 5);
+  t.is(flagsOf(b.feed([reply], { ingress: REMOTE | 6 })[0]!.bytes), RST, 'from a third host it is of nobody');
+  b.rig.finish(t);
+});
+
+const client = (port: number, flags: number, n: number) =>
+  packet({
+    ...{ protocol: TCP, flags, source: CLIENT, destination: VIP },
+    ...{ sourcePort: 4000 + n, destinationPort: port },
+  });
+
+/** A service with every port, of which 80 is checked, seldom. */
+function seldom(health: HealthIntent | undefined) {
+  const services = [service({ backends: [backend(1)], ...(health && { health }) })];
+  const b = new BalancerRig(services);
+  const refuse = (port: number, n: number) => b.feed([answerTo(b.one(client(port, SYN, n)), RST | ACK)]);
+  const causes = () => b.changes.splice(0).map(({ cause }) => cause);
+  return { b, refuse, causes, failures: () => b.services.counts()[0]!.failures };
+}
+
+test('so many refused connections to the checked port within an interval take a backend down, those to others do not', (t) => {
+  const { b, refuse, causes, failures } = seldom({ ...HEALTH, interval: 600_000, timeout: 100 });
+  b.feed([answer(b.check(1000)[0]!.bytes, { flags: SYN | ACK })]);
+  for (let n = 0; n < 5; n++) refuse(81, n);
+  b.check(100);
+  t.deepEqual([causes(), failures()], [[], 5]);
+  for (let n = 0; n < 2; n++) refuse(80, n);
+  b.check(100);
+  t.deepEqual(causes(), []);
+  refuse(80, 3);
+  b.check(100);
+  t.deepEqual([causes(), failures()], [[CONNECTIONS_FAILED], 8]);
+  for (const _ of [1, 2]) {
+    t.deepEqual(causes(), [], 'only checks bring it back');
+    b.feed([answer(b.check(600_000)[0]!.bytes, { flags: SYN | ACK })]);
+  }
+  b.check(100);
+  t.deepEqual(causes(), [GOOD]);
+  b.rig.finish(t);
+});
+
+test('without health failures are counted, and nothing follows', (t) => {
+  const { b, refuse, causes, failures } = seldom(undefined);
+  for (let n = 0; n < 10; n++) refuse(80, n);
+  t.deepEqual(b.check(1000), []);
+  t.deepEqual([causes(), failures()], [[], 10]);
+  b.rig.finish(t);
+});
+
+test('a client whose SYN comes again after seconds has not been answered', (t) => {
+  const { b, causes } = seldom({ ...HEALTH, interval: 600_000, timeout: 100, failures: 2 });
+  b.feed([answer(b.check(1000)[0]!.bytes, { flags: SYN | ACK })]);
+  for (let i = 0; i < 10; i++) b.one(client(80, SYN, 1));
+  b.check(100);
+  t.deepEqual(causes(), [], 'at once it says nothing');
+  for (const wait of [2000, 4000]) {
+    b.check(wait);
+    b.one(client(80, SYN, 1));
+  }
+  b.check(100);
+  t.deepEqual(causes(), [CONNECTIONS_FAILED]);
+  b.rig.finish(t);
+});
+
+test('what is found out outlasts an intent that does not know of it; another check begins anew', (t) => {
+  const { b, syn, isUp, told } = rigOf({ ...HEALTH, failures: 1 });
+  const of = (health: HealthIntent | undefined, alive: boolean) => [
+    service({ backends: [backend(1, { alive })], ...(health && { health }) }),
+  ];
+  b.feed([answer(syn(), { flags: RST | ACK })]);
+  t.deepEqual(told(), [WAS_RESET]);
+  b.set(of({ ...HEALTH, failures: 1 }, true));
+  t.false(isUp());
+  b.feed([answer(syn(), { flags: SYN | ACK })]);
+  b.set(of({ ...HEALTH, failures: 2 }, false));
+  t.false(isUp());
+  b.feed([answer(syn(), { flags: SYN | ACK })]);
+  t.false(isUp(), 'one success of the check before counts no more');
+  b.feed([answer(syn(), { flags: SYN | ACK })]);
+  t.true(isUp());
+  b.set(of({ ...HEALTH, failures: 2 }, false));
+  t.true(isUp());
+  b.set(of(undefined, false));
+  t.false(isUp());
+  t.deepEqual(b.check(10_000), []);
+  b.rig.finish(t);
+});
+
+test('a service that goes takes its checks with it', (t) => {
+  const { b, syn } = rigOf({ ...HEALTH, failures: 1 });
+  syn();
+  b.set([]);
+  t.deepEqual(
+    b.check(5000).map(({ bytes }) => flagsOf(bytes)),
+    [RST | ACK],
+    'what may have been opened',
+  );
+  t.deepEqual(b.check(5000), []);
+  t.deepEqual(b.changes, []);
+  b.rig.finish(t);
+});

@@ -1,0 +1,208 @@
+/** Backends that stop to answer, by three hosts that all have the service, and with real servers. */
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type Namespace, type RunningCommand, waitFor } from '../../cli/lab.js';
+import type { BackendRow } from '../../control/api.js';
+import { type Engine, live, Mesh, overlayAddress, shared } from '../support/live.js';
+
+const VIP = '10.0.9.100';
+const [FIRST, SECOND] = [1, 2].map((n) => overlayAddress(n));
+const HEALTH = { interval: '1s', timeout: '1s', failures: 2, successes: 2 };
+const TOOLS = { tools: ['socat', 'ss', 'nft'] };
+
+const services = [
+  {
+    ...{ name: 'web', network: 'blue', vip: VIP, backends: [{ address: FIRST }, { address: SECOND }] },
+    ...{ ports: [{ protocol: 'tcp', port: 80, target: 8080 }] },
+    health: { http: { port: 8080, path: '/health' }, ...HEALTH },
+  },
+  {
+    ...{ name: 'raw', network: 'blue', vip: '10.0.9.101', backends: [{ address: SECOND }] },
+    health: { tcp: 9000, ...HEALTH, interval: '5m', failures: 3 },
+  },
+];
+
+const mesh = shared(() => Mesh.up({ hosts: 3, file: { services } }));
+
+/** Takes nothing of TCP that comes in. */
+const SILENT = 'table ip silent { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }';
+
+/**
+ * A server that says its container's name, asked for anything but its health; that is the status in its file. Who asks
+ * for that is printed.
+ */
+const SERVER = `
+const { readFileSync } = require('node:fs');
+require('node:http').createServer((request, response) => {
+  if (request.url === '/health') {
+    console.log('checked by ' + request.socket.remoteAddress + ' ' + request.headers.host);
+    response.statusCode = Number(readFileSync(process.argv[1], 'utf8'));
+  }
+  response.end(process.argv[2]);
+}).listen(8080, '0.0.0.0', () => console.log('serving'));
+`;
+
+async function serve(n: number): Promise<RunningCommand> {
+  const container = mesh().containers[n - 1];
+  container.killChildren();
+  say(n, 200);
+  const running = container.start(process.execPath, ['-e', SERVER, fileOf(n), `c${n}`]);
+  await running.output(/^serving$/m);
+  return running;
+}
+
+const fileOf = (n: number): string => join(mesh().directory, `health-${n}`);
+const say = (n: number, status: number): void => writeFileSync(fileOf(n), String(status));
+
+/** Waits until every host says so of a backend. */
+async function all(line: RegExp, since: readonly number[]): Promise<void> {
+  await Promise.all(
+    mesh().engines.map((engine, i) =>
+      waitFor(() => line.test(saidSince(engine, since[i])), {
+        what: `${line} of ${engine.host.label}, which says ${saidSince(engine, since[i])}`,
+        timeoutMs: 30_000,
+      }),
+    ),
+  );
+}
+
+const said = (): number[] => mesh().engines.map(({ running }) => running!.stderr.length);
+const saidSince = (engine: Engine, at: number): string => engine.running!.stderr.slice(at);
+
+async function states(engine: Engine, name = 'web'): Promise<string[]> {
+  const { stdout } = await engine.cli('service', 'backends', name, '--json');
+  return (JSON.parse(stdout) as { backends: BackendRow[] }).backends.map(({ state }) => state);
+}
+
+const settledRaw = (engine: Engine, state: string): Promise<unknown> =>
+  waitFor(async () => (await states(engine, 'raw')).join() === state, { what: `raw ${state}` });
+
+/** Who answered, asked so often by the third container; `-` where nobody did. */
+async function answers(times: number): Promise<string[]> {
+  const found: string[] = [];
+  for (let i = 0; i < times; i++) {
+    const { stdout } = await ask(mesh().containers[2], VIP, 80);
+    found.push(/c\d$/.exec(stdout.trim())?.[0] ?? '-');
+  }
+  return found.sort();
+}
+
+const ask = (from: Namespace, address: string, port: number) =>
+  from.exec('socat', ['-t', '3', '-', `TCP:${address}:${port},connect-timeout=3`], {
+    input: 'GET / HTTP/1.0\r\n\r\n',
+  });
+
+const times = (n: number, ...who: string[]): string[] => who.flatMap((one) => Array<string>(n).fill(one));
+
+/** Waits until every host has both backends so. */
+async function settled(...wanted: string[]): Promise<void> {
+  for (const engine of mesh().engines)
+    await waitFor(async () => (await states(engine)).join() === wanted.join(), {
+      what: `${wanted} at ${engine.host.label}, which says ${engine.running!.stderr}`,
+      timeoutMs: 30_000,
+    });
+}
+
+live(
+  'every host checks every backend, its own and those of others, from the virtual address',
+  async (t) => {
+    const servers = [await serve(1), await serve(2)];
+    for (const [i, server] of servers.entries()) {
+      // Three hosts ask once a second.
+      await waitFor(() => server.stdout.split('checked').length > 12, {
+        what: `checks of c${i + 1}: ${server.stdout}`,
+      });
+      const lines = server.stdout.trim().split('\n').slice(1);
+      t.deepEqual(new Set(lines), new Set([`checked by ${VIP} ${VIP}`]));
+    }
+    await settled('up', 'up');
+    t.deepEqual(await answers(10), times(5, 'c1', 'c2'));
+  },
+  TOOLS,
+);
+
+live(
+  'a server that is killed is down, is asked no more, and is up when it serves again',
+  async (t) => {
+    await serve(1);
+    const second = await serve(2);
+    await settled('up', 'up');
+    const before = said();
+    await second.stop('SIGKILL');
+    await all(/^service web: 10\.0\.9\.2 is down: port 8080 refuses connections \(2 in a row\)$/m, before);
+    await settled('up', 'down');
+    t.deepEqual(await answers(20), times(20, 'c1'));
+    await serve(2);
+    await all(/^service web: 10\.0\.9\.2 is up again$/m, before);
+    t.deepEqual(await answers(10), times(5, 'c1', 'c2'));
+  },
+  TOOLS,
+);
+
+live(
+  'a backend that falls silent is down, and who is connected to it hears at once',
+  async (t) => {
+    for (const n of [1, 2]) await serve(n);
+    await settled('up', 'up');
+    const { containers } = mesh();
+    // One of two connections is with the second backend.
+    const talks = [1, 2].map(() =>
+      containers[2].start('socat', ['-d', '-', `TCP:${VIP}:80`], { stdio: ['pipe', 'pipe', 'pipe'] }),
+    );
+    const isOpen = async (): Promise<boolean> =>
+      (await containers[2].run('ss', ['-H', '-n', '-t', `dst ${VIP}`])).split('ESTAB').length === 3;
+    await waitFor(isOpen, { what: 'two connections' });
+    const before = said();
+    await containers[1].run('nft', ['-f', '-'], { input: SILENT });
+    await all(
+      /^service web: 10\.0\.9\.2 is down: no answer to a request from port 8080 \(2 in a row\)$/m,
+      before,
+    );
+    const ended = await Promise.race(talks.map((talk) => talk.finish(30_000)));
+    t.regex(ended.stderr, /reset by peer/);
+    t.deepEqual(await answers(10), times(10, 'c1'));
+    await containers[1].run('nft', ['delete', 'table', 'ip', 'silent']);
+    await all(/^service web: 10\.0\.9\.2 is up again$/m, before);
+    for (const talk of talks) await talk.stop('SIGKILL');
+  },
+  TOOLS,
+);
+
+live(
+  'a server that says that it is not well is down',
+  async (t) => {
+    for (const n of [1, 2]) await serve(n);
+    await settled('up', 'up');
+    const before = said();
+    say(1, 500);
+    await all(
+      /^service web: 10\.0\.9\.1 is down: \/health is answered with status 500 \(2 in a row\)$/m,
+      before,
+    );
+    t.deepEqual(await answers(10), times(10, 'c2'));
+    say(1, 204);
+    await all(/^service web: 10\.0\.9\.1 is up again$/m, before);
+  },
+  TOOLS,
+);
+
+live(
+  'connections that a backend refuses take it down before its next check; those to other ports do not',
+  async (t) => {
+    const [, , engine] = mesh().engines;
+    await settledRaw(engine, 'up');
+    const refused = async (port: number): Promise<void> => {
+      const { stderr } = await ask(mesh().containers[2], '10.0.9.101', port);
+      t.regex(stderr, /refused/);
+    };
+    for (let i = 0; i < 5; i++) await refused(9001);
+    t.deepEqual(await states(engine, 'raw'), ['up']);
+    for (let i = 0; i < 3; i++) await refused(9000);
+    await settledRaw(engine, 'down');
+    t.regex(
+      engine.running!.stderr,
+      /^service raw: 10\.0\.9\.2 is down: 3 connections to port 9000 failed within 300 s$/m,
+    );
+  },
+  TOOLS,
+);

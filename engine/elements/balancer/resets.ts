@@ -68,7 +68,7 @@ export interface Resets {
   ): number;
 }
 
-export interface SegmentEnds {
+interface SegmentEnds {
   readonly source: number;
   readonly sourcePort: number;
   readonly destination: number;

@@ -1,5 +1,6 @@
 /** How commands ask the daemon: HTTP over its control socket. */
 import { request } from 'node:http';
+import { createInterface } from 'node:readline';
 import type { Command } from 'commander';
 import { DEFAULT_SOCKET } from '../control/api.js';
 import { CommandError, EXIT } from './output.js';
@@ -39,16 +40,39 @@ export function ask<T>(method: 'GET' | 'POST', path: string, { socket }: ClientO
       });
     });
     call.on('timeout', () => call.destroy(new Error('no answer in 15 s')));
-    call.on('error', (error: NodeJS.ErrnoException) => {
-      const reason =
-        error.code === 'ENOENT' || error.code === 'ECONNREFUSED' ? 'no daemon listens there' : error.message;
-      reject(
-        new CommandError(
-          `cannot ask the daemon on ${socket}: ${reason}; start one with "weft up -c weft.yaml", or name its socket with --socket`,
-          EXIT.unreachable,
-        ),
-      );
+    call.on('error', (error) => reject(unreachable(socket, error)));
+    call.end();
+  });
+}
+
+function unreachable(socket: string, error: NodeJS.ErrnoException): CommandError {
+  const reason =
+    error.code === 'ENOENT' || error.code === 'ECONNREFUSED' ? 'no daemon listens there' : error.message;
+  return new CommandError(
+    `cannot ask the daemon on ${socket}: ${reason}; start one with "weft up -c weft.yaml", or name its socket with --socket`,
+    EXIT.unreachable,
+  );
+}
+
+/**
+ * Asks for what goes on: calls for each line of JSON, until the daemon ends.
+ * @throws CommandError as `ask`.
+ */
+export function follow<T>(path: string, { socket }: ClientOptions, each: (line: T) => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const call = request({ socketPath: socket, path }, (response) => {
+      const lines = createInterface({ input: response });
+      if (response.statusCode === 200) lines.on('line', (line) => each(JSON.parse(line) as T));
+      else
+        lines.on('line', (line) => {
+          const exit = response.statusCode === 404 ? EXIT.notFound : EXIT.conflict;
+          reject(new CommandError((JSON.parse(line) as { error: string }).error, exit));
+        });
+      // A daemon that is killed ends it as well.
+      lines.on('error', () => lines.close());
+      lines.on('close', resolve);
     });
+    call.on('error', (error) => reject(unreachable(socket, error)));
     call.end();
   });
 }

@@ -3,7 +3,7 @@
  * Paths are versionless; each answer carries `schemaVersion`. Numbers are counts and bytes as they are.
  */
 import { chmodSync, mkdirSync, rmSync } from 'node:fs';
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createServer, type Server, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
 import { ESP_PORT, FIRST_UPLINK_PORT, UNDERLAY_PORT, UPLINK_PORT } from '../engine/intent.js';
@@ -17,6 +17,7 @@ import {
   publishRows,
 } from './conntrack.js';
 import type { Daemon } from './daemon.js';
+import { type FlowEvent, type FlowEventLine, streamEvents } from './flow-watch.js';
 import { Ending } from './hand-over.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
@@ -29,7 +30,7 @@ import {
 } from './service-rows.js';
 import { UnknownName } from './unknown-name.js';
 
-export type { BackendRow, ConntrackList, PublishRow, SaRow, ServiceRow };
+export type { BackendRow, ConntrackList, FlowEvent, FlowEventLine, PublishRow, SaRow, ServiceRow };
 
 export const DEFAULT_SOCKET = '/run/weft/weft.sock';
 /** Version of the shape of everything that is answered or printed as JSON. */
@@ -220,9 +221,11 @@ async function status(daemon: Daemon): Promise<Status> {
   };
 }
 
-async function answer(daemon: Daemon, request: IncomingMessage): Promise<{ code: number; body: object }> {
-  const { pathname, searchParams } = new URL(request.url ?? '/', 'http://daemon');
-  const route = `${request.method} ${pathname}`;
+async function answer(
+  daemon: Daemon,
+  route: string,
+  searchParams: URLSearchParams,
+): Promise<{ code: number; body: object }> {
   switch (route) {
     case 'GET /status':
       return { code: 200, body: await status(daemon) };
@@ -282,16 +285,20 @@ function reply(response: ServerResponse, code: number, body: object): void {
 export async function serve(daemon: Daemon, path: string, ending = new Ending()): Promise<Server> {
   const server = createServer((request, response) => {
     request.resume();
-    if (request.method === 'POST' && request.url === '/hand-over') {
+    const { pathname, searchParams } = new URL(request.url ?? '/', 'http://daemon');
+    const route = `${request.method} ${pathname}`;
+    if (route === 'POST /hand-over') {
       ending.ask(response);
       return;
     }
-    answer(daemon, request).then(
-      ({ code, body }) => reply(response, code, body),
-      (error: Error) =>
-        reply(response, error instanceof UnknownPeer || error instanceof UnknownName ? 404 : 409, {
-          error: error.message,
-        }),
+    const answered =
+      route === 'GET /conntrack/events'
+        ? Promise.resolve().then(() => streamEvents(daemon, searchParams, response))
+        : answer(daemon, route, searchParams).then(({ code, body }) => reply(response, code, body));
+    answered.catch((error: Error) =>
+      reply(response, error instanceof UnknownPeer || error instanceof UnknownName ? 404 : 409, {
+        error: error.message,
+      }),
     );
   });
   await new Promise<void>((resolve, reject) => {

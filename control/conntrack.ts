@@ -26,7 +26,7 @@ import { UnknownName } from './unknown-name.js';
 /** Flows in one answer, unless told. */
 const USUAL_LIMIT = 1000;
 
-interface FlowRow {
+export interface FlowRow {
   readonly uplink: string;
   readonly protocol: string;
   readonly state: string;
@@ -118,7 +118,7 @@ function natCounters(
   return sums;
 }
 
-function rowOf(
+export function rowOf(
   daemon: Daemon,
   words: Int32Array,
   addresses: Int32Array,
@@ -151,7 +151,8 @@ function domainOf(daemon: Daemon, query: URLSearchParams): number | undefined {
   return daemon.domainOf(network);
 }
 
-function matcher(daemon: Daemon, query: URLSearchParams): (words: Int32Array, at: number) => boolean {
+/** Which flows a query asks for. @throws UnknownName. */
+export function matcher(daemon: Daemon, query: URLSearchParams): (words: Int32Array, at: number) => boolean {
   const domain = domainOf(daemon, query);
   const protocol = query.get('protocol');
   return (words, at) => {

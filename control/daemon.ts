@@ -434,7 +434,7 @@ export class Daemon {
   }
 
   /** The flow table, written by the data plane meanwhile; none without uplinks and services. */
-  flowTable(): Pick<FlowFile, 'entries' | 'numbered'> | undefined {
+  flowTable(): Pick<FlowFile, 'entries' | 'numbered' | 'watch'> | undefined {
     return this.sockets.flows;
   }
 

@@ -30,6 +30,7 @@ import { native } from '../native-bindings/index.js';
 import { parseIp } from './addresses.js';
 import { localEndpoints } from './attached.js';
 import type { Config } from './config.js';
+import { FlowWatch } from './flow-watch.js';
 import type { Plan } from './plan.js';
 
 /** What numbers stand for. */
@@ -78,6 +79,8 @@ export class FlowFile {
   private readonly addresses: number | undefined;
   private left: Names | undefined;
   private noted: Names | undefined;
+  /** Events of the flows. */
+  readonly watch = new FlowWatch();
 
   private constructor(
     private readonly path: string,
@@ -133,9 +136,9 @@ export class FlowFile {
 
   /** What the data plane is told of it, with what else it is told. */
   intentOf(config: Config, intent: Omit<Intent, 'flows'>): FlowTableIntent {
-    const { fd, left, addresses } = this;
+    const { fd, left, addresses, watch } = this;
     return {
-      ...{ capacity: config.nat.maxFlows, fd },
+      ...{ capacity: config.nat.maxFlows, fd, events: watch.memory },
       ...(addresses !== undefined && { addresses }),
       ...(left && { left: this.leftOf(config, intent, left) }),
     };

@@ -14,6 +14,7 @@ import { native } from '../native-bindings/index.js';
 import type { Context } from './graph.js';
 import { type FlowTableIntent, type Intent, type LeftFlows, MAX_UPLINKS } from './intent.js';
 import { Addresses6, addressBytes, NO_ADDRESS } from './tables/addresses6.js';
+import { FlowEvents } from './tables/flow-events.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -75,9 +76,10 @@ export class FlowMemory {
     this.flows = new Flows(capacity, context.seed, context.seconds, memory);
     this.addresses =
       addresses === undefined ? null : new Addresses6(addresses, context.seed, memory, flowBytes(capacity));
-    // Now, for the NATs write their own over them.
-    if (this.addresses !== null && left !== undefined)
-      this.leftAddresses = new Uint16Array(this.addresses.words.slice().buffer);
+    if (this.addresses === null || left === undefined) return;
+    // Now, for the NATs write their own over them; and so nobody else is to find what the entries name.
+    this.leftAddresses = new Uint16Array(this.addresses.words.slice().buffer);
+    this.words[0] = 0;
   }
 
   /** Takes over the flows that the intent says are left, once all it says else is applied; all others go. */
@@ -98,6 +100,8 @@ export class FlowMemory {
     words[REFUSED] = refused;
     doubles[CLOCK] = epoch;
     words[0] = MAGIC;
+    const events = intent.flows?.events;
+    if (events) flows.events = new FlowEvents(context, events, flows.words, this.addresses?.words ?? null);
   }
 }
 

@@ -172,6 +172,8 @@ export interface FlowTableIntent {
   readonly left?: LeftFlows;
   /** IPv6 addresses that it has room for, behind the entries; absent where no uplink has IPv6. */
   readonly addresses?: number;
+  /** Where events of flows go while somebody listens, see flow-events.ts. */
+  readonly events?: SharedArrayBuffer;
 }
 
 /** One of those for whom a service stands: a real server. */

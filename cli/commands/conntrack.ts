@@ -1,8 +1,8 @@
 /** `weft conntrack`: what passes between the overlay and the outside. */
 import type { Command } from 'commander';
-import type { ConntrackList } from '../../control/api.js';
-import { ask, type ClientOptions, withClient, withQuery } from '../client.js';
-import { printJson, printTable, say } from '../output.js';
+import type { ConntrackList, FlowEvent, FlowEventLine } from '../../control/api.js';
+import { ask, type ClientOptions, follow, withClient, withQuery } from '../client.js';
+import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
 
 interface ListOptions extends ClientOptions {
   readonly json?: boolean;
@@ -15,6 +15,12 @@ interface FlushOptions extends ClientOptions {
   readonly json?: boolean;
   readonly network?: string;
   readonly endpoint?: string;
+}
+
+interface EventOptions extends ClientOptions {
+  readonly json?: boolean;
+  readonly network?: string;
+  readonly protocol?: string;
 }
 
 export function register(program: Command): void {
@@ -31,6 +37,10 @@ export function register(program: Command): void {
     .option('--network <name>', 'only this network')
     .option('--endpoint <name>', 'only this endpoint')
     .action(flush);
+  withClient(conntrack.command('events').description('show flows that are made, change their state or end'))
+    .option('--network <name>', 'only this network')
+    .option('--protocol <name>', 'only this one: tcp, udp, icmp …')
+    .action(events);
 }
 
 async function list({ network, protocol, limit, json, ...options }: ListOptions): Promise<void> {
@@ -72,4 +82,21 @@ async function flush({ network, endpoint, json, ...options }: FlushOptions): Pro
   const { ended } = await ask<{ ended: number }>('POST', path, options);
   if (json) printJson({ ended });
   else say(`${ended} flows ended`);
+}
+
+async function events({ network, protocol, json, ...options }: EventOptions): Promise<void> {
+  await follow<FlowEventLine>(withQuery('/conntrack/events', { network, protocol }), options, (line) => {
+    if ('schemaVersion' in line) say('listening');
+    else if (json) printJson(line);
+    else if ('lost' in line) say(`${line.lost} events were lost: they come faster than they are read`);
+    else process.stdout.write(`${eventLine(line)}\n`);
+  });
+  throw new CommandError('the daemon has ended', EXIT.unreachable);
+}
+
+function eventLine(row: FlowEvent): string {
+  const { event, reason, protocol, state, network, inside, outside, remote } = row;
+  const counts =
+    event === 'end' ? ` ${row.packetsOut} out, ${row.packetsIn} in, ${row.bytes} bytes, ${reason}` : '';
+  return `${row.time} ${event} ${protocol} ${state} ${network} ${inside} ${outside} ${remote}${counts}`;
 }

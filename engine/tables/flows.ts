@@ -15,7 +15,9 @@
  * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
  * those are small integers to V8 and cross calls without being boxed.
  */
-import { KEPT, WORTHS } from './connection.js';
+import { FIN_BOTH, KEPT, TRANSITORY, WORTHS } from './connection.js';
+import { CHANGED, CLOSED, ENDED, EVICTED, EXPIRED, FLUSHED, type FlowEvents, MADE } from './flow-events.js';
+import { createFinder, type FlowFinder, outerKey } from './flow-finder.js';
 
 /** Words of an entry. */
 export const FLOW_SHIFT = 4;
@@ -61,9 +63,6 @@ export const BALANCER_OWNER = 16;
 export const MESH_OWNER = 17;
 /** Bits of a key that tell the owner and the family. */
 export const OWNER_KEY = ((OWNERS - 1) << OWNER_SHIFT) | IPV6_FLOW;
-/** What of OUT_KEY a packet from outside has. */
-const OUTER_KEY = 0x7fff;
-
 /** Directions: a packet from inside, and one from outside. */
 export const OUT = 0;
 export const IN = 1;
@@ -117,6 +116,8 @@ export class Flows {
   readonly seed: number;
   /** Flows in use. */
   size = 0;
+  /** Told of flows that are made, change their state, or end. */
+  events: FlowEvents | null = null;
   /** Finds the flow of a packet; a function over captured arrays, so to be captured itself where it is hot. */
   readonly find: FlowFinder;
   private readonly nextInBucket: Int32Array;
@@ -216,7 +217,7 @@ export class Flows {
     if (flow !== NO_FLOW) return flow;
     const victim = this.leastWorthy(WORTHS);
     if (victim === NO_FLOW) return NO_FLOW;
-    this.end(victim);
+    this.end(victim, EVICTED);
     evicted();
     return this.create(inside, remote, outPorts, outKey, external, inPorts);
   }
@@ -231,8 +232,9 @@ export class Flows {
     return this.owners[((key >>> OWNER_SHIFT) & (OWNERS - 1)) + ((key & IPV6_FLOW) !== 0 ? OWNERS : 0)];
   }
 
-  /** Ends a flow, and what it uses. */
-  end(flow: number): void {
+  /** Ends a flow, and what it uses. @param why one of flow-events.ts. */
+  end(flow: number, why = FLUSHED): void {
+    this.events?.tell(ENDED, why, flow);
     this.ownerOf(flow).leave(flow);
     this.remove(flow);
   }
@@ -297,12 +299,24 @@ export class Flows {
   setExpiry(flow: number, second: number): void {
     this.words[(flow << FLOW_SHIFT) + EXPIRY] = second;
     this.enterBucket(flow, second);
+    this.events?.tell(MADE, 0, flow);
   }
 
   /** Sets that a flow expires sooner than it did: it must not wait in the bucket that it has. */
   hasten(flow: number, second: number): void {
     this.leaveBucket(flow);
-    this.setExpiry(flow, second);
+    this.words[(flow << FLOW_SHIFT) + EXPIRY] = second;
+    this.enterBucket(flow, second);
+  }
+
+  /** To be called when a flow's state has become another. */
+  changed(flow: number): void {
+    this.events?.tell(CHANGED, 0, flow);
+  }
+
+  private isClosed(flow: number): boolean {
+    const state = this.words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
+    return state === FIN_BOTH || state === TRANSITORY;
   }
 
   private enterBucket(flow: number, second: number): void {
@@ -344,7 +358,7 @@ export class Flows {
         if (expiry <= now) {
           expiry = this.ownerOf(flow).over(flow);
           if (expiry <= now) {
-            this.end(flow);
+            this.end(flow, this.isClosed(flow) ? CLOSED : EXPIRED);
             removed++;
             continue;
           }
@@ -448,7 +462,8 @@ export class Flows {
     if (this.ownerOf(flow).adopt?.(flow) !== true) return false;
     this.enter(flow);
     this.size++;
-    this.setExpiry(flow, expiry);
+    words[at + EXPIRY] = expiry;
+    this.enterBucket(flow, expiry);
     return true;
   }
 
@@ -465,33 +480,7 @@ export class Flows {
   }
 }
 
-/** The key of a flow's packets from outside. */
-function outerKey(key: number): number {
-  return (key & IN_DOMAIN) === 0 ? key & OUTER_KEY : key;
-}
-
 /** Bytes of memory for the entries of so many flows. */
 export function flowBytes(capacity: number): number {
   return (capacity + 1) << (FLOW_SHIFT + 2);
-}
-
-/** @returns flow and direction (flow * 2 + direction) of a key, or NO_FLOW. @param hash of `flowKeyHash`. */
-export type FlowFinder = (hash: number, own: number, remote: number, ports: number, key: number) => number;
-
-function createFinder(words: Int32Array, index: Int32Array, refMask: number): FlowFinder {
-  const indexMask = index.length - 1;
-  return function find(hash, own, remote, ports, key) {
-    const tag = hash & ~refMask;
-    for (let i = hash & indexMask; ; i = (i + 1) & indexMask) {
-      const word = index[i];
-      if (word === 0) return NO_FLOW;
-      if ((word & ~refMask) !== tag) continue;
-      const ref = word & refMask;
-      const at = (ref >>> 1) << FLOW_SHIFT;
-      if (words[at + REMOTE_END] !== remote || words[at + (ref & 1) * EXTERNAL] !== own) continue;
-      if ((ref & 1) === OUT) {
-        if (words[at + OUT_PORTS] === ports && words[at + OUT_KEY] === key) return ref;
-      } else if (words[at + IN_PORTS] === ports && outerKey(words[at + OUT_KEY]) === key) return ref;
-    }
-  };
 }

@@ -33,10 +33,12 @@ export function createProgress(context: Context, tables: NatTables): Progress {
       return;
     }
     const before = words[at + STATE] & STATE_MASK;
-    if (before === (direction === IN ? NEW_OUT : NEW_IN)) words[at + STATE] += TWO_SIDED - before;
+    const answered = before === (direction === IN ? NEW_OUT : NEW_IN);
+    if (answered) words[at + STATE] += TWO_SIDED - before;
     const silence =
       protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
     words[at + EXPIRY] = context.seconds + silence;
+    if (answered) flows.changed(flow);
   }
 
   /** A TCP packet that opens, closes or resets. */
@@ -50,6 +52,7 @@ export function createProgress(context: Context, tables: NatTables): Progress {
     if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
     // An RST does not prolong what is ending (RFC 7857, section 2.2).
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
+    if (next !== state) flows.changed(flow);
   }
 
   return progress;

@@ -143,6 +143,20 @@ live('the demo shows every step and leaves nothing behind', async (t) => {
     t.true(udp!.packetsPerSecond > 0, stage);
     t.is(broadcast.seen, broadcast.sent, stage);
   }
+  const answers = report.outside.map(({ asked, answered, seen }) => ({
+    asked,
+    answered,
+    seen: seen.toSorted(),
+  }));
+  const both = { asked: 10, answered: { c1: 5, c2: 5 } };
+  t.deepEqual(answers, [
+    { asked: 1, answered: { world: 1 }, seen: ['192.168.60.11'] },
+    { asked: 1, answered: { c1: 1 }, seen: ['192.168.60.9'] },
+    // What c1 asks itself comes from the service.
+    { ...both, seen: ['10.0.9.1', '10.0.9.100'] },
+    { ...both, seen: ['192.168.60.9'] },
+    { ...both, seen: ['192.168.60.9'] },
+  ]);
   const { encryption } = report;
   t.true(encryption.ping.received > 0);
   t.true(encryption.tcp.bitsPerSecond > 0);
@@ -162,7 +176,7 @@ live('the demo shows every step and leaves nothing behind', async (t) => {
   const dropped = Object.values(replay.drops).reduce((sum, count) => sum + count, 0);
   t.is(replay.delivered + dropped, replay.frames);
   t.true(replay.delivered > 0);
-  t.regex(run.stderr, /^\[1\/22\] .*\n\[2\/22\] /);
+  t.regex(run.stderr, /^\[1\/24\] .*\n\[2\/24\] /);
   t.false(run.stderr.includes('\u001b'));
   t.deepEqual(leftovers(run), []);
 });
@@ -175,13 +189,13 @@ for (const [signal, code] of [
     [1, 0],
     [2, 100],
     [4, 500],
-    [8, 100],
-    [12, 20],
-    [15, 300],
-    [22, 100],
+    [8, 300],
+    [14, 20],
+    [17, 300],
+    [24, 100],
   ] as const) {
     // Every point with Ctrl-C, two with the other.
-    if (signal === 'SIGTERM' && step !== 2 && step !== 12) continue;
+    if (signal === 'SIGTERM' && step !== 2 && step !== 14) continue;
     live(`${signal} in step ${step} leaves nothing behind`, async (t) => {
       const run = start(t, ['--seconds', '1']);
       await waitFor(() => run.stderr.includes(`[${step}/`) || run.child.exitCode !== null, {

@@ -110,8 +110,12 @@ export function formatConfig(config: Config): string {
       learning_limit: learningLimit,
     })),
     endpoints: config.endpoints.map(({ kind: _, ...same }) => same),
-    uplinks: config.uplinks,
-    publish: config.publish,
+    uplinks: config.uplinks.map(({ clampMss, ...same }) => ({ ...same, clamp_mss: clampMss })),
+    publish: config.publish.map(({ count, port = 'auto', target, ...same }) => ({
+      ...same,
+      port: count === 1 ? port : `${port}-${Number(port) + count - 1}`,
+      target: count === 1 ? target : `${target}-${target + count - 1}`,
+    })),
     nat: {
       mapping: config.nat.mapping,
       ports: `${config.nat.ports.first}-${config.nat.ports.last}`,

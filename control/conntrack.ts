@@ -190,8 +190,16 @@ export function publishRows({ config, published, plan }: Daemon): PublishRow[] {
       ...{ uplink, protocol, address: addressOf(uplink), port, service: name, target },
     })),
   );
-  const endpoints = published.current.map(({ uplink, protocol, address, port, endpoint, target }) => ({
-    ...{ uplink, protocol, address: addressOf(uplink, address), port, endpoint, target },
-  }));
+  const endpoints = published.current.flatMap(({ address, ...row }) => {
+    const way = config.uplinks.find(({ name }) => name === row.uplink)!;
+    const own = config.endpoints.find(({ name }) => name === row.endpoint)!;
+    const v6 = own.address6 ?? (own.address.includes(':') ? own.address : undefined);
+    const at =
+      way.mode === 'host'
+        ? [addressOf(row.uplink, address)]
+        : [...(own.address === v6 ? [] : [way.address]), ...(v6 && way.address6 ? [way.address6] : [])];
+    const { uplink, protocol, port, endpoint, target } = row;
+    return at.map((one) => ({ uplink, protocol, address: one.split('/')[0], port, endpoint, target }));
+  });
   return [...endpoints, ...services];
 }

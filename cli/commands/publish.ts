@@ -24,7 +24,8 @@ async function list({ json, ...options }: ClientOptions & { readonly json?: bool
       { title: 'TARGET', align: 'right' },
     ],
     published.map(({ uplink, protocol, address, port, endpoint, service, target }) => [
-      ...[uplink, protocol, `${address}:${port}`, endpoint ?? `service ${service}`, String(target)],
+      ...[uplink, protocol, `${address.includes(':') ? `[${address}]` : address}:${port}`],
+      ...[endpoint ?? `service ${service}`, String(target)],
     ]),
   );
 }

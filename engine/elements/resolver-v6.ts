@@ -2,10 +2,11 @@
  * `resolver-v6`: the link layer of an uplink for IPv6: finds by Neighbour Discovery (RFC 4861) the next hop of each
  * packet, writes its Ethernet header, and answers for the uplink's own address, also to who probes it (RFC 4862, 5.4).
  *
- * How frames wait and neighbours are confirmed: next-hops.ts.
+ * How frames wait and neighbours are confirmed: next-hops.ts. That the group of our address is listened to is reported
+ * at the start and once a minute, for switches that snoop Multicast Listener Discovery: a membership lasts for 260 s
+ * (RFC 3810, 9.4), so their queries need not be answered.
  *
- * Not handled: a link-local address of our own, Router Advertisements and Redirects, which nobody asked for; Multicast
- * Listener Discovery: a switch that snoops it may keep solicitations from us.
+ * Not handled: a link-local address of our own, Router Advertisements and Redirects, which nobody asked for.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { NO_FRAME } from '../memory/frames.js';
@@ -22,6 +23,7 @@ import {
 import { ETHERNET_HEADER, ETHERTYPE_IPV6_LE } from '../wire/ethernet.js';
 import { IPV6_DESTINATION, IPV6_SOURCE } from '../wire/ip.js';
 import { inPrefix, isLinkLocal, sameAddress } from '../wire/ipv6.js';
+import { MLD_REPORT, writeReport } from '../wire/mld.js';
 import {
   BAD_OPTIONS,
   isNd,
@@ -47,6 +49,9 @@ const REASONS = ['no-route', 'unresolved', 'queue-full', 'nd-malformed', 'nd-for
 const ND_MALFORMED = REASONS.indexOf('nd-malformed');
 const ND_FOR_OTHERS = REASONS.indexOf('nd-for-others');
 
+/** Seconds between two reports of the group. */
+const REPORT_INTERVAL = 60;
+
 /** What an uplink is on its link; addresses and mask of eight words. */
 export interface StationV6 {
   readonly address: Uint16Array;
@@ -69,7 +74,7 @@ export interface ResolverV6 extends Consumer {
   nd(frame: number): void;
   /** Asks again, gives up, forgets. Called between breaths. */
   tick(): void;
-  /** Tells the link of our address and MAC (RFC 4861, 7.2.6). */
+  /** Tells the link of our address and MAC (RFC 4861, 7.2.6), and of the group by which we are asked for. */
   announce(): void;
 }
 
@@ -88,7 +93,11 @@ export function createResolverV6(
   const { port, unreachable } = to;
   const drops = new Drops(context, `resolver-v6:${name}`, REASONS);
   const { base } = context.counters.claim(`resolver-v6:${name}`, HOP_COUNTERS);
-  const nextHops = createNextHops(context, { cache, drops, base, send, request, announce, unreachable });
+  const nextHops = createNextHops(context, {
+    ...{ cache, drops, base, send, request, announce: advertiseOurs, unreachable },
+  });
+  /** The second of the last report, 0 before the first. */
+  const reported = new Int32Array(1);
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
@@ -161,8 +170,36 @@ export function createResolverV6(
     return frame;
   }
 
-  /** An advertisement to all nodes, which overrides what they have. */
   function announce(): void {
+    advertiseOurs();
+    report();
+  }
+
+  /** Says that we listen to our group. */
+  function report(): void {
+    const frame = message(address, 0);
+    if (frame === NO_FRAME) return;
+    reported[0] = context.seconds;
+    const w = off[frame] >>> 1;
+    const ip = w + ETHERNET_HEADER / 2;
+    // Behind the report, where the slot has room.
+    const group = ip + MLD_REPORT / 2;
+    writeSolicitedNode(u16, group, ip + ND_TARGET);
+    writeReport(u16, ip, group);
+    u16[w] = 0x3333;
+    u16[w + 1] = 0;
+    u16[w + 2] = 0x1600;
+    len[frame] = ETHERNET_HEADER + MLD_REPORT;
+    port.push(frame);
+  }
+
+  function tick(): void {
+    nextHops.tick();
+    if (reported[0] !== 0 && context.seconds - reported[0] >= REPORT_INTERVAL) report();
+  }
+
+  /** An advertisement to all nodes, which overrides what they have. */
+  function advertiseOurs(): void {
     const frame = message(address, 0);
     if (frame === NO_FRAME) return;
     const w = off[frame] >>> 1;
@@ -252,5 +289,5 @@ export function createResolverV6(
     if (!solicited && !same) words[at + ARP_CONFIRMED] = 0;
   }
 
-  return { drops, process, nd, tick: nextHops.tick, announce };
+  return { drops, process, nd, tick, announce };
 }

@@ -1,8 +1,11 @@
 /** The way out where something runs short: ports, and room on the path. */
+import { ping, waitFor } from '../../cli/lab.js';
 import {
   FAR_ADDRESS,
   FAR_ADDRESS6,
   GatewayRig,
+  NEAR_ADDRESS,
+  NEAR_ADDRESS6,
   serve,
   socatAddress,
   UPLINK_ADDRESS6,
@@ -81,3 +84,26 @@ live(
   },
   { tools: ['socat', 'tcpdump'] },
 );
+
+live('a switch that snoops multicast listeners lets solicitations of the uplink through', async (t) => {
+  const rig = new GatewayRig({ ipv6: true });
+  const { near, engine1 } = rig;
+  // The router is a bridge of its own, which asks for listeners and floods to nobody else.
+  near.ip('link', 'add', 'br0', 'type', 'bridge', 'mcast_snooping', '1', 'mcast_querier', '1');
+  near.ip('link', 'set', 'in0', 'master', 'br0');
+  near.ip('link', 'set', 'br0', 'up');
+  near.addAddresses('br0', [`${NEAR_ADDRESS6}/64`, `${NEAR_ADDRESS}/24`]);
+  near.ip('address', 'flush', 'dev', 'in0');
+  await rig.start(engine1);
+  try {
+    const members = () => near.run('bridge', ['mdb', 'show', 'dev', 'br0']);
+    await waitFor(async () => /port in0 grp ff02::1:ff00:10 /.test(await members()), {
+      what: 'the group of the uplink',
+    });
+    near.ip('-6', 'neigh', 'flush', 'dev', 'br0');
+    const { received } = await ping(near, UPLINK_ADDRESS6, { count: 3, deadlineS: 5 });
+    t.is(received, 3, JSON.stringify(await engine1.drops()));
+  } finally {
+    rig.close();
+  }
+});

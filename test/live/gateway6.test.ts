@@ -80,6 +80,9 @@ live(
     const grown = await drops();
     t.true(grown['nat-v6 not-published'] >= 2, JSON.stringify(grown));
     for (const running of [tcp, udp, closed]) await running.stop();
+    const { stdout } = await engine1.cli('publish', 'ls');
+    t.regex(stdout, /out +tcp +192\.168\.60\.10:8080 +c1 +80/);
+    t.regex(stdout, /out +tcp +\[fd00:60::10\]:8080 +c1 +80/);
   },
   { tools: ['socat'] },
 );

@@ -217,6 +217,39 @@ test('who claims our address is counted and told, not too often', (t) => {
   rig.finish(t);
 });
 
+test('what is announced: address and MAC, and the group that is listened to, which is said again', (t) => {
+  const { resolver, flush, wait, rig } = resolverRig();
+  resolver.announce();
+  const [advertisement, report] = flush().sent;
+  t.deepEqual(
+    advertisement,
+    discovery({
+      ...{ type: 136, target: OWN, source: OWN, destination: 'ff02::1', to: ALL_NODES, from: OWN_MAC },
+      flags: OVERRIDE,
+    }),
+  );
+  // RFC 3810, 5.2: one record, CHANGE_TO_EXCLUDE_MODE, no sources.
+  const record = concat(Uint8Array.of(4, 0, 0, 0), ip('ff02::1:ff00:10'));
+  const message = concat(Uint8Array.of(143, 0, 0, 0, 0, 0, 0, 1), record);
+  const pseudo = slowSum(concat(ip('::'), ip('ff02::16'), be16(ICMPV6, message.length)));
+  message.set(be16(~slowSum(message, pseudo) & 0xffff), 2);
+  const wanted = framedV6(
+    {
+      ...{ source: '::', destination: 'ff02::16', protocol: ICMPV6, hopLimit: 1, first: 0 },
+      ...{ extensions: Uint8Array.of(58, 0, 5, 2, 0, 0, 1, 0), from: OWN_MAC },
+      to: mac('33:33:00:00:00:16'),
+    },
+    message,
+  );
+  t.deepEqual(Buffer.from(report), Buffer.from(wanted));
+  t.deepEqual(wait(59), []);
+  t.deepEqual(
+    wait(61).map((frame) => Buffer.from(frame)),
+    [Buffer.from(wanted), Buffer.from(wanted)],
+  );
+  rig.finish(t);
+});
+
 test('a neighbour that moves is followed when it says so, and asked again (RFC 4861, 7.2.5)', (t) => {
   const { send, hear, wait, rig } = resolverRig();
   hear(asks());

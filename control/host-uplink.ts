@@ -106,6 +106,8 @@ export class HostSide {
   private six = false;
   /** Interfaces that forward because of us, as noted last. */
   private noted = '';
+  /** What was wrong at the last look that was said. */
+  private trouble = '';
   private readonly timer: NodeJS.Timeout;
 
   private constructor(
@@ -190,7 +192,9 @@ export class HostSide {
       ({ config: this.config, ports: this.ports } = before);
       throw this.problem(error as Error, config);
     }
-    this.endFlows([before.config, config]);
+    // To look through what the kernel tracks takes a while when it is much.
+    const same = before.config !== undefined && JSON.stringify(before.ports) === JSON.stringify(this.ports);
+    if (!same) this.endFlows([before.config, config]);
   }
 
   /** @param first whether to say what this host lacks. */
@@ -284,7 +288,9 @@ export class HostSide {
       runSync('nft', ['-f', '-'], { input: this.rules() });
       this.forwarding.open(fresh);
     } catch (error) {
-      this.options.log(`uplink ${this.uplink.name}: forwarding not followed: ${(error as Error).message}`);
+      const what = `forwarding and rules are not followed: ${(error as Error).message}`;
+      if (what !== this.trouble) this.options.log(`uplink ${this.uplink.name}: ${what}`);
+      this.trouble = what;
     }
   }
 

@@ -51,6 +51,7 @@ export {
   largestMtu,
   netnsPath,
   overlayOverhead,
+  routedAddresses,
 } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';

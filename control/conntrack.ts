@@ -20,6 +20,7 @@ import {
   STATE,
 } from '../engine/tables/flows.js';
 import { formatIp, parseIp } from './addresses.js';
+import { routedAddresses } from './config.js';
 import type { Daemon } from './daemon.js';
 import { UnknownName } from './unknown-name.js';
 
@@ -192,12 +193,12 @@ export function publishRows({ config, published, plan }: Daemon): PublishRow[] {
   );
   const endpoints = published.current.flatMap(({ address, ...row }) => {
     const way = config.uplinks.find(({ name }) => name === row.uplink)!;
-    const own = config.endpoints.find(({ name }) => name === row.endpoint)!;
-    const v6 = own.address6 ?? (own.address.includes(':') ? own.address : undefined);
     const at =
       way.mode === 'host'
         ? [addressOf(row.uplink, address)]
-        : [...(own.address === v6 ? [] : [way.address]), ...(v6 && way.address6 ? [way.address6] : [])];
+        : routedAddresses(config, row.endpoint).flatMap(
+            (own) => (own.includes(':') ? way.address6 : way.address) ?? [],
+          );
     const { uplink, protocol, port, endpoint, target } = row;
     return at.map((one) => ({ uplink, protocol, address: one.split('/')[0], port, endpoint, target }));
   });

@@ -17,7 +17,14 @@ import {
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
 import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
-import { type Config, carriedNetworks, type Endpoint, gatewayAddresses, type Network } from './config.js';
+import {
+  type Config,
+  carriedNetworks,
+  type Endpoint,
+  gatewayAddresses,
+  type Network,
+  routedAddresses,
+} from './config.js';
 import type { EspSocket, UnderlaySockets } from './devices.js';
 import type { FlowFile } from './flow-file.js';
 import { PROTOCOL_NUMBERS, type PublishedPort } from './published.js';
@@ -143,10 +150,10 @@ function publishOf(config: Config, plan: Plan, published: readonly PublishedPort
   return published.flatMap(({ endpoint, protocol, port, target, uplink }) => {
     const index = config.uplinks.findIndex(({ name }) => name === uplink);
     if (config.uplinks[index].mode === 'host') return [];
-    const { network, address, address6 } = config.endpoints.find(({ name }) => name === endpoint)!;
+    const { network } = config.endpoints.find(({ name }) => name === endpoint)!;
     const domain = plan.networks.of(network);
     // At the uplink's IPv6 address, if it has one, as well.
-    return [address, ...(address6 === undefined ? [] : [address6])].map((one) => ({
+    return routedAddresses(config, endpoint).map((one) => ({
       ...{ uplink: index, protocol: PROTOCOL_NUMBERS[protocol], port, domain, target },
       address: addressOf(one),
     }));

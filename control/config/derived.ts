@@ -61,6 +61,14 @@ export function gatewayAddresses({ gateway, gateway6, subnet, subnet6 }: Network
   };
 }
 
+/** Addresses of an endpoint, `address/length`, for which its network has a gateway. */
+export function routedAddresses({ networks, endpoints }: Config, endpoint: string): string[] {
+  const { network, address, address6 } = endpoints.find(({ name }) => name === endpoint)!;
+  const { v4, v6 } = gatewayAddresses(networks.find(({ name }) => name === network)!);
+  const own6 = address.includes(':') ? address : address6;
+  return [...(v4 && address !== own6 ? [address] : []), ...(v6 && own6 !== undefined ? [own6] : [])];
+}
+
 /** Every Algorithm. */
 export const ALGORITHMS = [16, 12, 8].flatMap((icv) =>
   [128, 192, 256].map((bits) => `aes-${bits}-gcm-${icv}` as Algorithm),

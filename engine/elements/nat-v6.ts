@@ -5,8 +5,6 @@
  * One packet after the other: its key is read; its flow found, or made (nat/flow-maker.ts); address and port replaced
  * and the checksum updated by the difference, of which the pseudo-header is a part; errors and fragments go their own
  * way.
- *
- * Not handled: fragment headers behind other extension headers are told apart by addresses alone.
  */
 import { type Batch, type Context, Drops } from '../graph.js';
 import { OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';

@@ -64,6 +64,17 @@ export function upperLayer(u16: Uint16Array, ip: number, total: number): number 
   return at > total ? BAD_EXTENSIONS : at | (next << 16) | flags;
 }
 
+/** Index of the first word of the fragment header of a packet in which `upperLayer` has found one. */
+export function fragmentHeader(u16: Uint16Array, ip: number): number {
+  let next = u16[ip + IPV6_NEXT_HOP] & 0xff;
+  let word = ip + IPV6_HEADER / 2;
+  for (let i = 0; i < MAX_EXTENSIONS && next !== IPV6_FRAGMENT_HEADER; i++) {
+    next = u16[word] & 0xff;
+    word += ((u16[word] >>> 8) + 1) << 2;
+  }
+  return word;
+}
+
 function isExtension(next: number): boolean {
   return (
     next === HOP_BY_HOP || next === ROUTING || next === DESTINATION_OPTIONS || next === IPV6_FRAGMENT_HEADER

@@ -1,13 +1,7 @@
 /** What translation does to a packet of IPv6: packet.ts, for addresses of 128 bits and ICMPv6. */
 import { ICMP_CHECKSUM, ICMP_IDENTIFIER } from '../../wire/icmp.js';
-import {
-  fold16,
-  IPV6_DESTINATION,
-  IPV6_HEADER,
-  IPV6_NEXT_HOP,
-  IPV6_SOURCE,
-  PROTOCOL_ICMP,
-} from '../../wire/ip.js';
+import { fold16, IPV6_DESTINATION, IPV6_SOURCE, PROTOCOL_ICMP } from '../../wire/ip.js';
+import { fragmentHeader } from '../../wire/ipv6.js';
 import type { FragmentFamily } from './fragments.js';
 import { replacePort } from './packet.js';
 
@@ -47,17 +41,13 @@ export function replacePortV6(
     : ~fold16((~sum & 0xffff) + delta + (~before & 0xffff) + after);
 }
 
-/**
- * Fragments of IPv6 (RFC 8200, 4.5). Of those whose fragment header is not the first of the extension headers, what tells
- * the datagram is what lies there instead, which is the same in all fragments but seldom in two datagrams.
- */
+/** Fragments of IPv6 are told by their addresses and their identification (RFC 8200, 4.5). */
 export const FRAGMENTS_V6: FragmentFamily = {
   read(u16, ip, key) {
     for (let i = 0; i < 8; i++)
       key[i] = u16[ip + IPV6_SOURCE + 2 * i] | (u16[ip + IPV6_SOURCE + 2 * i + 1] << 16);
-    const header = ip + IPV6_HEADER / 2;
+    const header = fragmentHeader(u16, ip);
     key[8] = u16[header + 2] | (u16[header + 3] << 16);
-    key[9] = (u16[ip + IPV6_NEXT_HOP] & 0xff) | ((u16[header] & 0xff) << 8);
   },
   replace(u16, ip, inward, words, at) {
     replaceAddressV6(u16, ip + (inward ? IPV6_DESTINATION : IPV6_SOURCE), words, at);

@@ -183,6 +183,38 @@ test('REQ-14: fragments pass in any order, both ways', (t) => {
   rig.rig.finish(t);
 });
 
+test('fragments behind other extension headers are told by their identification too', (t) => {
+  const rig = new NatRigV6();
+  const options = Uint8Array.of(44, 0, 1, 4, 0, 0, 0, 0);
+  const cut = (source: string, id: number) =>
+    fragmentsOf({ source, content: payload(1000) }, 800, id).map((frame) => {
+      const header = frame.slice(54, 62);
+      const extensions = concat(options, header);
+      return framedV6({ source, first: 60, extensions }, frame.slice(62));
+    });
+  const one = cut(FROM_V6, 1);
+  const two = cut('fd00:9::2', 2);
+  t.is(rig.feed(false, [one[0], two[0]]).outside.length, 2);
+  t.is(rig.feed(false, [two[1], one[1]]).outside.length, 2);
+  // Of a datagram whose first one is still to come nothing is known.
+  t.is(rig.feed(false, [cut(FROM_V6, 3)[1]]).outside.length, 0);
+  rig.nat.flush();
+  rig.rig.finish(t);
+});
+
+test('RFC 5508, REQ-7: an error about a packet that turned back finds who sent it', (t) => {
+  const rig = new NatRigV6();
+  rig.tables.publish({ protocol: UDP, port: 53, domain: 0, address: ip(FROM_V6), target: 5353 });
+  const asked = packetV6({ source: 'fd00:9::2', destination: EXTERNAL_V6 });
+  const [{ bytes: arrived }] = rig.feed(false, [asked]).inside;
+  const error = icmpv6Error(arrived, { from: FROM_V6, to: EXTERNAL_V6, code: 4 });
+  const [{ bytes }] = rig.feed(false, [error]).inside;
+  t.true(soundV6(bytes));
+  t.is(`${sourceV6(bytes)} ${destinationV6(bytes)}`, `${EXTERNAL_V6} fd00:9::2`);
+  t.deepEqual(Buffer.from(bytes.slice(62)), Buffer.from(asked.slice(14)));
+  rig.rig.finish(t);
+});
+
 test('RFC 5508, REQ-4: an error from outside gets in with the packet that it is about as it was sent', (t) => {
   const rig = new NatRigV6();
   for (const protocol of [UDP, TCP, ICMPV6]) {

@@ -8,10 +8,8 @@
  */
 import { createProber, GOOD, type Prober } from './elements/balancer/prober.js';
 import { type Checks, createRelay, type Relay } from './elements/balancer/relay.js';
-import { createResets } from './elements/balancer/resets.js';
 import type { Batch, Context } from './graph.js';
 import type { BackendIntent, HealthIntent, ServiceIntent } from './intent.js';
-import { addressWord } from './tables/gateways.js';
 import { NOTHING, type Services } from './tables/services.js';
 
 /** Cause of a change: connections of clients failed. Others are outcomes of a check. */
@@ -30,8 +28,8 @@ interface Target {
   /** What it is checked for, as text: another is another target. */
   readonly about: string;
   readonly domain: number;
-  readonly virtual: number;
-  readonly address: number;
+  readonly virtual: Uint8Array;
+  readonly address: Uint8Array;
   mac: Uint8Array;
   readonly port: number;
   readonly request: Uint8Array | null;
@@ -69,9 +67,7 @@ export class Health implements Checks {
     private readonly turned: (backend: number, alive: boolean) => void,
     private readonly tell: (changes: readonly HealthChange[]) => void,
   ) {
-    this.prober = createProber(context, createResets(context), out, (target, outcome) =>
-      this.done(target, outcome),
-    );
+    this.prober = createProber(context, out, (target, outcome) => this.done(target, outcome));
     this.relay = createRelay(context, tunnel);
   }
 
@@ -98,8 +94,7 @@ export class Health implements Checks {
     const { now } = this.context;
     return {
       ...{ id, about, domain, mac, health, port: health.port, timeout: health.timeout },
-      virtual: addressWord(virtual),
-      address: addressWord(address),
+      ...{ virtual, address },
       request: health.kind === 'http' ? requestOf(health.path, virtual) : null,
       alive: known?.alive ?? backend.alive,
       ...{ run: 0, good: true, underWay: false, number: NOTHING, before: 0, since: now },
@@ -168,8 +163,8 @@ export class Health implements Checks {
     this.relay.note(frame);
   }
 
-  take(frame: number, t: number, virtual: number, address: number, port: number): boolean {
-    return this.prober.take(frame, t) || this.relay.back(frame, virtual, address, port);
+  take(frame: number, t: number): boolean {
+    return this.prober.take(frame, t) || this.relay.back(frame, t);
   }
 
   unreachable(frame: number, t: number): boolean {
@@ -178,6 +173,13 @@ export class Health implements Checks {
 }
 
 function requestOf(path: string, host: Uint8Array): Uint8Array {
-  const lines = [`GET ${path} HTTP/1.1`, `Host: ${host.join('.')}`, 'User-Agent: weft', 'Connection: close'];
+  const lines = [`GET ${path} HTTP/1.1`, `Host: ${hostOf(host)}`, 'User-Agent: weft', 'Connection: close'];
   return new TextEncoder().encode(`${lines.join('\r\n')}\r\n\r\n`);
+}
+
+/** An address as it stands in a URL (RFC 3986, 3.2.2). */
+function hostOf(address: Uint8Array): string {
+  if (address.length === 4) return address.join('.');
+  const view = new DataView(address.buffer, address.byteOffset);
+  return `[${Array.from({ length: 8 }, (_, i) => view.getUint16(2 * i).toString(16)).join(':')}]`;
 }

@@ -7,24 +7,15 @@
  * arrays under that port. SYN and request are sent once more when nothing is heard. Segments are taken in order alone:
  * what comes early comes again.
  *
- * Not handled: IPv6; a status line that does not follow the handshake at once (1xx answers).
+ * Not handled: a status line that does not follow the handshake at once (1xx answers).
  */
 import { native } from '../../../native-bindings/index.js';
 import type { Batch, Context } from '../../graph.js';
-import { BALANCER_PORT } from '../../intent.js';
-import { NO_FRAME, OFFLOAD_NEEDS_CSUM } from '../../memory/frames.js';
-import { VIRTUAL_MAC_LE } from '../../tables/services.js';
+import { OFFLOAD_NEEDS_CSUM } from '../../memory/frames.js';
 import { ETHERNET_HEADER, swap16 } from '../../wire/ethernet.js';
 import { FRAGMENTATION_NEEDED, ICMP_HEADER, UNREACHABLE } from '../../wire/icmp.js';
-import {
-  fold16,
-  IPV4_DESTINATION,
-  IPV4_LENGTH,
-  IPV4_SOURCE,
-  IPV4_TTL_PROTOCOL,
-  PROTOCOL_TCP,
-  sumWords,
-} from '../../wire/ip.js';
+import { UNREACHABLE_V6 } from '../../wire/icmpv6.js';
+import { PROTOCOL_TCP } from '../../wire/ip.js';
 import {
   ACK_LE,
   FIN_LE,
@@ -39,7 +30,8 @@ import {
   tcpHeaderLength,
 } from '../../wire/tcp.js';
 import { FIRST_PROBE_PORT, PROBE_PORTS } from './relay.js';
-import { type Resets, random32 } from './resets.js';
+import { random32 } from './resets.js';
+import { addressesAt, carriedTcp, createSegments, type Ends, isAt, lengthBehind } from './segments.js';
 
 /** Outcomes of a check; of a page that says that all is not well, its status, 100 to 999. */
 export const GOOD = 0;
@@ -52,20 +44,13 @@ export const NOT_HTTP = 4;
 const MOST_UNDER_WAY = 4096;
 /** What is enough of an answer: `HTTP/1.1 200`. */
 const HEAD = 12;
-/** Bytes that a backend may send before it hears more: one segment is enough to judge. */
-const WINDOW = 2048;
 
 const FREE = 0;
 const OPENING = 1;
 const ASKED = 2;
 
-/** What is checked, and how. Addresses are words as little-endian loads give them. */
-export interface Check {
-  readonly domain: number;
-  readonly virtual: number;
-  readonly address: number;
-  readonly mac: Uint8Array;
-  readonly port: number;
+/** What is checked, and how. */
+export interface Check extends Ends {
   /** What is sent once the connection is open; null when that is enough. */
   readonly request: Uint8Array | null;
   /** Milliseconds. */
@@ -89,12 +74,12 @@ export interface Prober<C extends Check> {
  */
 export function createProber<C extends Check>(
   context: Context,
-  resets: Resets,
   out: Batch,
   done: (check: C, outcome: number) => void,
 ): Prober<C> {
   const { frames } = context;
-  const { u8, u16, off, domain, ingress, offload } = frames;
+  const { u8, u16, off, len, domain, offload } = frames;
+  const sendSegment = createSegments(context, out);
   const checks = new Array<C | null>(PROBE_PORTS).fill(null);
   const state = new Uint8Array(PROBE_PORTS);
   /** Sequence number of our SYN, and of what is expected next. */
@@ -126,23 +111,7 @@ export function createProber<C extends Check>(
   }
 
   function send(check: C, slot: number, sequence: number, flags: number, data: Uint8Array | null): void {
-    const ends = {
-      source: check.virtual,
-      sourcePort: swap16(FIRST_PROBE_PORT + slot),
-      destination: check.address,
-      destinationPort: swap16(check.port),
-    };
-    const window = (flags & RST_LE) === 0 ? WINDOW : 0;
-    const frame = resets.segment(ends, sequence, next[slot], flags, window, data);
-    if (frame === NO_FRAME) return;
-    domain[frame] = check.domain;
-    ingress[frame] = BALANCER_PORT;
-    u8.set(check.mac, off[frame]);
-    const w = off[frame] >>> 1;
-    u16[w + 3] = VIRTUAL_MAC_LE;
-    u16[w + 4] = check.virtual;
-    u16[w + 5] = check.virtual >>> 16;
-    out.push(frame);
+    sendSegment(check, FIRST_PROBE_PORT + slot, sequence, next[slot], flags, data);
   }
 
   const ask = (check: C, slot: number): void =>
@@ -161,33 +130,37 @@ export function createProber<C extends Check>(
   }
 
   function take(frame: number, t: number): boolean {
-    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    const slot = swap16(u16[t + 1]) - FIRST_PROBE_PORT;
-    const check = slot < 0 ? null : checks[slot];
-    if (!check || !isOf(check, frame, ip + IPV4_SOURCE, ip + IPV4_DESTINATION)) return false;
-    if (swap16(u16[t]) !== check.port) return false;
-    const content = swap16(u16[ip + IPV4_LENGTH]) - 2 * (t - ip);
+    const ip = off[frame] + ETHERNET_HEADER;
+    const check = find(frame, ip, t, 1);
+    if (!check) return false;
+    const content = lengthBehind(u16, ip, t * 2);
     const header = tcpHeaderLength(u16[t + TCP_FLAGS]);
-    if (header >= TCP_HEADER && header <= content && isSound(frame, ip, t, content))
-      hear(check, slot, t, header, content - header);
+    if (header >= TCP_HEADER && header <= content && isSound(frame, ip, t * 2, content))
+      hear(check, swap16(u16[t + 1]) - FIRST_PROBE_PORT, t, header, content - header);
     frames.free(frame);
     return true;
   }
 
-  /** Whether two addresses of a packet are the backend's and the virtual one, in this order. */
-  function isOf({ address, virtual, domain: own }: C, frame: number, a: number, b: number): boolean {
-    return (
-      domain[frame] === own &&
-      (u16[a] | (u16[a + 1] << 16)) === address &&
-      (u16[b] | (u16[b + 1] << 16)) === virtual
-    );
+  /**
+   * The check to which a packet belongs by its ends: IP header at byte `at`, ports from word `t` on.
+   * @param ours which of the two ports is ours: 0 of what we sent, 1 of what came back.
+   */
+  function find(frame: number, at: number, t: number, ours: 0 | 1): C | null {
+    const slot = swap16(u16[t + ours]) - FIRST_PROBE_PORT;
+    const check = slot < 0 ? null : checks[slot];
+    if (!check || check.domain !== domain[frame] || swap16(u16[t + 1 - ours]) !== check.port) return null;
+    const { source, destination, size } = addressesAt(u8, at);
+    const [own, remote] = ours === 0 ? [source, destination] : [destination, source];
+    if (size !== check.virtual.length) return null;
+    return isAt(u8, own, check.virtual) && isAt(u8, remote, check.address) ? check : null;
   }
 
   /** Whether the checksum is right; a container may leave it to its card, which the TAP is. */
   function isSound(frame: number, ip: number, t: number, content: number): boolean {
     if ((offload[frame] & OFFLOAD_NEEDS_CSUM) !== 0) return true;
-    const pseudo = swap16(fold16(sumWords(u16, ip + IPV4_SOURCE, 4))) + PROTOCOL_TCP + content;
-    return native.checksum(t * 2, content, fold16(pseudo)) === 0xffff;
+    const { source, size } = addressesAt(u8, ip);
+    const pseudo = native.checksum(source, 2 * size, PROTOCOL_TCP + content);
+    return native.checksum(t, content, pseudo) === 0xffff;
   }
 
   function hear(check: C, slot: number, t: number, header: number, length: number): void {
@@ -255,15 +228,17 @@ export function createProber<C extends Check>(
   }
 
   function unreachable(frame: number, t: number): boolean {
-    const inner = t + ICMP_HEADER / 2;
-    const s = inner + ((u16[inner] & 15) << 1);
+    const ip = off[frame] + ETHERNET_HEADER;
+    const inner = t * 2 + ICMP_HEADER;
+    const s = carriedTcp(u8, inner, off[frame] + len[frame]) >>> 1;
+    const check = s === 0 ? null : find(frame, inner, s, 0);
+    if (!check) return false;
     const slot = swap16(u16[s]) - FIRST_PROBE_PORT;
-    const check = slot < 0 ? null : checks[slot];
-    if (!check || !isOf(check, frame, inner + IPV4_DESTINATION, inner + IPV4_SOURCE)) return false;
-    if (u16[inner + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_TCP || swap16(u16[s + 1]) !== check.port)
-      return false;
-    const code = u16[t] >>> 8;
-    const isFinal = (u16[t] & 0xff) === UNREACHABLE && code !== FRAGMENTATION_NEEDED;
+    const type = u16[t] & 0xff;
+    const isFinal =
+      u8[ip] >>> 4 === 6
+        ? type === UNREACHABLE_V6
+        : type === UNREACHABLE && u16[t] >>> 8 !== FRAGMENTATION_NEEDED;
     // Once a connection is open an error may pass (RFC 5461).
     if (isFinal && state[slot] === OPENING && sequenceAt(u16, s + TCP_SEQUENCE) === first[slot])
       end(check, slot, NOT_REACHED, false);

@@ -22,24 +22,17 @@ export interface RefusalOptions {
 
 /**
  * Refuses a frame for a reason of the balancer. `t` is the index of its TCP header's first word, 0 when it has none;
- * `virtual` and `remote` are words, `port` is as a little-endian load gives it.
+ * `virtual` is a word.
  */
-export type Refuse = (
-  frame: number,
-  reason: number,
-  t: number,
-  virtual: number,
-  remote: number,
-  port: number,
-) => void;
+export type Refuse = (frame: number, reason: number, t: number, virtual: number) => void;
 
 export function createRefuse(context: Context, options: RefusalOptions): Refuse {
   const { u16, ingress } = context.frames;
   const { drops, errors, resets, checks, out, reset } = options;
 
-  return (frame, reason, t, virtual, remote, port) => {
-    const isProbe = t !== 0 && isProbePort(port) && (u16[t + TCP_FLAGS] & (ACK_LE | RST_LE)) !== 0;
-    if (isProbe && checks?.take(frame, t, virtual, remote, port)) return;
+  return (frame, reason, t, virtual) => {
+    const isProbe = t !== 0 && isProbePort(u16[t + 1]) && (u16[t + TCP_FLAGS] & (ACK_LE | RST_LE)) !== 0;
+    if (isProbe && checks?.take(frame, t)) return;
     // What comes when a check is over is reset, as of a service's own port.
     if (t !== 0 && (reason === NO_SUCH_FLOW || isProbe) && resets.answer(frame)) {
       reset();

@@ -8,14 +8,8 @@ import type { Batch, Context } from '../../graph.js';
 import { REMOTE } from '../../memory/frames.js';
 import { ETHERNET_HEADER, swap16 } from '../../wire/ethernet.js';
 import { ICMP_HEADER } from '../../wire/icmp.js';
-import {
-  IPV4_DESTINATION,
-  IPV4_HEADER,
-  IPV4_SOURCE,
-  IPV4_TTL_PROTOCOL,
-  PROTOCOL_TCP,
-} from '../../wire/ip.js';
 import { ACK_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../../wire/tcp.js';
+import { addressesAt, carriedTcp } from './segments.js';
 
 /** Ports from which backends are checked, up to the last. */
 export const FIRST_PROBE_PORT = 61_000;
@@ -28,15 +22,12 @@ export function isProbePort(port: number): boolean {
   return swap16(port) >= FIRST_PROBE_PORT;
 }
 
+/** Of packets of IPv4 and IPv6, with all of their IP header there. */
 export interface Relay {
-  /** Remembers a frame that came from another host, if it begins a check. Its addresses are known to be IPv4's. */
+  /** Remembers a frame that came from another host, if it begins a check. */
   note(frame: number): void;
-  /**
-   * Sends a frame of this host to where the check is that it belongs to.
-   * @param virtual @param address words. @param port that of the check, as a little-endian load gives it.
-   * @returns false when there is none.
-   */
-  back(frame: number, virtual: number, address: number, port: number): boolean;
+  /** Sends a TCP segment of this host, whose header begins at word `t`, to where the check is that it belongs to. */
+  back(frame: number, t: number): boolean;
   /** The same of a sound ICMP error about a check; `t` is the index of the ICMP header's first word. */
   backError(frame: number, t: number): boolean;
 }
@@ -47,19 +38,26 @@ export interface Checks {
   note(frame: number): void;
   /**
    * Takes a TCP segment to a port of checks at a virtual address, whose header begins at word `t`.
-   * @param virtual @param address words. @param port as a little-endian load gives it.
    * @returns false when it belongs to no check; then it is still the balancer's.
    */
-  take(frame: number, t: number, virtual: number, address: number, port: number): boolean;
+  take(frame: number, t: number): boolean;
   /** Takes a sound ICMP error to a virtual address, whose header begins at word `t`; as `take`. */
   unreachable(frame: number, t: number): boolean;
 }
 
 /** @param tunnel takes frames for a VTEP, `dest` set. */
 export function createRelay(context: Context, tunnel: Batch): Relay {
-  const { u16, off, len, domain, ingress, dest } = context.frames;
-  /** Virtual address, the backend's, domain and port, VTEP. */
+  const { u8, u16, off, len, domain, ingress, dest } = context.frames;
+  /** Hashes of virtual address and backend's, domain and port, VTEP. */
   const entries = new Int32Array(ENTRIES * 4);
+
+  /** An address of IPv4 itself, a hash of one of IPv6: who meets another's is relayed in vain. */
+  function wordOf(at: number, size: number): number {
+    let word = 0;
+    for (let i = at; i < at + size; i += 4)
+      word = Math.imul(word, 0xc2b2ae35) ^ u16[i >>> 1] ^ (u16[(i >>> 1) + 1] << 16);
+    return word;
+  }
 
   function placeOf(virtual: number, address: number, about: number): number {
     const h = Math.imul(virtual ^ Math.imul(address ^ Math.imul(about, 0x85ebca6b), 0xc2b2ae35), 0x9e3779b1);
@@ -67,22 +65,18 @@ export function createRelay(context: Context, tunnel: Batch): Relay {
   }
 
   function note(frame: number): void {
-    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    const t = ip + IPV4_HEADER / 2;
-    if (len[frame] < ETHERNET_HEADER + IPV4_HEADER + TCP_HEADER || (u16[ip] & 0xff) !== 0x45) return;
-    if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_TCP || !isProbePort(u16[t])) return;
+    const ip = off[frame] + ETHERNET_HEADER;
+    const t = carriedTcp(u8, ip, off[frame] + len[frame] - TCP_HEADER + 8) >>> 1;
+    if (t === 0 || !isProbePort(u16[t])) return;
     if ((u16[t + TCP_FLAGS] & (SYN_LE | ACK_LE | RST_LE)) !== SYN_LE) return;
-    const virtual = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
-    const address = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+    const { source, destination, size } = addressesAt(u8, ip);
+    const virtual = wordOf(source, size);
+    const address = wordOf(destination, size);
     const about = (domain[frame] << 16) | u16[t];
-    const at = placeOf(virtual, address, about);
-    entries[at] = virtual;
-    entries[at + 1] = address;
-    entries[at + 2] = about;
-    entries[at + 3] = ingress[frame];
+    entries.set([virtual, address, about, ingress[frame]], placeOf(virtual, address, about));
   }
 
-  function back(frame: number, virtual: number, address: number, port: number): boolean {
+  function send(frame: number, virtual: number, address: number, port: number): boolean {
     // What came from another host never goes to a third.
     if (ingress[frame] >= REMOTE) return false;
     const about = (domain[frame] << 16) | port;
@@ -94,11 +88,16 @@ export function createRelay(context: Context, tunnel: Batch): Relay {
     return true;
   }
 
+  function back(frame: number, t: number): boolean {
+    const { source, destination, size } = addressesAt(u8, off[frame] + ETHERNET_HEADER);
+    return send(frame, wordOf(destination, size), wordOf(source, size), u16[t + 1]);
+  }
+
   function backError(frame: number, t: number): boolean {
-    const inner = t + ICMP_HEADER / 2;
-    const virtual = u16[inner + IPV4_SOURCE] | (u16[inner + IPV4_SOURCE + 1] << 16);
-    const address = u16[inner + IPV4_DESTINATION] | (u16[inner + IPV4_DESTINATION + 1] << 16);
-    return back(frame, virtual, address, u16[inner + ((u16[inner] & 15) << 1)]);
+    const inner = t * 2 + ICMP_HEADER;
+    const s = carriedTcp(u8, inner, off[frame] + len[frame]) >>> 1;
+    const { source, destination, size } = addressesAt(u8, inner);
+    return s !== 0 && send(frame, wordOf(source, size), wordOf(destination, size), u16[s]);
   }
 
   return { note, back, backError };

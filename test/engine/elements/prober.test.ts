@@ -7,7 +7,6 @@ import {
   SILENT,
   WAS_RESET,
 } from '../../../engine/elements/balancer/prober.js';
-import { createResets } from '../../../engine/elements/balancer/resets.js';
 import { Batch } from '../../../engine/graph.js';
 import { BALANCER_PORT } from '../../../engine/intent.js';
 import { OFFLOAD_NEEDS_CSUM } from '../../../engine/memory/frames.js';
@@ -25,7 +24,7 @@ import {
   rigOf,
   sequence,
 } from '../../support/checks.js';
-import { be16, mac, Rig, station } from '../../support/frames.js';
+import { be16, ip, mac, Rig, station } from '../../support/frames.js';
 import { ACK, badChecksums, ends, FIN, icmpError, numbers, RST, SYN, sourcePort } from '../../support/nat.js';
 
 test('a port is looked at by a SYN from the virtual address, and its answer is reset', (t) => {
@@ -261,13 +260,11 @@ test('no more checks are under way at once than there are ports for', (t) => {
   const sink = rig.sink();
   const out = new Batch(sink);
   const outcomes: number[] = [];
-  const prober = createProber(rig.context, createResets(rig.context), out, (_, outcome) =>
-    outcomes.push(outcome),
-  );
+  const prober = createProber(rig.context, out, (_, outcome) => outcomes.push(outcome));
   const check = {
     domain: 0,
-    virtual: 1,
-    address: 2,
+    virtual: ip(VIP),
+    address: ip(BACKEND),
     mac: station(1),
     port: 80,
     request: null,

@@ -21,7 +21,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { flowMemoryBytes, holdsFlows, takenOver } from '../engine/flow-memory.js';
+import { flowMemoryBytes, HEADER_BYTES, holdsFlows, takenOver } from '../engine/flow-memory.js';
 import type { FlowTableIntent, Intent, LeftFlows } from '../engine/intent.js';
 import { addressesFor } from '../engine/tables/addresses6.js';
 import { flowBytes } from '../engine/tables/flows.js';
@@ -96,8 +96,7 @@ export class FlowFile {
     const sizes = [flowMemoryBytes(maxFlows), flowMemoryBytes(maxFlows, most)];
     const { size } = fstatSync(fd);
     const names = sizes.includes(size) ? readNames(namesPath(path)) : undefined;
-    if (names === undefined || !holdsFlows(native.fileMap(fd, flowBytes(maxFlows)), maxFlows))
-      ftruncateSync(fd, 0);
+    if (names === undefined || !holdsFlows(native.fileMap(fd, HEADER_BYTES), maxFlows)) ftruncateSync(fd, 0);
     else {
       this.left = names;
       // Addresses that are not there, or are no longer: their flows go.
@@ -124,6 +123,7 @@ export class FlowFile {
     try {
       return new FlowFile(path, fd, config);
     } catch (error) {
+      native.fileUnlock(fd);
       closeSync(fd);
       throw error;
     }
@@ -208,6 +208,7 @@ export class FlowFile {
   /** @param keep whether the next process is to find it; unless told, when this one found it so itself. */
   close(keep = this.left !== undefined): void {
     if (!keep) removeFiles(this.path);
+    native.fileUnlock(this.fd);
     closeSync(this.fd);
   }
 }
@@ -246,7 +247,7 @@ function openOwn(path: string): number {
     try {
       const file = fstatSync(fd);
       if (!file.isFile()) throw new Error(`${path} is no file: remove it`);
-      if (file.uid !== process.geteuid?.() || (file.mode & 0o077) !== 0)
+      if (file.uid !== process.geteuid?.() || (file.mode & 0o077) !== 0 || file.nlink > 1)
         throw new Error(`${path} is not this user's alone: somebody else made it, so remove it`);
       if (!native.fileLock(fd))
         throw new Error(

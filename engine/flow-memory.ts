@@ -40,7 +40,10 @@ const TAKEN = 2;
 const REFUSED = 3;
 const CLOCK = 2;
 
-/** Whether there is a whole table of this capacity. @param memory of `flowBytes(capacity)`. */
+/** Bytes of entry 0. */
+export const HEADER_BYTES = 4 << FLOW_SHIFT;
+
+/** Whether there is a whole table of this capacity. @param memory its first HEADER_BYTES, or more. */
 export function holdsFlows(memory: ArrayBuffer, capacity: number): boolean {
   const words = new Int32Array(memory);
   return words[0] === MAGIC && words[CAPACITY] === capacity;

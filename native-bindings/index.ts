@@ -176,8 +176,10 @@ interface Addon {
   eventCreate(): number;
   eventSignal(fd: number): void;
   eventClear(fd: number): void;
-  /** Takes the lock of flock(2) for as long as the descriptor is open; false when somebody else has it. */
+  /** Takes the lock of flock(2), until `fileUnlock` or the end of the process; false when somebody else has it. */
   fileLock(fd: number): boolean;
+  /** Closing the descriptor does not do this while the file is mapped. */
+  fileUnlock(fd: number): void;
   /** Makes the file at least so many bytes long, with room for all of them. @throws Error with `code`: ENOSPC … */
   fileReserve(fd: number, bytes: number): void;
   /**

@@ -186,6 +186,7 @@ NAPI_MODULE_INIT()
 		{"fileLock", file_lock},
 		{"fileMap", file_map},
 		{"fileReserve", file_reserve},
+		{"fileUnlock", file_unlock},
 		{"gcmLibraries", gcm_libraries},
 		{"gcmInstall", gcm_install},
 		{"gcmRemove", gcm_remove},

@@ -44,6 +44,16 @@ napi_value file_lock(napi_env env, napi_callback_info info)
 	return locked;
 }
 
+/* fileUnlock(fd): void – for closing is not enough while the file is mapped. */
+napi_value file_unlock(napi_env env, napi_callback_info info)
+{
+	napi_value args[1];
+	int fd;
+	if (!arguments(env, info, 1, args, "fileUnlock") || !get_int(env, args[0], &fd)) return NULL;
+	if (flock(fd, LOCK_UN) < 0) return throw_errno(env, errno, "cannot unlock the file");
+	return NULL;
+}
+
 /* fileReserve(fd, bytes): void – makes the file at least so long, and takes the room for it. */
 napi_value file_reserve(napi_env env, napi_callback_info info)
 {

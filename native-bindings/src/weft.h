@@ -75,6 +75,7 @@ void gcm_leave(struct gcm_thread *thread);
 napi_value file_lock(napi_env env, napi_callback_info info);
 napi_value file_map(napi_env env, napi_callback_info info);
 napi_value file_reserve(napi_env env, napi_callback_info info);
+napi_value file_unlock(napi_env env, napi_callback_info info);
 napi_value gcm_libraries(napi_env env, napi_callback_info info);
 napi_value gcm_install(napi_env env, napi_callback_info info);
 napi_value gcm_remove(napi_env env, napi_callback_info info);

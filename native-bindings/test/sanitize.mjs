@@ -37,6 +37,7 @@ const TESTS = [
   'native-bindings/gcm-vectors.test.js',
   'native-bindings/udp.test.js',
   'native-bindings/tap.test.js',
+  'native-bindings/file.test.js',
   'engine/elements/vxlan-encap.test.js',
   'engine/elements/vxlan-decap.test.js',
 ];

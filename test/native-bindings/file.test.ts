@@ -37,12 +37,19 @@ test('a file that is reserved keeps what is in it', (t) => {
   t.is(new Uint8Array(native.fileMap(fd, 200))[50], 1);
 });
 
-test('a lock is one descriptor’s, until it is closed', (t) => {
+test('a lock is one descriptor’s, until it is given back, mapped or not', (t) => {
   const { path, fd } = fileOf(t);
   t.true(native.fileLock(fd));
   const other = openSync(path, 'r+');
   t.false(native.fileLock(other));
   t.true(native.fileLock(fd));
+  native.fileReserve(fd, 100);
+  const mapped = new Uint8Array(native.fileMap(fd, 100));
+  native.fileUnlock(fd);
+  t.true(native.fileLock(other));
+  t.false(native.fileLock(fd));
+  native.fileUnlock(other);
+  mapped[0] = 1;
   closeSync(other);
 });
 

@@ -387,7 +387,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
 
   function refuse(frame: number, k: number, reason: number): void {
     const t = (keys[k] & 0xff) === PROTOCOL_TCP ? transports[k] : 0;
-    tellWhy(frame, reason, t, owns[k], remotes[k], pairs[k] & 0xffff);
+    tellWhy(frame, reason, t, owns[k]);
   }
 
   /** ICMP, fragments, and protocols that no service has. */

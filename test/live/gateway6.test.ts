@@ -190,6 +190,43 @@ live(
   },
 );
 
+live(
+  'by a reload: a network of IPv6 alone gets a way out, and one keeps its addresses outside',
+  async (t) => {
+    const { c2, g1, far, near, engine1 } = rig();
+    const file = rig().file();
+    const [blue, green, inner] = file.networks;
+    const six = {
+      name: 'six',
+      vni: 45,
+      subnet: 'fd00:12::/64',
+      gateway: 'fd00:12::fe',
+      uplink: 'out',
+      peers: [],
+    };
+    const place = { netns: c2.name, interface: 'eth1' };
+    await engine1.change({
+      ...file,
+      networks: [blue, { ...green, masquerade: false }, inner, six],
+      endpoints: [...file.endpoints, { name: 's1', network: 'six', ...place, address: 'fd00:12::1/64' }],
+      publish: [{ endpoint: 's1', protocol: 'tcp', port: 8443, target: 443 }],
+    });
+    near.route('fd00:10::/64', { via: UPLINK_ADDRESS6 });
+    const server = await serve(far, 'TCP6', 7003);
+    t.is(await askTcp(g1, FAR_ADDRESS6, 7003, 'routed'), `${socatAddress('fd00:10::1')} routed`);
+    t.is((await ping(far, 'fd00:10::1', { count: 1 })).received, 0);
+    c2.ip('-6', 'route', 'del', 'default', 'dev', 'eth0');
+    t.is(await askTcp(c2, FAR_ADDRESS6, 7003, 'alone'), `${socatAddress(UPLINK_ADDRESS6)} alone`);
+    const published = await serve(c2, 'TCP6', 443);
+    t.is(await askTcp(far, UPLINK_ADDRESS6, 8443, 'in'), `${socatAddress(FAR_ADDRESS6)} in`);
+    await published.stop();
+    await server.stop();
+    await engine1.change(file);
+    await reaches(t, c2, FAR_ADDRESS6, engine1);
+  },
+  { tools: ['socat'] },
+);
+
 live('kill -9 and a start: open downloads through the uplink and from a published port go on', async (t) => {
   const { c1, far, engine1 } = rig();
   const start = async (server: Namespace, client: Namespace, address: string, port: number, at = port) => {

@@ -134,6 +134,22 @@ export function hostFile(): Partial<NodeFile> {
   };
 }
 
+/** Whether an interface forwards, by itself: 0 or 1. */
+export const forwarding = (host: Namespace, device: string): Promise<string> =>
+  host.run('cat', [`/proc/sys/net/ipv4/conf/${device}/forwarding`]).then((text) => text.trim());
+
+/** What mode host makes of a host, and leaves when all is well. */
+export const CLEAN = { tables: '', tap: '', routes: '', forwarding: '0' };
+
+export async function leftOvers(host: Namespace): Promise<typeof CLEAN> {
+  return {
+    tables: (await host.run('nft', ['list', 'tables', 'ip'])).trim(),
+    tap: host.ip('-br', 'link', 'show', 'type', 'tun').match(/weft-\S+/)?.[0] ?? '',
+    routes: host.ip('route', 'show', 'proto', '87').trim(),
+    forwarding: await forwarding(host, 'out0'),
+  };
+}
+
 /** One line over TCP or UDP, answered by the server with the address of who asked, and the line. */
 export async function serve(
   server: Namespace,

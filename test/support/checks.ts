@@ -2,7 +2,8 @@
 import type { HealthIntent } from '../../engine/intent.js';
 import { BalancerRig, backend, service } from './balancer.js';
 import { be16, concat, slowSum } from './frames.js';
-import { ACK, framed, SYN, sourcePort, TCP } from './nat.js';
+import { ACK, framed, SYN, TCP } from './nat.js';
+import { colons, framedV6 } from './nat6.js';
 
 export const PSH = 0x08;
 export const BACKEND = '10.0.9.1';
@@ -16,10 +17,14 @@ export const FIRST = 0xffff_fffc;
 const at32 = (bytes: Uint8Array, at: number): number =>
   new DataView(bytes.buffer, bytes.byteOffset).getUint32(at);
 const be32 = (value: number): Uint8Array => be16((value >>> 16) & 0xffff, value & 0xffff);
-export const sequence = (frame: Uint8Array): number => at32(frame, 38);
-export const acknowledgment = (frame: Uint8Array): number => at32(frame, 42);
-export const flagsOf = (frame: Uint8Array): number => frame[47]!;
-export const contentOf = (frame: Uint8Array): string => String.fromCharCode(...frame.slice(54));
+const isV6 = (frame: Uint8Array): boolean => frame[12] === 0x86;
+/** Where the TCP header begins. */
+const tcpAt = (frame: Uint8Array): number => (isV6(frame) ? 54 : 34);
+export const sequence = (frame: Uint8Array): number => at32(frame, tcpAt(frame) + 4);
+export const acknowledgment = (frame: Uint8Array): number => at32(frame, tcpAt(frame) + 8);
+export const flagsOf = (frame: Uint8Array): number => frame[tcpAt(frame) + 13]!;
+export const contentOf = (frame: Uint8Array): string =>
+  String.fromCharCode(...frame.slice(tcpAt(frame) + 20));
 const bytesOf = (text: string): Uint8Array => Uint8Array.from(text, (one) => one.charCodeAt(0));
 
 interface Answer {
@@ -38,15 +43,21 @@ export function answer(
   { flags, seq = FIRST, ack = sequence(to) + 1, ...rest }: Answer,
 ): Uint8Array {
   const { data = '', options = new Uint8Array(0), offset = (20 + options.length) << 2 } = rest;
-  const [source, destination] = [to.slice(30, 34), to.slice(26, 30)];
+  const v6 = isV6(to);
+  const [source, destination] = v6
+    ? [to.slice(38, 54), to.slice(22, 38)]
+    : [to.slice(30, 34), to.slice(26, 30)];
   const segment = concat(
-    be16(80, sourcePort(to)),
+    be16(80),
+    to.slice(tcpAt(to), tcpAt(to) + 2),
     ...[be32(seq), be32(ack), Uint8Array.of(offset, flags), be16(1000, 0, 0), options, bytesOf(data)],
   );
   segment.set(
     be16(~slowSum(segment, slowSum(concat(source, destination, be16(6, segment.length)))) & 0xffff),
     16,
   );
+  if (v6)
+    return framedV6({ protocol: TCP, source: colons(source), destination: colons(destination) }, segment);
   return framed({ protocol: TCP, source: source.join('.'), destination: destination.join('.') }, segment);
 }
 

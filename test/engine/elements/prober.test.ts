@@ -2,6 +2,7 @@
 import test from 'ava';
 import {
   createProber,
+  GOOD,
   NOT_HTTP,
   NOT_REACHED,
   SILENT,
@@ -26,6 +27,7 @@ import {
 } from '../../support/checks.js';
 import { be16, ip, mac, Rig, station } from '../../support/frames.js';
 import { ACK, badChecksums, ends, FIN, icmpError, numbers, RST, SYN, sourcePort } from '../../support/nat.js';
+import { endsV6, icmpv6Error, soundV6 } from '../../support/nat6.js';
 
 test('a port is looked at by a SYN from the virtual address, and its answer is reset', (t) => {
   const { b, syn, isUp, told } = rigOf(HEALTH);
@@ -283,5 +285,62 @@ test('no more checks are under way at once than there are ports for', (t) => {
   t.deepEqual(outcomes, Array<number>(4096).fill(SILENT));
   t.true(prober.begin(check));
   out.flush();
+  rig.finish(t);
+});
+
+/** A check over IPv6 with nothing around it, its outcomes, and what it sends. */
+function proberV6(request: Uint8Array | null) {
+  const rig = new Rig();
+  rig.context.setTime(1000);
+  const sink = rig.sink();
+  const out = new Batch(sink);
+  const outcomes: number[] = [];
+  const prober = createProber(rig.context, out, (_, outcome) => outcomes.push(outcome));
+  const ends = { domain: 0, virtual: ip('fd00:9::64'), address: ip('fd00:9::1'), mac: station(1), port: 80 };
+  prober.begin({ ...ends, request, timeout: 1000 });
+  const sent = (): Uint8Array => {
+    out.flush();
+    return sink.one().bytes;
+  };
+  /** Whether a segment of the backend is taken, and an ICMPv6 error; both begin behind an IPv6 header. */
+  const take = (bytes: Uint8Array): boolean => given(bytes, (frame, t) => prober.take(frame, t));
+  const unreachable = (bytes: Uint8Array): boolean =>
+    given(bytes, (frame, t) => prober.unreachable(frame, t));
+  function given(bytes: Uint8Array, to: (frame: number, t: number) => boolean): boolean {
+    const frame = rig.put(bytes);
+    const taken = to(frame, (rig.memory.off[frame] + 54) >>> 1);
+    if (!taken) rig.memory.free(frame);
+    return taken;
+  }
+  return { rig, outcomes, sent, take, unreachable };
+}
+
+test('over IPv6 as over IPv4', (t) => {
+  const { rig, outcomes, sent, take } = proberV6(Uint8Array.of(1, 2, 3));
+  const syn = sent();
+  t.deepEqual([syn.slice(0, 6), syn.slice(6, 12)], [station(1), mac('06:57:00:00:00:64')]);
+  t.is(endsV6(syn), `[fd00:9::64]:${(syn[54]! << 8) | syn[55]!} > [fd00:9::1]:80`);
+  t.true(soundV6(syn));
+  const other = answer(syn, { flags: SYN | ACK });
+  other[37]! ^= 1;
+  t.false(take(other), 'from somebody else');
+  t.true(take(answer(syn, { flags: SYN | ACK })));
+  const request = sent();
+  t.true(soundV6(request));
+  t.deepEqual(request.slice(74), Uint8Array.of(1, 2, 3));
+  t.true(take(answer(request, { flags: ACK, data: 'HTTP/1.1 200' })));
+  t.true(soundV6(sent()));
+  t.deepEqual(outcomes, [GOOD]);
+  rig.finish(t);
+});
+
+test('an ICMPv6 error about the SYN is a failure, one that it was too big is not', (t) => {
+  const { rig, outcomes, sent, unreachable } = proberV6(null);
+  const syn = sent();
+  t.true(unreachable(icmpv6Error(syn, { to: 'fd00:9::64', type: 2, code: 0 })));
+  t.false(unreachable(icmpv6Error(syn, { to: 'fd00:9::64', carried: 4 })));
+  t.deepEqual(outcomes, []);
+  t.true(unreachable(icmpv6Error(syn, { to: 'fd00:9::64', type: 1, code: 4 })));
+  t.deepEqual(outcomes, [NOT_REACHED]);
   rig.finish(t);
 });

@@ -27,29 +27,21 @@ export interface NginxOptions {
   readonly port?: number;
   /** Where it finds the files of /files/; none unless told. */
   readonly files?: string;
-  /** ms that an answer of /slow takes; 300 unless told. */
-  readonly slowMs?: number;
 }
 
-/** An nginx that says its name at / and, some time later, at /slow. */
+/** An nginx that says its name, whatever it is asked for. */
 export class Nginx {
   private constructor(
     readonly running: RunningCommand,
     private readonly logFile: string,
   ) {}
 
-  static async start(
-    rig: Rig,
-    server: Namespace,
-    { port = 80, files, slowMs = 300 }: NginxOptions = {},
-  ): Promise<Nginx> {
+  static async start(rig: Rig, server: Namespace, { port = 80, files }: NginxOptions = {}): Promise<Nginx> {
     const { label } = server;
     const file = join(rig.directory, `nginx-${label}-${port}.conf`);
     const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']
       .map((name) => `${name}_temp_path ${join(rig.directory, name)};`)
       .join(' ');
-    // A page of as many bytes as the rate lets through in the time: nginx has no answer that merely waits.
-    const slow = `limit_rate ${Math.ceil(16_384 / (slowMs / 1000))}; return 200 "${label} ${'.'.repeat(2048)}\\n";`;
     writeFileSync(
       file,
       `daemon off; master_process off; pid ${file}.pid; error_log stderr warn;
@@ -61,7 +53,6 @@ http {
   server {
     listen ${port} backlog=4096; listen [::]:${port} backlog=4096;
     location / { return 200 "${label}\\n"; }
-    location /slow { ${slow} }
     ${files === undefined ? '' : `location /files/ { alias ${files}/; }`}
   }
 }
@@ -128,3 +119,25 @@ export async function ftpServer(server: Namespace, directory: string): Promise<R
 /** What curl prints; fails when it does. */
 export const curl = (from: Namespace, ...args: string[]): Promise<string> =>
   from.run('curl', ['--silent', '--show-error', '--fail', '--max-time', '20', ...args]);
+
+/** A connection to a web server that is kept, and asked again and again. */
+export class KeptConnection {
+  private asked = 0;
+  private constructor(readonly running: RunningCommand) {}
+
+  static open(from: Namespace, address: string, port: number): KeptConnection {
+    const to = `TCP:${address}:${port},connect-timeout=5`;
+    return new KeptConnection(from.start('socat', ['-', to], { stdio: ['pipe', 'pipe', 'pipe'] }));
+  }
+
+  /** Who answers. @throws CommandError when the connection has ended, or nobody answers. */
+  async ask(path = '/kept'): Promise<string> {
+    this.running.child.stdin!.write(`GET ${path} HTTP/1.1\r\nHost: web\r\n\r\n`);
+    const answer = new RegExp(`(?:HTTP/1\\.1 200 OK[^]*?\\r\\n\\r\\n(\\w+)\\n[^]*?){${++this.asked}}$`);
+    return (await this.running.output(answer))[1];
+  }
+
+  async close(): Promise<void> {
+    await this.running.stop();
+  }
+}

@@ -1,0 +1,96 @@
+/** Services before real backends: three nodes with an nginx each, asked with curl, over each kind of underlay. */
+import type { Namespace } from '../../cli/lab.js';
+import { encryptedOptions, sending } from '../support/encrypted.js';
+import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
+import { live, type MeshOptions, overlayAddress, shared } from '../support/live.js';
+import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
+
+const WEB = { tools: ['curl'], skip: nginxMissing() };
+const NODES = [1, 2, 3];
+
+const sealed = (v6: boolean): Partial<MeshOptions> =>
+  encryptedOptions({
+    ...{ hosts: 3, encapsulation: 'udp', v6 },
+    network: { gateway: '10.0.9.254', uplink: 'out' },
+  });
+const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
+  { title: 'underlay of IPv4', options: {} },
+  { title: 'underlay of IPv6', options: { v6: true } },
+  { title: 'encrypted', options: sealed(false) },
+  { title: 'encrypted, underlay of IPv6', options: sealed(true) },
+];
+
+for (const { title, options } of forms) {
+  const servers: Nginx[] = [];
+  const rig = shared(async () => {
+    const made = await new IngressRig({ ...options, services: [webService()] }).begin();
+    if (options.network) for (const engine of made.engines) await sending(engine, 2);
+    for (const container of made.containers) servers.push(await Nginx.start(made, container));
+    return made;
+  });
+  /** Asks three times, so that each backend answers once. @returns who each backend saw. */
+  const seenBy = async (from: Namespace, address: string, path: string): Promise<string[]> => {
+    const answers: string[] = [];
+    for (let i = 0; i < 3; i++) answers.push(await curl(from, `http://${address}/${path}`));
+    if ([...answers].sort().join('') !== 'c1\nc2\nc3\n') throw new Error(`${path}: ${answers.join('')}`);
+    return (await Promise.all(servers.map((server) => server.logged(`/${path}`, 1)))).flat();
+  };
+
+  live(
+    `${title}: every node's published port, from outside; every backend logs the client`,
+    async (t) => {
+      for (const node of NODES)
+        for (const [i, client] of rig().clients.entries()) {
+          const path = `outside-${node}-${client.label}`;
+          const seen = await seenBy(client, `${uplinkAddress(node)}:8080`, path);
+          t.deepEqual(seen, Array(3).fill(clientAddress(i + 1)), path);
+        }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: the virtual address, from each backend; the others log it, itself the virtual address`,
+    async (t) => {
+      for (const [i, container] of rig().containers.entries()) {
+        const seen = await seenBy(container, VIP, `inside-${container.label}`);
+        t.deepEqual(
+          seen,
+          NODES.map((n) => (n === i + 1 ? VIP : overlayAddress(i + 1))),
+        );
+      }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: a published port of its own node and of others, from a backend`,
+    async (t) => {
+      const { containers } = rig();
+      for (const node of NODES) {
+        const path = `backend-${node}`;
+        const seen = await seenBy(containers[0], `${uplinkAddress(node)}:8080`, path);
+        // Out by its own uplink, as all that leaves; hairpinned at its own.
+        t.deepEqual(seen, Array(3).fill(uplinkAddress(1)), path);
+      }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: one client at all nodes at once, on connections that it keeps`,
+    async (t) => {
+      const client = rig().clients[1];
+      // More than there are backends, all alive at the same time.
+      const kept = [...NODES, ...NODES, ...NODES].map((node) =>
+        KeptConnection.open(client, uplinkAddress(node), 8080),
+      );
+      const first = await Promise.all(kept.map((connection) => connection.ask()));
+      t.deepEqual([...new Set(first)].sort(), ['c1', 'c2', 'c3']);
+      for (let i = 0; i < 3; i++)
+        t.deepEqual(await Promise.all(kept.map((connection) => connection.ask())), first);
+      for (const connection of kept) await connection.close();
+    },
+    { ...WEB, tools: ['curl', 'socat'] },
+  );
+}

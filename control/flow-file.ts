@@ -123,6 +123,8 @@ export class FlowFile {
     try {
       return new FlowFile(path, fd, config);
     } catch (error) {
+      // Nothing was in it, and nothing is.
+      if (fstatSync(fd).size === 0) removeFiles(path);
       native.fileUnlock(fd);
       closeSync(fd);
       throw error;

@@ -52,7 +52,6 @@ import { ServiceFront } from './services.js';
 import { AssociationState } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { Domains } from './tables/domains.js';
-import type { Flows } from './tables/flows.js';
 import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
 import type { BackendCounts } from './tables/services.js';
@@ -115,7 +114,6 @@ export class DataPlane {
   private readonly uplink: Port | null;
   private readonly local: LocalVtep;
   private readonly gateway: GatewayWay;
-  private readonly flows: Flows | null;
   /** Null while there never was a service. */
   private services: ServiceFront | null = null;
   private readonly serve: () => ServiceFront;
@@ -219,11 +217,10 @@ export class DataPlane {
     const toVirtual = new Batch(NOWHERE);
     this.outputs[BALANCER_PORT] = toVirtual;
     const flowMemory = first.flows ? new FlowMemory(context, first.flows) : null;
-    this.flows = flowMemory?.flows ?? null;
     this.gateway = new GatewayWay(context, {
       uplinks: first.uplinks,
       nat: first.nat,
-      flows: this.flows,
+      flows: flowMemory?.flows ?? null,
       addresses: flowMemory?.addresses ?? null,
       neighbours: this.neighbours,
       ports: this.outputs,
@@ -233,9 +230,9 @@ export class DataPlane {
     const { outputs: ports } = this;
     const ways = { front: toBridge, behind: behindServices, station: toVirtual, tunnel: toTunnel, ports };
     this.serve = () => {
-      if (this.flows === null)
+      if (flowMemory === null)
         throw new Error('services need a flow table, which this node was started without');
-      return new ServiceFront(context, this.flows, this.neighbours, ways, this.gateway, onHealth);
+      return new ServiceFront(context, flowMemory, this.neighbours, ways, this.gateway, onHealth);
     };
     this.outputs[MESH_PORT] = this.gateway.fromIngress;
     this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;

@@ -125,7 +125,7 @@ export class GatewayWay {
     const { gateways, inward } = this;
     const shared = { gateways, neighbours, ...options.mesh };
     const outputs = { tunnel: options.mesh.tunnel, bridge, ports, outside: this.fromMesh };
-    this.mesh = flows && createMesh(context, { ...shared, flows }, outputs);
+    this.mesh = flows && createMesh(context, { ...shared, flows, addresses: options.addresses }, outputs);
     this.uplinks = uplinks.map((uplink, index) =>
       wireClamped(context, uplink, { ...options, index, gateways, errors, inward }),
     );
@@ -221,14 +221,19 @@ export class GatewayWay {
     return this.translations.reduce((sum, { publisher }) => sum + publisher.flush(filter), 0);
   }
 
-  /** Lets somebody choose the backends of what is published for services. */
-  balanceBy(balancing: Balancing): void {
-    for (const { tables } of this.translations) tables.balancing = balancing;
+  /** Lets somebody choose the backends of what is published for services over IPv4, and over IPv6. */
+  balanceBy(v4: Balancing, v6: Balancing | null): void {
+    for (const { tables } of this.translations) tables.balancing = tables.addresses === null ? v4 : v6;
   }
 
   /** Where packets of an uplink's flows leave, by the number of its NAT. */
   outsideOf(owner: number): Batch {
     return this.uplinks[owner].fromInside;
+  }
+
+  /** The same for an uplink that has IPv6. */
+  outsideOfV6(owner: number): Batch {
+    return this.uplinks[owner].v6!.fromInside;
   }
 
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */

@@ -6,16 +6,18 @@
 
 import { createVirtualStation } from './elements/balancer/virtual-station.js';
 import { type Balancer, createBalancer } from './elements/balancer.js';
+import { type BalancerV6, createBalancerV6 } from './elements/balancer-v6.js';
 import { createIcmpErrors } from './elements/icmp-errors.js';
+import { createIcmpv6Errors } from './elements/icmpv6-errors.js';
 import { createMarker, type Marker } from './elements/mark.js';
+import type { FlowMemory } from './flow-memory.js';
 import type { GatewayWay } from './gateway.js';
 import type { Batch, Context } from './graph.js';
 import { Health, type HealthChange } from './health.js';
 import type { Intent } from './intent.js';
 import { DEFAULT_TIMEOUTS } from './tables/connection.js';
-import type { Flows } from './tables/flows.js';
 import type { Neighbours } from './tables/neighbours.js';
-import { type BackendCounts, Services } from './tables/services.js';
+import { type BackendCounts, MAX_BACKENDS, MAX_SERVICES, Services } from './tables/services.js';
 
 /** Steps of some nanoseconds that tables of schedulers may take between two breaths. */
 const REBUILD_STEPS = 5000;
@@ -33,8 +35,10 @@ export interface ServiceBatches {
 }
 
 export class ServiceFront {
-  private readonly services = new Services();
+  private readonly services: Services;
   private readonly balancer: Balancer;
+  /** Null where the table of flows has no IPv6. */
+  private readonly v6: BalancerV6 | null;
   private readonly marker: Marker;
   private readonly health: Health;
   private rebuilding = false;
@@ -48,30 +52,45 @@ export class ServiceFront {
    */
   constructor(
     context: Context,
-    flows: Flows,
+    { flows, addresses }: Pick<FlowMemory, 'flows' | 'addresses'>,
     neighbours: Neighbours,
     { front, behind, station, tunnel, ports }: ServiceBatches,
-    gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf'>,
+    gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf' | 'outsideOfV6'>,
     tell: (changes: readonly HealthChange[]) => void,
   ) {
-    const { services } = this;
+    const services = new Services(MAX_SERVICES, MAX_BACKENDS, addresses);
+    this.services = services;
     const errors = createIcmpErrors(context);
     const outside = (owner: number): Batch => gateway.outsideOf(owner);
     const turned = (backend: number, alive: boolean): void => this.turn(backend, alive);
     this.health = new Health(context, services, { out: behind, tunnel }, turned, tell);
-    const shared = { flows, services, neighbours, errors, outside, checks: this.health };
-    this.balancer = createBalancer(context, { ...shared, timeouts: DEFAULT_TIMEOUTS }, behind);
-    gateway.balanceBy(this.balancer.balancing);
+    const shared = { flows, services, neighbours, timeouts: DEFAULT_TIMEOUTS };
+    this.v6 =
+      addresses &&
+      createBalancerV6(
+        context,
+        {
+          ...shared,
+          addresses,
+          errors: createIcmpv6Errors(context),
+          checks: this.health,
+          outside: (owner) => gateway.outsideOfV6(owner),
+        },
+        behind,
+      );
+    const v6 = this.v6?.packet;
+    this.balancer = createBalancer(context, { ...shared, errors, outside, checks: this.health, v6 }, behind);
+    gateway.balanceBy(this.balancer.balancing, this.v6?.balancing ?? null);
     this.marker = createMarker(context, this.balancer);
     front.next = this.marker;
-    station.next = createVirtualStation(context, services, ports);
+    station.next = createVirtualStation(context, services, addresses, ports);
   }
 
   apply({ services = [], marks = [] }: Intent): void {
     this.health.set(services);
     this.services.set(
       services,
-      (backend) => this.balancer.end(backend),
+      (backend) => this.end(backend),
       (backend) => this.health.isAlive(backend),
     );
     this.rebuilding = true;
@@ -80,14 +99,21 @@ export class ServiceFront {
   }
 
   private turn(backend: number, alive: boolean): void {
-    this.services.setAlive(backend, alive, (number) => this.balancer.end(number));
+    this.services.setAlive(backend, alive, (number) => this.end(number));
     this.rebuilding = true;
+  }
+
+  /** Ends the flows of a backend, by its number in the table of services. */
+  private end(backend: number): void {
+    if (this.services.isIpv6(backend)) this.v6?.end(backend);
+    else this.balancer.end(backend);
   }
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
     this.health.tick();
     this.balancer.age();
+    this.v6?.age();
     if (--this.forgetting === 0) this.services.forget();
   }
 

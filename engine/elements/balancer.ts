@@ -15,22 +15,14 @@
  * A flow is that of a port published by `nat`, seen from the service: inside is the backend, external the virtual
  * address. Echo to a virtual address is answered here; ARP is by the neighbour element.
  *
- * Not handled: IPv6; protocols other than TCP and UDP; more than one worker.
+ * Packets of IPv6 go their own way, see balancer-v6.ts.
+ *
+ * Not handled: protocols other than TCP and UDP; more than one worker.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
-import {
-  ESTABLISHED,
-  FIN_BOTH,
-  FIN_OUT,
-  NEW_IN,
-  nextTcpState,
-  SYN_IN,
-  type Timeouts,
-  TWO_SIDED,
-  tcpTimeouts,
-} from '../tables/connection.js';
+import { ESTABLISHED, NEW_IN, type Timeouts, TWO_SIDED } from '../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -54,7 +46,7 @@ import {
 } from '../tables/flows.js';
 import type { Neighbours } from '../tables/neighbours.js';
 import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
-import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
+import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
@@ -68,9 +60,10 @@ import {
   UDP_HEADER,
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
-import { FIN_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
-import { BALANCE_REASONS, CONFLICT, createChooser, MIRROR } from './balancer/chooser.js';
+import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { BALANCE_REASONS, CONFLICT, createChooser } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
+import { createLife, TURNING_FLAGS } from './balancer/life.js';
 import { createOdd } from './balancer/odd.js';
 import { createRefuse } from './balancer/refusals.js';
 import type { Checks } from './balancer/relay.js';
@@ -106,18 +99,7 @@ const FROM_BACKEND = 2;
 const ODD = 2;
 const ODD_TO_SERVICE = TO_SERVICE + ODD;
 const BROKEN = 5;
-
-const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
-
-/**
- * State of a connection of which only the client's side is seen: whatever follows its SYN says that the other has
- * answered, and its FIN that both will close.
- */
-function nextOneSided(state: number, flags: number): number {
-  if (state === SYN_IN && (flags & TURNING_FLAGS) === 0) return ESTABLISHED;
-  if ((flags & (RST_LE | FIN_LE)) === FIN_LE) return FIN_BOTH;
-  return nextTcpState(state, true, flags);
-}
+const IPV6 = 6;
 
 /** Flows looked at for expiry in one call. */
 const EXPIRY_BUDGET = 256;
@@ -131,6 +113,8 @@ export interface BalancerOptions {
   readonly checks?: Checks;
   /** Takes what leaves through the NAT that owns a flow, by its number. */
   readonly outside: (owner: number) => Batch;
+  /** Takes packets of IPv6 in domains that have services; without it they pass. */
+  readonly v6?: ((frame: number) => void) | undefined;
 }
 
 export interface Balancer extends Consumer {
@@ -149,11 +133,10 @@ export interface Balancer extends Consumer {
 export function createBalancer(context: Context, options: BalancerOptions, out: Batch): Balancer {
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
-  const { flows, services, neighbours, timeouts, errors, checks } = options;
+  const { flows, services, neighbours, timeouts, errors, checks, v6 } = options;
   const { words, doubles, index, indexMask, refMask, seed, find } = flows;
   const { backends, macs, idle, keeps, inDomain } = services;
   const { packets, bytes } = backends;
-  const tcp = tcpTimeouts(timeouts);
   const { values } = context.counters;
   const drops = new Drops(context, 'balance', REASONS);
   const { base } = context.counters.claim('balance', COUNTERS);
@@ -167,9 +150,10 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   const resets = createResets(context);
   const endings = createEndings(
     context,
-    { flows, services, resets, neighbours, outside: options.outside },
+    { flows, services, probe: resets.probe, neighbours, outside: options.outside },
     out,
   );
+  const life = createLife(context, { flows, services, timeouts, chooser, endings });
   const reset = (): void => void values[base + RESETS]++;
   const tellWhy = createRefuse(context, { drops, errors, resets, checks, out, reset });
   const places = { fragment: FRAGMENT, notServed: NOT_SERVED, firstError: FIRST_ERROR };
@@ -197,6 +181,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
       else if (kind === TO_SERVICE) toService(frame, k);
       else if (kind === FROM_BACKEND) fromBackend(frame, k);
       else if (kind === BROKEN) drops.drop(frame, MALFORMED);
+      else if (kind === IPV6) v6!(frame);
       else odd(frame, k, kind === ODD_TO_SERVICE ? IN : OUT);
     }
     values[base + FRAMES] += count;
@@ -207,7 +192,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const dom = domain[frame];
     const w = off[frame] >>> 1;
     if (inDomain[dom] === 0 || len[frame] < ETHERNET_HEADER + IPV4_HEADER || u16[w + 6] !== ETHERTYPE_IPV4_LE)
-      return PASS;
+      return inDomain[dom] !== 0 && v6 !== undefined && u16[w + 6] === ETHERTYPE_IPV6_LE ? IPV6 : PASS;
     const ip = w + ETHERNET_HEADER / 2;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
@@ -357,32 +342,11 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
       const flags = u16[t + TCP_FLAGS];
       if (state === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
         words[at + EXPIRY] = context.seconds + idle[backend];
-      else turn(flow, at, backend, state, direction === IN, flags);
+      else life.turn(flow, at, backend, state, direction === IN, flags);
       return;
     }
     if (state === NEW_IN && direction === OUT) words[at + STATE] += TWO_SIDED - NEW_IN;
     words[at + EXPIRY] = context.seconds + timeouts.udp;
-  }
-
-  /** A TCP packet that opens, closes or resets. */
-  function turn(
-    flow: number,
-    at: number,
-    backend: number,
-    state: number,
-    inward: boolean,
-    flags: number,
-  ): void {
-    const oneSided = keeps[backend] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
-    const next = oneSided ? nextOneSided(state, flags) : nextTcpState(state, inward, flags);
-    words[at + STATE] += next - state;
-    // A SYN that comes again after seconds is one that the backend did not answer.
-    if (state === SYN_IN && next === SYN_IN && context.seconds - words[at + EXPIRY] + tcp[SYN_IN] >= 2)
-      services.suspect(backend, words[at + OUT_PORTS] & 0xffff);
-    chooser.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
-    const expiry = context.seconds + (next >= FIN_OUT ? idle[backend] : tcp[next]);
-    if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
-    else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
   }
 
   function refuse(frame: number, k: number, reason: number): void {
@@ -423,22 +387,12 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     for (const other of waited) rest.deliver(other, direction, owns[k]);
   }
 
-  /** A TCP connection was silent for too long: an open one is reset, one that was not answered counts as failed. */
-  function silent(flow: number): void {
-    const at = flow << FLOW_SHIFT;
-    const state = words[at + STATE] & STATE_MASK;
-    if (state >= FIN_OUT) endings.reset(flow);
-    // What was refused is counted already, and that a caller did not answer itself by its other flow.
-    const failed = state === SYN_IN && words[at + PACKETS_OUT] === 0 && (words[at + STATE] & MIRROR) === 0;
-    if (failed) services.failed((words[at + STATE] >>> 8) - 1, words[at + OUT_PORTS] & 0xffff);
-  }
-
   flows.own(BALANCER_OWNER, {
     over(flow) {
-      if (chooser.isTcp(flow)) silent(flow);
+      life.over(flow);
       return 0;
     },
-    leave: chooser.leave,
+    leave: chooser.forget,
   });
 
   function age(): void {

@@ -44,6 +44,7 @@ import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { answerNd } from './answer-nd.js';
 import { answerEchoV6, isEchoV6 } from './echo.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
+import { type Mesh, NO_NODE } from './mesh.js';
 
 const REASONS = [
   'malformed',
@@ -90,6 +91,8 @@ export interface GatewayOutputsV6 {
   /** By index; null where an uplink has no IPv6. `mtu`: bytes of the largest IP packet. */
   readonly uplinks: readonly { readonly mtu: number; readonly v6: GatewayUplinkV6 | null }[];
   readonly bridge: Batch;
+  /** As of the gateway for IPv4. */
+  readonly mesh: { readonly element: Mesh; readonly forth: Batch } | null;
 }
 
 export interface GatewayV6 {
@@ -98,6 +101,8 @@ export interface GatewayV6 {
   outward(frame: number): void;
   /** Takes a packet that address translation has admitted. */
   inward(frame: number): void;
+  /** Takes a packet that came back from another node. */
+  fromMesh(frame: number): void;
 }
 
 export function createGatewayV6(
@@ -112,6 +117,7 @@ export function createGatewayV6(
   const { used6, address6, subnet6, mask6, macs, uplink: uplinkOf, mtu } = gateways;
   const { values } = context.counters;
   const { ports, uplinks, bridge } = to;
+  const mesh = to.mesh?.element ?? null;
   const drops = new Drops(context, 'gateway-v6', REASONS);
   const { base } = context.counters.claim('gateway-v6', COUNTERS);
 
@@ -136,9 +142,29 @@ export function createGatewayV6(
     else if (sameAddress(u16, ip + IPV6_SOURCE, address6, own)) drops.drop(frame, BAD_SOURCE);
     else if (toGateway) local(frame, ip, true);
     else if (!isRoutableV6(u16, ip + IPV6_DESTINATION)) drops.drop(frame, BAD_DESTINATION);
-    else if (inPrefix(u16, ip + IPV6_DESTINATION, subnet6, mask6, own))
+    else if (mesh === null || !backByMesh(mesh, frame, ip, total)) onward(frame, ip, total);
+  }
+
+  function onward(frame: number, ip: number, total: number): void {
+    const own = domain[frame] * 8;
+    if (inPrefix(u16, ip + IPV6_DESTINATION, subnet6, mask6, own))
       refuse(frame, SAME_NETWORK, UNREACHABLE_V6, PROHIBITED, 0);
     else route(frame, ip, total);
+  }
+
+  /** Whether a packet answers a client that came by another node, to which it goes back then. */
+  function backByMesh(element: Mesh, frame: number, ip: number, total: number): boolean {
+    const vtep = element.entryOfV6(frame, ip, total);
+    if (vtep === NO_NODE) return false;
+    const most = element.ingress[1];
+    if (u16[ip + IPV6_NEXT_HOP] >>> 8 <= 1) refuse(frame, HOP_LIMIT, TIME_EXCEEDED_V6, 0, 0);
+    else if (packetSize(frame, ip, upperLayer(u16, ip, total)) > most)
+      refuse(frame, TOO_BIG, PACKET_TOO_BIG, 0, most);
+    else {
+      u16[ip + IPV6_NEXT_HOP] -= 0x100;
+      element.back(frame, vtep);
+    }
+    return true;
   }
 
   /** Answers for the gateway's address; true when the frame is gone. */
@@ -223,11 +249,23 @@ export function createGatewayV6(
     else if (known === NO_NEIGHBOUR)
       sendBack(frame, WITHOUT_NEIGHBOUR, UNREACHABLE_V6, ADDRESS_UNREACHABLE, 0);
     else if (u16[ip + IPV6_NEXT_HOP] >>> 8 <= 1) sendBack(frame, HOP_LIMIT, TIME_EXCEEDED_V6, 0, 0);
-    else if (packetSize(frame, ip, upper) > mtu[dom]) sendBack(frame, TOO_BIG, PACKET_TOO_BIG, 0, mtu[dom]);
-    else deliver(frame, ip, known);
+    else {
+      const meshed = mesh !== null && mesh.ingress[0] >= 0;
+      const most = meshed ? Math.min(mtu[dom], mesh.ingress[1]) : mtu[dom];
+      if (packetSize(frame, ip, upper) > most) sendBack(frame, TOO_BIG, PACKET_TOO_BIG, 0, most);
+      else deliver(frame, ip, known, meshed ? to.mesh!.forth : bridge);
+    }
   }
 
-  function deliver(frame: number, ip: number, known: number): void {
+  /** A packet that came back from another node, and leaves here. */
+  function fromMesh(frame: number): void {
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    const total = ipv6Length(u16, ip, len[frame] - ETHERNET_HEADER);
+    if (total === 0) drops.drop(frame, MALFORMED);
+    else route(frame, ip, total);
+  }
+
+  function deliver(frame: number, ip: number, known: number, way: Batch): void {
     const w = off[frame] >>> 1;
     const mac = domain[frame] * 3;
     for (let i = 0; i < 3; i++) {
@@ -237,7 +275,7 @@ export function createGatewayV6(
     u16[w + 6] = ETHERTYPE_IPV6_LE;
     u16[ip + IPV6_NEXT_HOP] -= 0x100;
     ingress[frame] = GATEWAY_PORT;
-    bridge.push(frame);
+    way.push(frame);
   }
 
   /** Drops a packet from outside and tells its sender why, by the way that errors of containers take. */
@@ -249,5 +287,5 @@ export function createGatewayV6(
     drops.drop(frame, reason);
   }
 
-  return { drops, outward, inward };
+  return { drops, outward, inward, fromMesh };
 }

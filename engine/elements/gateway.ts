@@ -295,7 +295,8 @@ export function createGateway(
       const frame = batch.frames[k];
       const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
       const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-      route(frame, ip, destination, uplinks[uplinkOf[domain[frame]]]);
+      if (u16[(off[frame] >>> 1) + 6] === ETHERTYPE_IPV6_LE) v6.fromMesh(frame);
+      else route(frame, ip, destination, uplinks[uplinkOf[domain[frame]]]);
     }
     values[base + OUTWARD] += batch.count;
   }

@@ -15,11 +15,14 @@
  * Inside the ingress network a frame's addresses say what it is: 06 (07 when it is for all), the VNI of the backend's
  * network, and in the last byte FORTH or BACK. Nobody learns them.
  *
- * Not handled: IPv6; fragments but the first from a backend, which go out as its own.
+ * IPv6 goes the same ways: mesh-v6.ts.
+ *
+ * Not handled: fragments but the first from a backend, which go out as its own.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { GATEWAY_PORT } from '../intent.js';
 import { FLOOD_VTEPS, REMOTE } from '../memory/frames.js';
+import type { Addresses6 } from '../tables/addresses6.js';
 import {
   DEFAULT_TIMEOUTS,
   ESTABLISHED,
@@ -49,7 +52,7 @@ import type { Gateways } from '../tables/gateways.js';
 import type { MacTable } from '../tables/mac-table.js';
 import { UNKNOWN } from '../tables/mac-table.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
-import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
+import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import { isError } from '../wire/icmp.js';
 import {
   IPV4_DESTINATION,
@@ -63,7 +66,9 @@ import {
   UDP_HEADER,
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
+import { ipv6Length } from '../wire/ipv6.js';
 import { RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { createMeshV6 } from './mesh-v6.js';
 import { createErrorTranslator, TRANSLATED } from './nat/errors.js';
 
 const REASONS = [
@@ -97,6 +102,8 @@ export function meshStations(vni: number): readonly Uint8Array[] {
 
 export interface MeshOptions {
   readonly flows: Flows;
+  /** Null where there is no IPv6. */
+  readonly addresses: Addresses6 | null;
   readonly gateways: Gateways;
   readonly domains: Domains;
   readonly neighbours: Neighbours;
@@ -121,18 +128,32 @@ export interface Mesh {
   readonly arrived: Consumer;
   /**
    * Step 3: the node by which the client came that a packet of a station answers.
-   * @param ip first word of its sound IPv4 header. @returns REMOTE | VTEP, or NO_NODE when it came by none.
+   * @param ip first word of its sound IP header, of a packet of `total` bytes when it is of IPv6. @returns REMOTE | VTEP, or NO_NODE when it came by none.
    */
   entryOf(frame: number, ip: number): number;
+  entryOfV6(frame: number, ip: number, total: number): number;
   /** Sends such a packet back to that node. */
   back(frame: number, vtep: number): void;
   /** The domain of the ingress network, -1 without one, and the largest IP packet that it carries. */
   readonly ingress: Int32Array;
 }
 
+/** What becomes of flows of the mesh, whatever their family. Words of a flow begin at `at`; `flags` are TCP's. */
+export interface Tracks {
+  /** Makes a flow by a packet that came by a node. @returns a reason, or -1. */
+  make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number;
+  /** A packet to the backend of a flow comes by a node. @returns a reason, or -1. */
+  inward(at: number, protocol: number, flags: number, from: number): number;
+  /** A packet of the backend goes back. */
+  outward(at: number, protocol: number, flags: number): void;
+  /** Reasons. */
+  readonly tableFull: number;
+  readonly notServed: number;
+}
+
 export function createMesh(context: Context, options: MeshOptions, to: MeshOutputs): Mesh {
   const { u16, off, len, domain, dest, ingress } = context.frames;
-  const { flows, gateways, domains, neighbours, stations } = options;
+  const { flows, addresses, gateways, domains, neighbours, stations } = options;
   const { words, seed, find } = flows;
   const { vni: vniOf } = domains;
   const { tunnel, bridge, ports, outside } = to;
@@ -143,6 +164,14 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   const ownerKey = (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
   const translator = createErrorTranslator(context, { flows, ownerKey });
   const network = Int32Array.of(-1, 0);
+  const tracks: Tracks = {
+    make,
+    inward,
+    outward: (at, protocol, flags) => advance(at, protocol, false, flags),
+    tableFull: TABLE_FULL,
+    notServed: NOT_SERVED,
+  };
+  const v6 = addresses && createMeshV6(context, { flows, addresses, gateways, neighbours, tracks });
 
   function forth(batch: Batch): void {
     for (let k = 0; k < batch.count; k++) {
@@ -180,34 +209,41 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const ip = w + ETHERNET_HEADER / 2;
     const from = ingress[frame];
     const kind = u16[w + 2];
-    if (from < REMOTE || (u16[w] & 0xfe) !== STATION || u16[w + 6] !== ETHERTYPE_IPV4_LE) {
+    const isV6 = v6 !== null && u16[w + 6] === ETHERTYPE_IPV6_LE;
+    if (from < REMOTE || (u16[w] & 0xfe) !== STATION || (u16[w + 6] !== ETHERTYPE_IPV4_LE && !isV6)) {
       drops.drop(frame, NOT_MESH);
       return;
     }
     const dom = domains.find(((u16[w] & 0xff00) << 8) | swap16(u16[w + 1]));
-    const total = ipv4Length(u16, ip, len[frame] - ETHERNET_HEADER);
+    const left = len[frame] - ETHERNET_HEADER;
+    const total = isV6 ? ipv6Length(u16, ip, left) : ipv4Length(u16, ip, left);
     if (dom < 0 || total === 0) {
       drops.drop(frame, total === 0 ? MALFORMED : NO_NETWORK);
       return;
     }
     domain[frame] = dom;
-    if (kind === FORTH << 8) take(frame, ip, from);
-    else if (kind === BACK << 8) comeBack(frame, ip);
+    if (kind === FORTH << 8) {
+      if (isV6) deliver(frame, ip, v6.neighbourOf(dom, ip), from, total);
+      else deliver(frame, ip, neighbourOf(dom, ip), from, 0);
+    } else if (kind === BACK << 8) comeBack(frame, isV6 ? v6.isKnown(frame, ip, total) : isKnown(frame, ip));
     else drops.drop(frame, NOT_MESH);
   }
 
-  /** Step 2. */
-  function take(frame: number, ip: number, from: number): void {
-    const dom = domain[frame];
+  function neighbourOf(dom: number, ip: number): number {
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-    const known = neighbours.lookup(dom, 0, 0, MAPPED_IPV4, destination);
+    return neighbours.lookup(dom, 0, 0, MAPPED_IPV4, destination);
+  }
+
+  /** Step 2. @param known the station it is for. @param total bytes of a packet of IPv6, 0 for IPv4. */
+  function deliver(frame: number, ip: number, known: number, from: number, total: number): void {
+    const dom = domain[frame];
     const here = known === NO_NEIGHBOUR ? UNKNOWN : stationOf(dom, known);
     const port = here === UNKNOWN || here >= REMOTE ? null : ports[here];
-    if (!port || gateways.used[dom] === 0) {
+    if (!port || (total === 0 ? gateways.used : gateways.used6)[dom] === 0) {
       drops.drop(frame, NOT_HERE);
       return;
     }
-    const refused = track(frame, ip, from);
+    const refused = total === 0 ? track(frame, ip, from) : v6!.track(frame, ip, total, from);
     if (refused >= 0) {
       drops.drop(frame, refused);
       return;
@@ -245,8 +281,11 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
     const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0;
     const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-    if (ref === NO_FLOW) return make(own, remote, pair, key, protocol, flags, from);
-    const at = (ref >>> 1) << FLOW_SHIFT;
+    if (ref === NO_FLOW) return make(own, remote, pair, key, flags, from);
+    return inward((ref >>> 1) << FLOW_SHIFT, protocol, flags, from);
+  }
+
+  function inward(at: number, protocol: number, flags: number, from: number): number {
     if (words[at + NEXT_OF_PORT] !== from) {
       // The client comes by another node: as a new connection once the old one is over, else to another backend.
       const over = words[at + STATE] === FIN_BOTH || words[at + STATE] === TRANSITORY;
@@ -262,15 +301,8 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return swap16(u16[ip + IPV4_LENGTH]) - header >= (protocol === PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER);
   }
 
-  function make(
-    own: number,
-    remote: number,
-    pair: number,
-    key: number,
-    protocol: number,
-    flags: number,
-    from: number,
-  ): number {
+  function make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number {
+    const protocol = key & 0xff;
     if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return WITHOUT_FLOW;
     const flow = flows.obtain(own, remote, pair, key, own, pair, () => {});
     if (flow === NO_FLOW) return TABLE_FULL;
@@ -315,8 +347,12 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return words[at + NEXT_OF_PORT];
   }
 
-  /** Step 4. */
-  function comeBack(frame: number, ip: number): void {
+  function entryOfV6(frame: number, ip: number, total: number): number {
+    return network[0] < 0 || v6 === null ? NO_NODE : (v6.entryOf(frame, ip, total) ?? NO_NODE);
+  }
+
+  /** Whether a packet of a backend answers somebody who came in here. */
+  function isKnown(frame: number, ip: number): boolean {
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     const header = (u16[ip] & 15) << 2;
     const t = ip + (header >>> 1);
@@ -324,11 +360,15 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const own = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const remote = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     const pair = u16[t] | (u16[t + 1] << 16);
-    // Without one it would get a port of its own, as what begins inside does.
-    const known =
+    return (
       gateways.uplink[domain[frame]] >= 0 &&
       hasRoom(ip, header, protocol) &&
-      find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key) !== NO_FLOW;
+      find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key) !== NO_FLOW
+    );
+  }
+
+  /** Step 4. Without a flow it would get a port of its own, as what begins inside does. */
+  function comeBack(frame: number, known: boolean): void {
     if (!known) {
       drops.drop(frame, WITHOUT_FLOW);
       return;
@@ -342,6 +382,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     forth: { process: forth },
     arrived: { process: arrived },
     entryOf,
+    entryOfV6,
     back: (frame, vtep) => send(frame, vtep, BACK),
     ingress: network,
   };

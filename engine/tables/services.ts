@@ -7,11 +7,14 @@
  * every port (protocol ANY) when it has no ports of its own. Marks are in the same table, under domain 0.
  *
  * A filter of one byte per hash says of an address whether it may be virtual or a backend's: most frames are neither,
- * and cost two loads. Addresses and ports are words as little-endian loads give them.
+ * and cost two loads. Addresses and ports are words as little-endian loads give them; of IPv6 an address is its number
+ * (see Addresses6), which the services hold, and its domain is looked for in a space of its own, IPV6_SPACE.
  */
 import type { BackendIntent, ServiceIntent } from '../intent.js';
 import { swap16 } from '../wire/ethernet.js';
-import { Backends, NO_SERVICE, SCHEDULERS } from './backends.js';
+import { words16 } from '../wire/ipv6.js';
+import { type Addresses6, NO_ADDRESS } from './addresses6.js';
+import { Backends, identityOf, NO_SERVICE, SCHEDULERS } from './backends.js';
 import { addressWord } from './gateways.js';
 import { MAX_DOMAINS } from './mac-table.js';
 import { createSchedulers, type Schedulers } from './schedulers/index.js';
@@ -22,6 +25,9 @@ export const MAX_BACKENDS = 131072;
 
 /** The first two bytes of a virtual address's MAC, 06:57, locally administered; the address itself follows. */
 export const VIRTUAL_MAC_LE = 0x5706;
+
+/** What the methods take for the domain of IPv6 addresses: it, and this bit. Below are domains. */
+export const IPV6_SPACE = 1 << 16;
 
 /** No entry. */
 export const NOTHING = -1;
@@ -55,8 +61,9 @@ export class Services {
   readonly inDomain = new Uint16Array(MAX_DOMAINS);
   /** What the filter says of a hash; see `filter`. */
   private readonly bits = new Uint8Array(FILTER_SLOTS);
-  /** Of each service: whether packets keep their addresses; seconds of affinity; its virtual address and domain. */
+  /** Of each service: whether packets keep their addresses, and are of IPv6; seconds of affinity; its virtual address and domain. */
   private readonly direct: Uint8Array;
+  private readonly ipv6: Uint8Array;
   readonly affinity: Int32Array;
   readonly virtual: Int32Array;
   readonly domain: Int32Array;
@@ -65,9 +72,10 @@ export class Services {
   readonly macs: Uint16Array;
   readonly idle: Int32Array;
   readonly failures: Float64Array;
-  /** Its port that is checked, as a little-endian load gives it, 0: none; failures of connections to that port. */
+  /** Its port that is checked, as a little-endian load gives it, 0: none. */
   private readonly checked: Uint16Array;
-  readonly suspected: Uint32Array;
+  /** How many connections to that port failed, by backend, since somebody took them out. */
+  readonly suspects = new Map<number, number>();
   private entries = new Int32Array(64 << ENTRY_SHIFT);
   private mask = 63;
   /** What is there now: services by number, and the numbers of their backends here by those of the intent. */
@@ -75,11 +83,19 @@ export class Services {
   /** Services that are gone, whose addresses stay virtual for a while: ends of their connections are reset there. */
   private former: readonly ServiceIntent[] = [];
   private readonly numbers = new Map<number, number>();
+  /** Numbers of IPv6 addresses that are held, by the addresses in text. */
+  private held = new Map<string, number>();
 
-  constructor(services = MAX_SERVICES, backends = MAX_BACKENDS) {
+  /** @param addresses numbers of IPv6 addresses; null where there are none. */
+  constructor(
+    services = MAX_SERVICES,
+    backends = MAX_BACKENDS,
+    private readonly addresses: Addresses6 | null = null,
+  ) {
     this.backends = new Backends(services, backends);
     this.schedulers = createSchedulers(this.backends);
     this.direct = new Uint8Array(services);
+    this.ipv6 = new Uint8Array(services);
     this.affinity = new Int32Array(services);
     this.virtual = new Int32Array(services);
     this.domain = new Int32Array(services);
@@ -88,7 +104,6 @@ export class Services {
     this.idle = new Int32Array(backends);
     this.failures = new Float64Array(backends);
     this.checked = new Uint16Array(backends);
-    this.suspected = new Uint32Array(backends);
   }
 
   /** What an address may be: MAY_BE_ bits. */
@@ -143,6 +158,11 @@ export class Services {
     }
   }
 
+  /** Whether a backend that is there, or just goes, is of IPv6. */
+  isIpv6(backend: number): boolean {
+    return this.ipv6[this.backends.service[backend]] === 1;
+  }
+
   /** Number here of a backend of the intent; NOTHING when it is not there. */
   numberOf(id: number): number {
     return this.numbers.get(id) ?? NOTHING;
@@ -162,6 +182,7 @@ export class Services {
     const places = new Set(next.map(placeOf));
     const gone = [...this.former, ...this.current.values()].filter((one) => !places.has(placeOf(one)));
     this.former = [...new Map(gone.map((one) => [placeOf(one), one])).values()];
+    const before = this.hold([...next, ...this.former]);
     for (const [id, service] of this.current) {
       const after = wanted.get(id);
       if (after !== undefined && sameAddress(service, after)) continue;
@@ -171,13 +192,42 @@ export class Services {
     for (const service of next) this.open(service, ended, isAlive);
     this.current = wanted;
     this.reindex();
+    this.letGo(before);
   }
 
   /** Lets the addresses go of services that are gone, if there are any. */
   forget(): void {
     if (this.former.length === 0) return;
     this.former = [];
+    const before = this.hold([...this.current.values()]);
     this.reindex();
+    this.letGo(before);
+  }
+
+  /** Holds the IPv6 addresses of services. @returns those that were held before, and are still. */
+  private hold(services: readonly ServiceIntent[]): ReadonlyMap<string, number> {
+    const before = this.held;
+    this.held = new Map();
+    for (const { address, backends } of services) {
+      if (address.length !== 16) continue;
+      for (const one of [address, ...backends.map((backend) => backend.address)]) {
+        const text = one.join();
+        if (this.held.has(text)) continue;
+        const number = this.addresses?.hold(words16(one), 0) ?? NO_ADDRESS;
+        if (number === NO_ADDRESS) throw new RangeError('there is no room for an IPv6 address of a service');
+        this.held.set(text, number);
+      }
+    }
+    return before;
+  }
+
+  private letGo(held: ReadonlyMap<string, number>): void {
+    for (const number of held.values()) this.addresses!.release(number);
+  }
+
+  /** What an address is in flows. */
+  private wordOf(address: Uint8Array): number {
+    return address.length === 4 ? addressWord(address) : this.held.get(address.join())!;
   }
 
   private open(
@@ -188,8 +238,9 @@ export class Services {
     const { id } = service;
     this.backends.open(id, SCHEDULERS.indexOf(service.scheduler));
     this.direct[id] = Number(service.direct);
+    this.ipv6[id] = Number(service.address.length === 16);
     this.affinity[id] = service.affinity;
-    this.virtual[id] = addressWord(service.address);
+    this.virtual[id] = this.wordOf(service.address);
     this.domain[id] = service.domain;
     const kept = new Set(service.backends.map((backend) => backend.id));
     for (const old of this.current.get(id)?.backends ?? []) if (!kept.has(old.id)) this.drop(old, ended);
@@ -205,7 +256,9 @@ export class Services {
   private add(service: ServiceIntent, { id, address, mac, weight }: BackendIntent): void {
     let number = this.numbers.get(id);
     if (number === undefined) {
-      number = this.backends.add(service.id, addressWord(address), 0, weight);
+      const word = this.wordOf(address);
+      const identity = address.length === 4 ? word : identityOf(address);
+      number = this.backends.add(service.id, word, 0, weight, identity);
       this.numbers.set(id, number);
       this.failures[number] = 0;
     }
@@ -232,7 +285,7 @@ export class Services {
 
   /** Takes note that a backend is slow to answer, if its `port` is the one by which it is judged. */
   suspect(backend: number, port: number): void {
-    if (this.checked[backend] === port) this.suspected[backend]++;
+    if (this.checked[backend] === port) this.suspects.set(backend, (this.suspects.get(backend) ?? 0) + 1);
   }
 
   private drop({ id }: BackendIntent, ended: (backend: number) => void): void {
@@ -244,8 +297,9 @@ export class Services {
   }
 
   private reindex(): void {
-    const entries = [...this.current.values()].flatMap(entriesOf);
-    entries.push(...this.former.map(addressEntry));
+    const wordOf = (service: ServiceIntent): number => this.wordOf(service.address);
+    const entries = [...this.current.values()].flatMap((one) => entriesOf(one, wordOf(one)));
+    entries.push(...this.former.map((one) => addressEntry(one, wordOf(one))));
     let slots = 64;
     while (slots < entries.length * 2) slots *= 2;
     this.entries = new Int32Array(slots << ENTRY_SHIFT);
@@ -255,11 +309,11 @@ export class Services {
     this.bits.fill(0);
     for (const { domain, address } of [...this.current.values(), ...this.former]) {
       this.inDomain[domain]++;
-      this.bits[filterSlot(domain, addressWord(address))] |= MAY_BE_VIRTUAL;
+      this.bits[filterSlot(spaceOf(domain, address), this.wordOf(address))] |= MAY_BE_VIRTUAL;
     }
     for (const { domain, backends } of this.current.values()) {
-      for (const backend of backends)
-        this.bits[filterSlot(domain, addressWord(backend.address))] |= MAY_BE_BACKEND;
+      for (const { address } of backends)
+        this.bits[filterSlot(spaceOf(domain, address), this.wordOf(address))] |= MAY_BE_BACKEND;
     }
   }
 
@@ -300,17 +354,21 @@ export interface BackendCounts {
 
 type Entry = readonly [key: number, address: number, port: number, service: number, target: number];
 
-const placeOf = ({ domain, address }: ServiceIntent): string => `${domain} ${addressWord(address)}`;
+const placeOf = ({ domain, address }: ServiceIntent): string => `${domain} ${address.join()}`;
 
-function addressEntry({ id, domain, address }: ServiceIntent): Entry {
-  return [((domain + 1) << 8) | ADDRESS, addressWord(address), 0, id, 0];
+function spaceOf(domain: number, address: Uint8Array): number {
+  return address.length === 16 ? domain | IPV6_SPACE : domain;
 }
 
-function entriesOf(service: ServiceIntent): Entry[] {
+/** @param word what the address is in flows; of others likewise. */
+function addressEntry({ id, domain, address }: ServiceIntent, word: number): Entry {
+  return [((spaceOf(domain, address) + 1) << 8) | ADDRESS, word, 0, id, 0];
+}
+
+function entriesOf(service: ServiceIntent, word: number): Entry[] {
   const { id, domain, address, mark, ports } = service;
-  const key = (domain + 1) << 8;
-  const word = addressWord(address);
-  const found: Entry[] = [addressEntry(service)];
+  const key = (spaceOf(domain, address) + 1) << 8;
+  const found: Entry[] = [addressEntry(service, word)];
   for (const { protocol, port, target } of ports)
     found.push([key | protocol, word, swap16(port), id, swap16(target)]);
   if (ports.length === 0) found.push([key | ANY, word, 0, id, -1]);
@@ -320,5 +378,5 @@ function entriesOf(service: ServiceIntent): Entry[] {
 
 /** Whether flows of a service are still its own. */
 function sameAddress(a: ServiceIntent, b: ServiceIntent): boolean {
-  return a.domain === b.domain && addressWord(a.address) === addressWord(b.address) && a.direct === b.direct;
+  return a.domain === b.domain && a.address.join() === b.address.join() && a.direct === b.direct;
 }

@@ -5,21 +5,25 @@
  * backend that the client had last. It lives as long as the affinity does after the client's last new flow.
  */
 import type { Context } from '../../graph.js';
+import type { Addresses6 } from '../../tables/addresses6.js';
 import { NO_BACKEND } from '../../tables/backends.js';
 import { ESTABLISHED, NEW_IN, NEW_OUT, SYN_IN, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
+  EXTERNAL,
   FLOW_SHIFT,
   type Flows,
   flowKeyHash,
   IN_DOMAIN,
   INSIDE,
+  IPV6_FLOW,
   MESH_OWNER,
   NO_FLOW,
   OUT_KEY,
   OUT_PORTS,
   OWNER_SHIFT,
+  REMOTE_END,
   STATE,
   STATE_MASK,
 } from '../../tables/flows.js';
@@ -46,6 +50,8 @@ export interface ChooserOptions {
   readonly timeouts: Timeouts;
   /** Called for each flow that has to make room. */
   readonly evicted: () => void;
+  /** Numbers of IPv6 addresses, for flows of IPv6: each holds its three. */
+  readonly addresses?: Addresses6;
 }
 
 export interface Chooser extends Balancing {
@@ -57,6 +63,22 @@ export interface Chooser extends Balancing {
   make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number;
   /** Whether a flow is a connection of TCP. */
   isTcp(flow: number): boolean;
+  /** Gives up what a flow that `make` made uses. */
+  forget(flow: number): void;
+}
+
+/** Words of a flow that are addresses. */
+const HELD = [INSIDE, REMOTE_END, EXTERNAL] as const;
+
+/** What keys of affinities have in common, of a domain and a family. */
+function aboutClients(key: number): number {
+  return (key & (~0xffff | IPV6_FLOW)) | (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+}
+
+/** What schedulers take for a client of IPv6. */
+function wordOfClient({ words }: Addresses6, number: number): number {
+  const at = number * 4;
+  return words[at] ^ words[at + 1] ^ words[at + 2] ^ words[at + 3];
 }
 
 /** Whether a flow in a state counts as active, as IPVS counts: TCP once it is established, all else always. */
@@ -65,7 +87,7 @@ function isActive(state: number): boolean {
 }
 
 export function createChooser(context: Context, options: ChooserOptions): Chooser {
-  const { flows, services, timeouts, evicted } = options;
+  const { flows, services, timeouts, evicted, addresses } = options;
   const { words, seed, find } = flows;
   const { backends, schedulers, affinity } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
@@ -74,8 +96,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   function make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number {
     const protocol = key & 0xff;
     const port = pair & 0xffff;
-    const domain = (key >>> 16) - 1;
-    const entry = services.find(domain, own, protocol, port);
+    const space = ((key >>> 16) - 1) | ((key & IPV6_FLOW) << 8);
+    const entry = services.find(space, own, protocol, port);
     const marked = mark === 0 ? NOTHING : services.marked(mark);
     const service = marked !== NOTHING ? marked : entry === NOTHING ? NOTHING : services.serviceAt(entry);
     if (protocol === PROTOCOL_TCP && (flags & TURNING) !== SYN_LE) return -1 - NO_SUCH_FLOW;
@@ -127,13 +149,13 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   ): number {
     const sticky = affinity[service] > 0;
     if (sticky) {
-      const about = (key & ~0xffff) | (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
-      const before = remembered(service, own, remote, about);
+      const before = remembered(service, own, remote, aboutClients(key));
       if (before !== NO_BACKEND && isFree(before, remote, outPorts, key)) return before;
     }
     const port = sticky ? 0 : pair >>> 16;
+    const client = addresses === undefined ? remote : wordOfClient(addresses, remote);
     for (let i = 0; i < MOST_TRIED; i++) {
-      const backend = pick(service, remote, port);
+      const backend = pick(service, client, port);
       if (backend === NO_BACKEND) return -1 - WITHOUT_BACKEND;
       if (isFree(backend, remote, outPorts, key)) return backend;
     }
@@ -143,7 +165,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   /** Whether nobody else has these ends with a backend: neither as `key` says, nor by another node. */
   function isFree(backend: number, remote: number, outPorts: number, key: number): boolean {
     const own = address[backend];
-    const mesh = (key & ~0xff00) | (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+    const mesh = (key & ~0xfe00) | (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
     return (
       find(flowKeyHash(seed, own, remote, outPorts, key), own, remote, outPorts, key) === NO_FLOW &&
       find(flowKeyHash(seed, own, remote, outPorts, mesh), own, remote, outPorts, mesh) === NO_FLOW
@@ -161,10 +183,23 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   ): number {
     const flow = flows.obtain(inside, remote, outPorts, key, own, pair, evicted);
     if (flow === NO_FLOW) return NO_FLOW;
+    hold(flow);
     words[(flow << FLOW_SHIFT) + STATE] = state;
     const silence = (state & STATE_MASK) === SYN_IN ? timeouts.opening : timeouts.udp;
     flows.setExpiry(flow, context.seconds + silence);
     return flow;
+  }
+
+  /** Holds the addresses of a new flow, which somebody holds as long as it is made. */
+  function hold(flow: number): void {
+    if (addresses === undefined) return;
+    for (const word of HELD) addresses.keep(words[(flow << FLOW_SHIFT) + word]);
+  }
+
+  function forget(flow: number): void {
+    leave(flow);
+    if (addresses === undefined) return;
+    for (const word of HELD) addresses.release(words[(flow << FLOW_SHIFT) + word]);
   }
 
   /** The backend that a client had, if it may have flows still. */
@@ -194,6 +229,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
       // Without room for it the client is scheduled anew next time.
       flow = flows.obtain(address[backend], remote, service, about, own, service, evicted);
       if (flow === NO_FLOW) return;
+      hold(flow);
       flows.setExpiry(flow, until);
     }
     words[(flow << FLOW_SHIFT) + STATE] = state;
@@ -213,7 +249,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   }
 
   function backendFor(service: number, remote: number, outPorts: number, key: number): number {
-    const about = (key & ~0xffff) | (BALANCER_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+    const about = aboutClients(key);
     const backend = choose(service, services.virtual[service], remote, outPorts, outPorts, key);
     if (backend >= 0 && affinity[service] > 0)
       remember(service, services.virtual[service], remote, about, backend);
@@ -229,6 +265,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
 
   return {
     make,
+    forget,
     leave,
     turned,
     backendFor,

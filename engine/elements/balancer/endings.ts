@@ -5,6 +5,7 @@
 import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
+import type { Addresses6 } from '../../tables/addresses6.js';
 import {
   BALANCER_OWNER,
   EXTERNAL,
@@ -12,6 +13,7 @@ import {
   type Flows,
   IN_PORTS,
   INSIDE,
+  IPV6_FLOW,
   OUT_KEY,
   OUT_PORTS,
   OWNER_SHIFT,
@@ -22,7 +24,7 @@ import {
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import { type Services, VIRTUAL_MAC_LE } from '../../tables/services.js';
 import { PROTOCOL_TCP } from '../../wire/ip.js';
-import type { Resets } from './resets.js';
+import type { Probe } from './resets.js';
 
 /** Entries looked at in one call for flows of backends that are gone, about a millisecond; and flows ended in it. */
 const SWEEP_ENTRIES = 1 << 18;
@@ -39,16 +41,19 @@ export interface Endings {
 export interface EndingOptions {
   readonly flows: Flows;
   readonly services: Services;
-  readonly resets: Resets;
+  /** Makes the segments, of the flows' family. */
+  readonly probe: Probe;
   readonly neighbours: Neighbours;
   /** Takes what leaves through the NAT that owns a flow. */
   readonly outside: (owner: number) => Batch;
+  /** Numbers of IPv6 addresses, when the flows are of IPv6. */
+  readonly addresses?: Addresses6;
 }
 
 /** @param out takes frames of the balancer's own, to the bridge. */
 export function createEndings(
   context: Context,
-  { flows, services, resets, neighbours, outside }: EndingOptions,
+  { flows, services, probe, neighbours, outside, addresses }: EndingOptions,
   out: Batch,
 ): Endings {
   const { frames } = context;
@@ -60,6 +65,7 @@ export function createEndings(
   /** Whether connections from outside were asked in this turn, and whether it ends them. */
   let asked = false;
   let ends = false;
+  const family = addresses === undefined ? 0 : IPV6_FLOW;
 
   function reset(flow: number): void {
     const at = flow << FLOW_SHIFT;
@@ -84,24 +90,33 @@ export function createEndings(
     port: number,
   ): void {
     const dom = (words[at + OUT_KEY] >>> 16) - 1;
-    const known = neighbours.lookup(dom, 0, 0, MAPPED_IPV4, host);
-    const frame = known === NO_NEIGHBOUR ? NO_FRAME : resets.probe(source, sourcePort, destination, port);
+    const known = lookup(dom, host);
+    const frame = known === NO_NEIGHBOUR ? NO_FRAME : probe(source, sourcePort, destination, port);
     if (frame === NO_FRAME) return;
     domain[frame] = dom;
     ingress[frame] = BALANCER_PORT;
     const w = off[frame] >>> 1;
     for (let i = 0; i < 3; i++) u16[w + i] = neighbours.macWord(known, i);
+    // The last four bytes of the virtual address.
+    const external = words[at + EXTERNAL];
+    const last = addresses === undefined ? external : addresses.words[external * 4 + 3];
     u16[w + 3] = VIRTUAL_MAC_LE;
-    u16[w + 4] = words[at + EXTERNAL];
-    u16[w + 5] = words[at + EXTERNAL] >>> 16;
+    u16[w + 4] = last;
+    u16[w + 5] = last >>> 16;
     out.push(frame);
+  }
+
+  function lookup(dom: number, host: number): number {
+    if (addresses === undefined) return neighbours.lookup(dom, 0, 0, MAPPED_IPV4, host);
+    const [a, b, c, d] = addresses.words.subarray(host * 4, host * 4 + 4);
+    return neighbours.lookup(dom, a, b, c, d);
   }
 
   /** Asks the client of a connection from outside, as its backend. */
   function askOutside(at: number, owner: number): void {
     const client = words[at + REMOTE_END];
     const ports = words[at + OUT_PORTS];
-    const frame = resets.probe(words[at + INSIDE], ports & 0xffff, client, ports >>> 16);
+    const frame = probe(words[at + INSIDE], ports & 0xffff, client, ports >>> 16);
     if (frame === NO_FRAME) return;
     domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
     ingress[frame] = BALANCER_PORT;
@@ -125,6 +140,7 @@ export function createEndings(
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
+    if ((key & IPV6_FLOW) !== family) return false;
     if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
     const isTcp = (key & 0xff) === PROTOCOL_TCP;
     if (owner === BALANCER_OWNER) {

@@ -40,7 +40,19 @@ const VERSION_LE = 0x0045;
 const DONT_FRAGMENT_LE = 0x0040;
 const TTL = 64;
 /** Data offset of a header without options, as a little-endian load gives it. */
-const NO_OPTIONS = 0x50;
+export const NO_OPTIONS = 0x50;
+
+/**
+ * Makes a segment that an end must answer, from and to addresses as flows have them, and ports; its MACs are the
+ * caller's.
+ * @returns NO_FRAME when no slot is free.
+ */
+export type Probe = (
+  source: number,
+  sourcePort: number,
+  destination: number,
+  destinationPort: number,
+) => number;
 
 export interface Resets {
   /**
@@ -48,11 +60,7 @@ export interface Resets {
    * @returns false for an RST, which is never answered.
    */
   answer(frame: number): boolean;
-  /**
-   * Makes a segment that an end must answer, from and to words of address and port; its MACs are the caller's.
-   * @returns NO_FRAME when no slot is free.
-   */
-  probe(source: number, sourcePort: number, destination: number, destinationPort: number): number;
+  readonly probe: Probe;
   /**
    * Makes a segment without options, from and to words of address and port; its MACs are the caller's.
    * @param flags as TCP_FLAGS has them. @param window bytes. @param data at most SMALL_CAPACITY with its headers.
@@ -87,25 +95,10 @@ export function createResets(context: Context): Resets {
     const flags = u16[t + TCP_FLAGS];
     if ((flags & RST_LE) !== 0) return false;
     const payload = swap16(u16[ip + IPV4_LENGTH]) - header - tcpHeaderLength(flags);
-    for (let i = 0; i < 3; i++) swap(w + i, w + 3 + i);
-    for (let i = 0; i < 2; i++) swap(ip + IPV4_SOURCE + i, ip + IPV4_DESTINATION + i);
-    swap(t, t + 1);
+    for (let i = 0; i < 3; i++) swap(u16, w + i, w + 3 + i);
+    for (let i = 0; i < 2; i++) swap(u16, ip + IPV4_SOURCE + i, ip + IPV4_DESTINATION + i);
     // Options of IP go, so that the segment lies where its header ends.
-    const to = ip + IPV4_HEADER / 2;
-    u16[to] = u16[t];
-    u16[to + 1] = u16[t + 1];
-    if ((flags & ACK_LE) !== 0) {
-      u16[to + TCP_SEQUENCE] = u16[t + TCP_ACKNOWLEDGMENT];
-      u16[to + TCP_SEQUENCE + 1] = u16[t + TCP_ACKNOWLEDGMENT + 1];
-      write32(to + TCP_ACKNOWLEDGMENT, 0);
-      u16[to + TCP_FLAGS] = RST_LE | NO_OPTIONS;
-    } else {
-      const phantom = Number((flags & SYN_LE) !== 0) + Number((flags & FIN_LE) !== 0);
-      const next = sequenceAt(u16, t + TCP_SEQUENCE) + Math.max(payload, 0) + phantom;
-      write32(to + TCP_SEQUENCE, 0);
-      write32(to + TCP_ACKNOWLEDGMENT, next);
-      u16[to + TCP_FLAGS] = RST_LE | ACK_LE | NO_OPTIONS;
-    }
+    writeReset(u16, t, ip + IPV4_HEADER / 2, payload);
     finish(frame, ip);
     return true;
   }
@@ -135,8 +128,8 @@ export function createResets(context: Context): Resets {
     u16[ip + IPV4_DESTINATION + 1] = destination >>> 16;
     u16[t] = sourcePort;
     u16[t + 1] = destinationPort;
-    write32(t + TCP_SEQUENCE, sequence);
-    write32(t + TCP_ACKNOWLEDGMENT, acknowledgment);
+    write32(u16, t + TCP_SEQUENCE, sequence);
+    write32(u16, t + TCP_ACKNOWLEDGMENT, acknowledgment);
     u16[t + TCP_FLAGS] = flags | NO_OPTIONS;
     if (data !== null) frames.u8.set(data, t * 2 + TCP_HEADER);
     finish(frame, ip, window, data?.length ?? 0);
@@ -162,19 +155,42 @@ export function createResets(context: Context): Resets {
     offload[frame] = 0;
   }
 
-  function swap(a: number, b: number): void {
-    const kept = u16[a];
-    u16[a] = u16[b];
-    u16[b] = kept;
-  }
-
-  /** Writes a 32-bit number in network order. */
-  function write32(at: number, value: number): void {
-    u16[at] = swap16((value / 0x10000) & 0xffff);
-    u16[at + 1] = swap16(value & 0xffff);
-  }
-
   return { answer, probe, segment };
+}
+
+/**
+ * Writes ports, numbers and flags of the RST that answers a segment of `payload` bytes at `t`.
+ * @param to where its header is to begin: at `t`, or before it.
+ */
+export function writeReset(u16: Uint16Array, t: number, to: number, payload: number): void {
+  const flags = u16[t + TCP_FLAGS];
+  swap(u16, t, t + 1);
+  u16[to] = u16[t];
+  u16[to + 1] = u16[t + 1];
+  if ((flags & ACK_LE) !== 0) {
+    u16[to + TCP_SEQUENCE] = u16[t + TCP_ACKNOWLEDGMENT];
+    u16[to + TCP_SEQUENCE + 1] = u16[t + TCP_ACKNOWLEDGMENT + 1];
+    write32(u16, to + TCP_ACKNOWLEDGMENT, 0);
+    u16[to + TCP_FLAGS] = RST_LE | NO_OPTIONS;
+    return;
+  }
+  const phantom = Number((flags & SYN_LE) !== 0) + Number((flags & FIN_LE) !== 0);
+  const next = sequenceAt(u16, t + TCP_SEQUENCE) + Math.max(payload, 0) + phantom;
+  write32(u16, to + TCP_SEQUENCE, 0);
+  write32(u16, to + TCP_ACKNOWLEDGMENT, next);
+  u16[to + TCP_FLAGS] = RST_LE | ACK_LE | NO_OPTIONS;
+}
+
+export function swap(u16: Uint16Array, a: number, b: number): void {
+  const kept = u16[a];
+  u16[a] = u16[b];
+  u16[b] = kept;
+}
+
+/** Writes a 32-bit number in network order. */
+export function write32(u16: Uint16Array, at: number, value: number): void {
+  u16[at] = swap16((value / 0x10000) & 0xffff);
+  u16[at + 1] = swap16(value & 0xffff);
 }
 
 export function random32(): number {

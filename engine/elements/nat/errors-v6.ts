@@ -10,6 +10,7 @@ import {
   FLOW_SHIFT,
   flowKeyHash,
   IN,
+  IN_DOMAIN,
   IN_PORTS,
   INSIDE,
   NO_FLOW,
@@ -53,7 +54,7 @@ export interface ErrorTranslatorV6 {
 
 export function createErrorTranslatorV6(
   context: Context,
-  { flows, ownerKey }: NatTables,
+  { flows, ownerKey }: Pick<NatTables, 'flows' | 'ownerKey'>,
   addresses: Addresses6,
 ): ErrorTranslatorV6 {
   const { u16, off, len, domain } = context.frames;
@@ -97,7 +98,8 @@ export function createErrorTranslatorV6(
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
     const own = direction === IN ? source : destination;
     const remote = direction === IN ? destination : source;
-    const key = protocol | ownerKey | (direction === OUT ? (domain[frame] + 1) << 16 : 0);
+    const within = direction === OUT || (ownerKey & IN_DOMAIN) !== 0;
+    const key = protocol | ownerKey | (within ? (domain[frame] + 1) << 16 : 0);
     let ports = 0;
     if (protocol === PROTOCOL_ICMP) {
       const type = u16[t] & 0xff;

@@ -47,7 +47,14 @@ class Node {
     this.sinks = { tunnel: sink(), bridge: sink(), port: sink(), outside: sink() };
     const [tunnel, bridge, port, outside] = Object.values(this.sinks).map((one) => new Batch(one));
     this.batches = [tunnel!, bridge!, port!, outside!];
-    const tables = { flows: this.flows, gateways: this.gateways, domains, neighbours, stations };
+    const tables = {
+      flows: this.flows,
+      addresses: null,
+      gateways: this.gateways,
+      domains,
+      neighbours,
+      stations,
+    };
     const ports = Array.from({ length: PORT + 1 }, (_, i) => (i === PORT ? port! : null));
     this.mesh = createMesh(context, tables, { tunnel: tunnel!, bridge: bridge!, ports, outside: outside! });
     this.mesh.ingress.set([INGRESS, 1400]);

@@ -1,5 +1,6 @@
 /** The gateway's process comes and goes, and connections through it do not notice. */
 import { existsSync, statSync } from 'node:fs';
+import { createServer } from 'node:http';
 import type { ExecutionContext } from 'ava';
 import { type Namespace, type RunningCommand, waitFor } from '../../cli/lab.js';
 import type { ConntrackList } from '../../control/api.js';
@@ -175,6 +176,19 @@ live(
     t.regex(link.stderr, /:\d+:\d+: no file for the flows: .*is a symbolic link: remove it/);
   },
 );
+
+live('a daemon that cannot hand over, being older, is left alone, and that is said', async (t) => {
+  const { engine1 } = rig();
+  await engine1.stop();
+  const older = createServer((_, response) => response.writeHead(404).end('{"error":"no such path"}\n'));
+  await new Promise<void>((resolve) => older.listen(engine1.socket, resolve));
+  const { code, stderr } = await engine1.launch('--replace').finish();
+  t.is(code, 5);
+  t.regex(stderr, /is too old to hand over: stop it first/);
+  t.true(older.listening);
+  await new Promise((resolve) => older.close(resolve));
+  await engine1.start();
+});
 
 live('without a daemon, up --replace is a start; SIGTERM leaves no file of flows', async (t) => {
   const { c1, engine1 } = rig();

@@ -10,10 +10,13 @@ import { createProber, GOOD, type Prober } from './elements/balancer/prober.js';
 import { type Checks, createRelay, type Relay } from './elements/balancer/relay.js';
 import type { Batch, Context } from './graph.js';
 import type { BackendIntent, HealthIntent, ServiceIntent } from './intent.js';
-import { NOTHING, type Services } from './tables/services.js';
+import type { Services } from './tables/services.js';
 
 /** Cause of a change: connections of clients failed. Others are outcomes of a check. */
 export const CONNECTIONS_FAILED = 5;
+
+/** Checks that begin in one call of `tick`, each in some hundred nanoseconds: the breath is to stay short. */
+const MOST_AT_ONCE = 1024;
 
 export interface HealthChange {
   /** Number of the backend in the intent. */
@@ -25,8 +28,6 @@ export interface HealthChange {
 
 interface Target {
   readonly id: number;
-  /** What it is checked for, as text: another is another target. */
-  readonly about: string;
   readonly domain: number;
   readonly virtual: Uint8Array;
   readonly address: Uint8Array;
@@ -35,22 +36,28 @@ interface Target {
   readonly request: Uint8Array | null;
   readonly timeout: number;
   readonly health: HealthIntent;
+  /** All that its service says of its check, as text. */
+  readonly about: string;
+  /** Its place in the list. */
+  index: number;
   alive: boolean;
+  underWay: boolean;
   /** Checks in a row that ended as the last one did, and whether that was well. */
   run: number;
   good: boolean;
-  /** When it is checked next, and whether it is now. */
-  due: number;
-  underWay: boolean;
-  /** Its number in the table of services, NOTHING before it is known. */
-  number: number;
-  /** Failed connections at the beginning of this interval, and when that was. */
-  before: number;
+  /** Failed connections of this interval, and when it began. */
+  failed: number;
   since: number;
 }
 
 export class Health implements Checks {
   private targets = new Map<number, Target>();
+  private list: Target[] = [];
+  /** When each of the list is checked next, and where to go on: all get their turn when there are too many. */
+  private due = new Float64Array(0);
+  private cursor = 0;
+  /** By numbers in the table of services; made when it is needed. */
+  private byNumber: Map<number, Target> | undefined;
   private readonly prober: Prober<Target>;
   private readonly relay: Relay;
   private changes: HealthChange[] = [];
@@ -73,34 +80,53 @@ export class Health implements Checks {
 
   /** Makes the services what is checked. Of a check that did not change everything stays. */
   set(services: readonly ServiceIntent[]): void {
-    const targets = new Map<number, Target>();
-    for (const service of services)
-      for (const backend of service.health === undefined ? [] : service.backends) {
-        const target = this.targetOf(service, service.health!, backend);
-        targets.set(target.id, target);
-      }
-    this.targets = targets;
+    const { due } = this;
+    const checked = services.filter(({ health }) => health !== undefined);
+    this.list = [];
+    this.due = new Float64Array(checked.reduce((sum, { backends }) => sum + backends.length, 0));
+    for (const service of checked) {
+      const about = `${service.domain} ${service.address.join()} ${JSON.stringify(service.health)}`;
+      for (const backend of service.backends) this.put(service, about, backend, due);
+    }
+    this.targets = new Map(this.list.map((target) => [target.id, target]));
+    this.byNumber = undefined;
+    this.cursor = 0;
   }
 
-  private targetOf(service: ServiceIntent, health: HealthIntent, backend: BackendIntent): Target {
-    const { domain, address: virtual } = service;
-    const { id, address, mac } = backend;
-    const about = `${domain} ${virtual} ${address} ${JSON.stringify(health)}`;
-    const known = this.targets.get(id);
-    if (known?.about === about) {
-      known.mac = mac;
-      return known;
+  /** @param due when those that are known are checked. */
+  private put(service: ServiceIntent, about: string, backend: BackendIntent, due: Float64Array): void {
+    const known = this.targets.get(backend.id);
+    const index = this.list.length;
+    if (known?.about === about && known.address.every((byte, i) => byte === backend.address[i])) {
+      known.mac = backend.mac;
+      this.due[index] = due[known.index];
+      known.index = index;
+      this.list.push(known);
+      return;
     }
     const { now } = this.context;
-    return {
-      ...{ id, about, domain, mac, health, port: health.port, timeout: health.timeout },
-      ...{ virtual, address },
-      request: health.kind === 'http' ? requestOf(health.path, virtual) : null,
+    const health = service.health!;
+    // Not all at the same time.
+    this.due[index] = now + Math.random() * Math.min(health.interval, 1000);
+    this.list.push({
+      id: backend.id,
+      domain: service.domain,
+      virtual: service.address,
+      address: backend.address,
+      mac: backend.mac,
+      port: health.port,
+      request: health.kind === 'http' ? requestOf(health.path, service.address) : null,
+      timeout: health.timeout,
+      health,
+      about,
+      index,
       alive: known?.alive ?? backend.alive,
-      ...{ run: 0, good: true, underWay: false, number: NOTHING, before: 0, since: now },
-      // Not all at the same time.
-      due: now + Math.random() * Math.min(health.interval, 1000),
-    };
+      underWay: false,
+      run: 0,
+      good: true,
+      failed: 0,
+      since: now,
+    });
   }
 
   /** Whether a backend is taken to be alive. */
@@ -110,35 +136,51 @@ export class Health implements Checks {
 
   /** Called every 100 ms, between breaths. */
   tick(): void {
-    const { now } = this.context;
     this.prober.tick();
-    for (const target of this.targets.values()) {
-      this.suspect(target, now);
-      if (target.underWay || now < target.due || !this.prober.begin(target)) continue;
-      target.underWay = true;
-      target.due = Math.max(target.due + target.health.interval, now);
-    }
+    this.begin();
+    if (this.services.suspects.size > 0) this.suspect();
     if (this.changes.length === 0) return;
     this.tell(this.changes);
     this.changes = [];
   }
 
-  /** Looks at the connections of clients. */
-  private suspect(target: Target, now: number): void {
-    const { services } = this;
-    if (target.number === NOTHING) {
-      target.number = services.numberOf(target.id);
-      target.since = Number.NEGATIVE_INFINITY;
-      if (target.number === NOTHING) return;
+  /** Begins what is due, as many as may be under way. */
+  private begin(): void {
+    const { list, due, prober } = this;
+    const { now } = this.context;
+    const { length } = list;
+    const first = this.cursor;
+    let begun = 0;
+    for (let k = 0; k < length && begun < MOST_AT_ONCE; k++) {
+      const i = first + k < length ? first + k : first + k - length;
+      if (now < due[i] || list[i].underWay) continue;
+      this.cursor = i;
+      if (!prober.begin(list[i])) return;
+      begun++;
+      list[i].underWay = true;
+      due[i] = Math.max(due[i] + list[i].health.interval, now);
     }
-    const failed = services.suspected[target.number];
-    if (now - target.since >= target.health.interval) {
-      target.before = failed;
-      target.since = now;
-    } else if (target.alive && failed - target.before >= target.health.failures) {
+  }
+
+  /** Looks at the connections of clients that failed since it was last called. */
+  private suspect(): void {
+    const { suspects } = this.services;
+    const { now } = this.context;
+    this.byNumber ??= new Map(this.list.map((target) => [this.services.numberOf(target.id), target]));
+    for (const [number, failed] of suspects) {
+      const target = this.byNumber.get(number);
+      if (target === undefined) continue;
+      const { interval, failures } = target.health;
+      if (now - target.since >= interval) {
+        target.since = now;
+        target.failed = 0;
+      }
+      target.failed += failed;
+      if (!target.alive || target.failed < failures) continue;
       this.change(target, false, CONNECTIONS_FAILED);
       target.run = 0;
     }
+    suspects.clear();
   }
 
   private done(target: Target, outcome: number): void {
@@ -154,7 +196,7 @@ export class Health implements Checks {
 
   private change(target: Target, alive: boolean, cause: number): void {
     target.alive = alive;
-    target.since = Number.NEGATIVE_INFINITY;
+    target.failed = 0;
     this.turned(target.id, alive);
     this.changes.push({ backend: target.id, alive, cause });
   }

@@ -170,3 +170,28 @@ test('a service that goes takes its checks with it', (t) => {
   t.deepEqual(b.changes, []);
   b.rig.finish(t);
 });
+
+test('where more are to be checked than can be at once, all get their turn', (t) => {
+  const backends = Array.from({ length: 1000 }, (_, i) => ({
+    ...backend(1, { id: i }),
+    address: Uint8Array.of(10, 1, i >>> 8, i),
+  }));
+  const services = [1, 2, 3].map((id) =>
+    service({
+      id,
+      address: Uint8Array.of(10, 0, 9, 100 + id),
+      health: { ...HEALTH, interval: 1000 },
+      backends: backends.map((one) => ({ ...one, id: id * 1000 + one.id })),
+    }),
+  );
+  const b = new BalancerRig(services);
+  const asked = new Set<string>();
+  const rounds = [1, 2, 3].map((n) => {
+    const sent = b.check(n === 1 ? 1000 : 100);
+    for (const { bytes } of sent) asked.add(bytes.slice(26, 34).join());
+    return sent.length;
+  });
+  t.deepEqual(rounds, [1024, 1024, 952]);
+  t.is(asked.size, 3000);
+  b.rig.finish(t);
+});

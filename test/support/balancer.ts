@@ -39,7 +39,7 @@ export function service(more: Partial<ServiceIntent> = {}): ServiceIntent {
 export class BalancerRig {
   readonly rig = new Rig();
   readonly flows: Flows;
-  readonly services = new Services(64, 1024);
+  readonly services = new Services(64, 4096);
   readonly balancer: Balancer;
   private readonly batch: Batch;
   private readonly sink: Sink;

@@ -1,4 +1,4 @@
-/** Resets of TCP connections over IPv6: what resets.ts makes, but for checks of backends, which are of IPv4. */
+/** Resets of TCP connections over IPv6: what resets.ts makes over IPv4. */
 import { native } from '../../../native-bindings/index.js';
 import type { Context } from '../../graph.js';
 import { NO_FRAME } from '../../memory/frames.js';

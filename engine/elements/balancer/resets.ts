@@ -61,26 +61,6 @@ export interface Resets {
    */
   answer(frame: number): boolean;
   readonly probe: Probe;
-  /**
-   * Makes a segment without options, from and to words of address and port; its MACs are the caller's.
-   * @param flags as TCP_FLAGS has them. @param window bytes. @param data at most SMALL_CAPACITY with its headers.
-   * @returns NO_FRAME when no slot is free.
-   */
-  segment(
-    ends: SegmentEnds,
-    sequence: number,
-    acknowledgment: number,
-    flags: number,
-    window: number,
-    data: Uint8Array | null,
-  ): number;
-}
-
-interface SegmentEnds {
-  readonly source: number;
-  readonly sourcePort: number;
-  readonly destination: number;
-  readonly destinationPort: number;
 }
 
 export function createResets(context: Context): Resets {
@@ -104,18 +84,6 @@ export function createResets(context: Context): Resets {
   }
 
   function probe(source: number, sourcePort: number, destination: number, destinationPort: number): number {
-    const ends = { source, sourcePort, destination, destinationPort };
-    return segment(ends, random32(), random32(), ACK_LE, 0, null);
-  }
-
-  function segment(
-    { source, sourcePort, destination, destinationPort }: SegmentEnds,
-    sequence: number,
-    acknowledgment: number,
-    flags: number,
-    window: number,
-    data: Uint8Array | null,
-  ): number {
     const frame = frames.allocSmall();
     if (frame === NO_FRAME) return NO_FRAME;
     const w = off[frame] >>> 1;
@@ -128,34 +96,33 @@ export function createResets(context: Context): Resets {
     u16[ip + IPV4_DESTINATION + 1] = destination >>> 16;
     u16[t] = sourcePort;
     u16[t + 1] = destinationPort;
-    write32(u16, t + TCP_SEQUENCE, sequence);
-    write32(u16, t + TCP_ACKNOWLEDGMENT, acknowledgment);
-    u16[t + TCP_FLAGS] = flags | NO_OPTIONS;
-    if (data !== null) frames.u8.set(data, t * 2 + TCP_HEADER);
-    finish(frame, ip, window, data?.length ?? 0);
+    write32(u16, t + TCP_SEQUENCE, random32());
+    write32(u16, t + TCP_ACKNOWLEDGMENT, random32());
+    u16[t + TCP_FLAGS] = ACK_LE | NO_OPTIONS;
+    finish(frame, ip);
     return frame;
   }
 
-  /** What a segment is beside its addresses, ports, numbers, flags and data, of which there are `length` bytes. */
-  function finish(frame: number, ip: number, window = 0, length = 0): void {
+  /** What a segment without data is beside its addresses, ports, numbers and flags. */
+  function finish(frame: number, ip: number): void {
     const t = ip + IPV4_HEADER / 2;
     u16[ip] = VERSION_LE;
-    u16[ip + IPV4_LENGTH] = swap16(IPV4_HEADER + TCP_HEADER + length);
+    u16[ip + IPV4_LENGTH] = swap16(IPV4_HEADER + TCP_HEADER);
     u16[ip + 2] = 0;
     u16[ip + IPV4_FRAGMENT] = DONT_FRAGMENT_LE;
     u16[ip + IPV4_TTL_PROTOCOL] = TTL | (PROTOCOL_TCP << 8);
     writeIpv4Checksum(u16, ip);
-    u16[t + TCP_WINDOW] = swap16(window);
+    u16[t + TCP_WINDOW] = 0;
     u16[t + TCP_CHECKSUM] = 0;
     u16[t + TCP_URGENT] = 0;
-    let sum = PROTOCOL_TCP + TCP_HEADER + length;
+    let sum = PROTOCOL_TCP + TCP_HEADER;
     for (let i = 0; i < 4; i++) sum += swap16(u16[ip + IPV4_SOURCE + i]);
-    u16[t + TCP_CHECKSUM] = ~swap16(native.checksum(t * 2, TCP_HEADER + length, fold16(sum)));
-    len[frame] = ETHERNET_HEADER + IPV4_HEADER + TCP_HEADER + length;
+    u16[t + TCP_CHECKSUM] = ~swap16(native.checksum(t * 2, TCP_HEADER, fold16(sum)));
+    len[frame] = ETHERNET_HEADER + IPV4_HEADER + TCP_HEADER;
     offload[frame] = 0;
   }
 
-  return { answer, probe, segment };
+  return { answer, probe };
 }
 
 /**

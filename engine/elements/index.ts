@@ -54,7 +54,7 @@ interface ChainNat {
 }
 
 /** Services of a chain, and what marks lead to them. */
-export interface ChainBalance {
+interface ChainBalance {
   readonly services: Services;
   readonly marks: readonly MarkIntent[];
   /** Those of `nat` where the chain has it. */

@@ -1,13 +1,12 @@
 /** The shared captures through `nat`, judged by our own book, by tshark and, packet by packet, by scapy. */
-import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { toolEnvironment } from '../../../cli/lab.js';
 import { loadCaptures } from '../../../control/replay.js';
-import { PcapngWriter } from '../../../engine/ports/capture/writer.js';
 import {
   answerTo,
   badChecksums,
@@ -22,6 +21,7 @@ import {
   TCP,
   UDP,
 } from '../../support/nat.js';
+import { judged } from '../../support/tshark.js';
 
 const FOLDER = fileURLToPath(new URL('../../../../../shared/pcaps/nat-lb', import.meta.url));
 const absent = existsSync(FOLDER) ? '' : ' [skipped: no captures at ../shared/pcaps beside the repository]';
@@ -125,40 +125,6 @@ function icmpChecksum(message: Uint8Array): Uint8Array {
   for (let i = 0; i < message.length; i += 2) sum += (message[i]! << 8) | (message[i + 1] ?? 0);
   while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
   return Uint8Array.of((~sum >>> 8) & 0xff, ~sum & 0xff);
-}
-
-const STATUS = ['ip', 'tcp', 'udp', 'icmp'].map((protocol) => `${protocol}.checksum.status`);
-
-/** For each frame the checksums that tshark finds bad. */
-function judged(frames: readonly Uint8Array[], folder: string): string[] {
-  const file = join(folder, 'frames.pcapng');
-  const parts: Uint8Array[] = [];
-  const writer = new PcapngWriter((bytes) => parts.push(bytes.slice()), {
-    application: 'test',
-    originSeconds: 0,
-  });
-  const port = writer.addInterface({ name: 'nat', linkType: 1 });
-  for (const [i, bytes] of frames.entries()) writer.write(port, bytes, 0, bytes.length, i * 1000, {});
-  writeFileSync(file, Buffer.concat(parts));
-  const checks = ['ip', 'tcp', 'udp'].flatMap((name) => ['-o', `${name}.check_checksum:TRUE`]);
-  const fields = STATUS.flatMap((name) => ['-e', name]);
-  const text = execFileSync('tshark', ['-n', '-r', file, ...checks, '-T', 'fields', ...fields], {
-    encoding: 'utf8',
-    env: toolEnvironment(),
-    maxBuffer: 1 << 28,
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
-  // 0 is bad; of an error also what it carries is judged.
-  return text
-    .split('\n')
-    .slice(0, frames.length)
-    .map((line) =>
-      line
-        .split('\t')
-        .map((status, i) => (/(^|,)(0|Bad)(,|$)/.test(status) ? STATUS[i] : ''))
-        .filter(Boolean)
-        .join(),
-    );
 }
 
 (absent || noTshark ? test.skip : test)(

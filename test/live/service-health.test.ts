@@ -206,3 +206,44 @@ live(
   },
   TOOLS,
 );
+
+live(
+  'when the host of a backend is killed the others serve on, and use the backend again when the host is back',
+  async (t) => {
+    for (const n of [1, 2]) await serve(n);
+    await settled('up', 'up');
+    const [first, second, third] = mesh().engines;
+    const before = said();
+    const down = /^service web: 10\.0\.9\.2 is down: /m;
+    await second!.kill();
+    for (const engine of [first!, third!])
+      await waitFor(() => down.test(saidSince(engine, before[mesh().engines.indexOf(engine)]!)), {
+        what: `a backend down at ${engine.host.label}`,
+        timeoutMs: 30_000,
+      });
+    t.deepEqual(await answers(20), times(20, 'c1'));
+    await second!.start();
+    await settled('up', 'up');
+    t.deepEqual(await answers(10), times(5, 'c1', 'c2'));
+  },
+  TOOLS,
+);
+
+live(
+  'what was found out outlasts a reload; without checks a backend is up',
+  async (t) => {
+    await serve(2);
+    mesh().containers[0].killChildren();
+    await settled('down', 'up');
+    const [engine] = mesh().engines;
+    const file = mesh().fileOf(1);
+    await engine!.change({ ...file, services: [{ ...services[0], scheduler: 'wrr' }] });
+    t.deepEqual(await states(engine!), ['down', 'up']);
+    const { health: _, ...unchecked } = services[0]!;
+    await engine!.change({ ...file, services: [unchecked] });
+    t.deepEqual(await states(engine!), ['up', 'up']);
+    await engine!.change(file);
+    await waitFor(async () => (await states(engine!)).join() === 'down,up', { what: 'checks again' });
+  },
+  TOOLS,
+);

@@ -2,6 +2,7 @@
  * Flows of address translation, for people. They are read from memory that the data plane writes meanwhile: a flow
  * that comes or goes in that moment may be shown by halves, and the data plane does not notice.
  */
+import { MIRROR } from '../engine/elements/balancer/chooser.js';
 import { STATE_NAMES } from '../engine/tables/connection.js';
 import {
   EXPIRY,
@@ -18,6 +19,7 @@ import {
   PACKETS_OUT,
   REMOTE_END,
   STATE,
+  STATE_MASK,
 } from '../engine/tables/flows.js';
 import { formatIp, parseIp } from './addresses.js';
 import { routedAddresses } from './config.js';
@@ -132,7 +134,7 @@ export function rowOf(
   return {
     uplink: daemon.config.uplinks[(words[at + OUT_KEY] >>> OWNER_SHIFT) & (OWNERS - 1)]?.name ?? '',
     protocol: PROTOCOLS[protocol] ?? String(protocol),
-    state: STATE_NAMES[words[at + STATE] & 0xff] ?? 'new',
+    state: STATE_NAMES[words[at + STATE] & STATE_MASK] ?? 'new',
     network: daemon.networkName((words[at + OUT_KEY] >>> 16) - 1),
     inside: endOf(words[at + INSIDE], words[at + OUT_PORTS]),
     outside: endOf(words[at + EXTERNAL], words[at + IN_PORTS]),
@@ -158,6 +160,8 @@ export function matcher(daemon: Daemon, query: URLSearchParams): (words: Int32Ar
   const protocol = query.get('protocol');
   return (words, at) => {
     const key = words[at + OUT_KEY];
+    // Which endpoint a client comes back to, and the second half of an endpoint's flow to itself.
+    if ((words[at + STATE] & MIRROR) !== 0) return false;
     if (domain !== undefined && (key >>> 16) - 1 !== domain) return false;
     return protocol === null || (PROTOCOLS[key & 0xff] ?? String(key & 0xff)) === protocol;
   };

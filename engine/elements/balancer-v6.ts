@@ -363,8 +363,10 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
       else life.turn(flow, at, backend, state, direction === IN, flags);
       return;
     }
-    if (state === NEW_IN && direction === OUT) words[at + STATE] += TWO_SIDED - NEW_IN;
+    const answered = state === NEW_IN && direction === OUT;
+    if (answered) words[at + STATE] += TWO_SIDED - NEW_IN;
     words[at + EXPIRY] = context.seconds + timeouts.udp;
+    if (answered) flows.changed(flow);
   }
 
   /** @param t first word of the TCP header, 0 when there is none. */

@@ -345,8 +345,10 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
       else life.turn(flow, at, backend, state, direction === IN, flags);
       return;
     }
-    if (state === NEW_IN && direction === OUT) words[at + STATE] += TWO_SIDED - NEW_IN;
+    const answered = state === NEW_IN && direction === OUT;
+    if (answered) words[at + STATE] += TWO_SIDED - NEW_IN;
     words[at + EXPIRY] = context.seconds + timeouts.udp;
+    if (answered) flows.changed(flow);
   }
 
   function refuse(frame: number, k: number, reason: number): void {

@@ -60,6 +60,46 @@ live(
   { tools: ['socat'] },
 );
 
+live(
+  'flows of a service are told of and listed as well, each once',
+  async (t) => {
+    const { c1, c2, engine1 } = rig();
+    const file = rig().file();
+    const backends = [{ address: '10.0.9.1' }];
+    const web = {
+      name: 'web',
+      network: 'blue',
+      vip: '10.0.9.100',
+      backends,
+      affinity: { by: 'client', timeout: '60s' },
+    };
+    await engine1.stop();
+    engine1.write({ ...file, services: [web] });
+    await engine1.start();
+    const watching = watch('--json', '--protocol', 'tcp');
+    await watching.output(/^listening$/m, { stream: 'stderr' });
+    const server = await serve(c1, 'TCP', 7022);
+    const { stdout } = await c2.exec('socat', ['-', 'TCP:10.0.9.100:7022'], { input: 'a\n' });
+    t.is(stdout, '10.0.9.2 a\n');
+    await waitFor(() => eventsOf(watching).at(-1)?.state === 'closing', { what: 'events' });
+    const seen = eventsOf(watching);
+    t.deepEqual(
+      seen.slice(0, 1).map(({ event, state, inside, outside }) => `${event} ${state} ${inside} ${outside}`),
+      ['new syn-received 10.0.9.1:7022 10.0.9.100:7022'],
+    );
+    t.true(seen.some(({ event, state }) => event === 'update' && state === 'established'));
+    const { stdout: listed } = await engine1.cli('conntrack', 'ls', '--network', 'blue');
+    t.is(listed.trim().split('\n').length, 2, listed);
+    t.regex(listed, /tcp +closing +blue +10\.0\.9\.1:7022 +10\.0\.9\.100:7022 +10\.0\.9\.2:/);
+    await watching.stop('SIGKILL');
+    await server.stop();
+    await engine1.stop();
+    engine1.write(file);
+    await engine1.start();
+  },
+  { tools: ['socat'] },
+);
+
 live('who asks for what is not there is told; a daemon that ends ends the stream', async (t) => {
   const { engine1 } = rig();
   t.is((await engine1.cli('conntrack', 'events', '--network', 'red')).code, 4);

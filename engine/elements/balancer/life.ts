@@ -77,6 +77,7 @@ export function createLife(context: Context, options: LifeOptions): Life {
     const expiry = context.seconds + (next >= FIN_OUT ? idle[backend] : tcp[next]);
     if (expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
+    if (next !== state) flows.changed(flow);
   }
 
   /** A TCP connection that was silent for too long: an open one is reset, one that was not answered counts as failed. */

@@ -62,9 +62,6 @@ export function createEndings(
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
   let sweep = 0;
-  /** Whether connections from outside were asked in this turn, and whether it ends them. */
-  let asked = false;
-  let ends = false;
   const family = addresses === undefined ? 0 : IPV6_FLOW;
 
   function reset(flow: number): void {
@@ -112,7 +109,7 @@ export function createEndings(
     return neighbours.lookup(dom, a, b, c, d);
   }
 
-  /** Asks the client of a connection from outside, as its backend. */
+  /** Asks the client of a connection from outside, as its backend: at once, while the flow is there to translate it. */
   function askOutside(at: number, owner: number): void {
     const client = words[at + REMOTE_END];
     const ports = words[at + OUT_PORTS];
@@ -120,7 +117,9 @@ export function createEndings(
     if (frame === NO_FRAME) return;
     domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
     ingress[frame] = BALANCER_PORT;
-    outside(owner).push(frame);
+    const way = outside(owner);
+    way.push(frame);
+    way.flush();
   }
 
   function some(): void {
@@ -129,11 +128,8 @@ export function createEndings(
     const last = Math.min(sweep + SWEEP_ENTRIES, flows.capacity + 1);
     for (; sweep < last && ended < SWEEP_FLOWS; sweep++) ended += Number(endIfGone(sweep));
     if (sweep <= flows.capacity) return;
-    // Those from outside were asked through their flows, which may go now.
-    sweep = asked ? 1 : 0;
-    ends = asked;
-    asked = false;
-    if (sweep === 0) ending.clear();
+    sweep = 0;
+    ending.clear();
   }
 
   function endIfGone(flow: number): boolean {
@@ -142,15 +138,12 @@ export function createEndings(
     const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
     if ((key & IPV6_FLOW) !== family) return false;
     if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
-    const isTcp = (key & 0xff) === PROTOCOL_TCP;
-    if (owner === BALANCER_OWNER) {
-      if (isTcp) reset(flow);
-      flows.end(flow);
-    } else if (ends) flows.end(flow);
-    else {
-      if (isTcp) askOutside(at, owner);
-      asked = true;
+    if ((key & 0xff) === PROTOCOL_TCP) {
+      if (owner === BALANCER_OWNER) reset(flow);
+      else askOutside(at, owner);
     }
+    // What a client answers finds no flow, and is reset as what others send to a connection that is none.
+    flows.end(flow);
     return true;
   }
 
@@ -160,8 +153,6 @@ export function createEndings(
     begin(backend) {
       ending.add(backend);
       sweep = 1;
-      ends = false;
-      asked = false;
     },
   };
 }

@@ -36,14 +36,23 @@ def put(frame, at, value):
 def word(frame, at):
     return frame[at] << 8 | frame[at + 1]
 
+def outside(i):
+    return 0x1400 + (i >> 16), i & 0xffff
+
+def inside(i):
+    """An address of 10.0.9.0/24 that is nobody's."""
+    return 0x0a00, 0x0900 | 150 + i % 90
+
 def flood(packet, sum_at, destination=None):
     """Count frames, each of another source address and port."""
+    source = inside if asked.get('inside') else outside
     frame = bytearray(bytes(link / packet))
     ip_sum = word(frame, 24) ^ 0xffff
     sum_ = word(frame, sum_at) ^ 0xffff
     send = wire.send
     for i in range(count):
-        high, low, own = 0x1400 + (i >> 16), i & 0xffff, 1024 + i * 7 % 60000
+        high, low = source(i)
+        own = 1024 + i * 7 % 60000
         to = port if destination is None else destination(i)
         put(frame, 24, fold(ip_sum + high + low) ^ 0xffff)
         put(frame, 26, high)
@@ -110,7 +119,7 @@ globals()[asked['kind']]()
 `;
 
 export interface Attack {
-  /** From sources of 20.0.0.0/8: `syn`, `udp`. From one: `scan`, `fragments`, `rst`, `icmp`. */
+  /** From sources of 20.0.0.0/8, or of network blue when `inside`: `syn`, `udp`. From one: `scan`, `fragments`, `rst`, `icmp`. */
   readonly kind: 'syn' | 'udp' | 'scan' | 'fragments' | 'rst' | 'icmp';
   /** Interface that it leaves by, and the station it is for. */
   readonly device: string;
@@ -119,6 +128,7 @@ export interface Attack {
   /** Frames; of `fragments` four times as many. */
   readonly count?: number;
   readonly port?: number;
+  readonly inside?: boolean;
   readonly source?: string;
   readonly remotePort?: number;
 }

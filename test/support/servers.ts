@@ -127,7 +127,7 @@ export class KeptConnection {
 
   static open(from: Namespace, address: string, port: number): KeptConnection {
     const to = `TCP:${address}:${port},connect-timeout=5`;
-    return new KeptConnection(from.start('socat', ['-', to], { stdio: ['pipe', 'pipe', 'pipe'] }));
+    return new KeptConnection(from.start('socat', ['-d', '-', to], { stdio: ['pipe', 'pipe', 'pipe'] }));
   }
 
   /** Who answers. @throws CommandError when the connection has ended, or nobody answers. */

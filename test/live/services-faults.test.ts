@@ -1,0 +1,203 @@
+/** What services live through: backends that are drained and removed, a node that dies, floods; with real backends. */
+import type { ExecutionContext } from 'ava';
+import type { BackendRow, ConntrackList } from '../../control/api.js';
+import { attack, attacksMissing } from '../support/attacks.js';
+import { IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
+import { type Engine, live, overlayAddress, shared } from '../support/live.js';
+import { Load } from '../support/load.js';
+import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
+
+const WEB = { tools: ['curl', 'socat'], skip: nginxMissing() };
+const MAX_FLOWS = 16_384;
+const STICKY = '10.0.9.101';
+const names = ['c1', 'c2', 'c3'];
+
+const rig = shared(async () => {
+  const sticky = webService({
+    ...{ name: 'sticky', vip: STICKY, affinity: { by: 'client', timeout: '10m' } },
+    publish: [{ protocol: 'tcp', port: 8081, target: 80, mode: 'ingress' }],
+  });
+  const made = new IngressRig({
+    services: [webService(), sticky],
+    file: { nat: { max_flows: MAX_FLOWS } },
+  });
+  await made.begin();
+  for (const container of made.containers) await Nginx.start(made, container);
+  return made;
+});
+
+/** `weft service …` on nodes, as an operator does to each. */
+async function service(engines: readonly Engine[], ...args: string[]): Promise<void> {
+  const all = await Promise.all(engines.map((engine) => engine.cli('service', ...args)));
+  for (const { code, stderr } of all) if (code !== 0) throw new Error(`service ${args.join(' ')}: ${stderr}`);
+}
+
+/** A kept connection to each backend from outside, by name of the backend. */
+async function keptBy(node = 1, client = 1): Promise<Record<string, KeptConnection>> {
+  const kept: Record<string, KeptConnection> = {};
+  for (let i = 0; i < 3; i++) {
+    const connection = KeptConnection.open(rig().clients[client - 1], uplinkAddress(node), 8080);
+    kept[await connection.ask()] = connection;
+  }
+  return kept;
+}
+
+/** Asserts that nothing of a load was lost. @returns who answered. */
+async function assertNoneLost(t: ExecutionContext, load: Load): Promise<string[]> {
+  const { sent, answers, failures } = await load.report();
+  t.deepEqual(failures, {}, JSON.stringify({ sent, answers, failures }));
+  t.is(
+    Object.values(answers).reduce((sum, count) => sum + count, 0),
+    sent,
+  );
+  t.log(`${sent} requests: ${JSON.stringify(answers)}`);
+  return Object.keys(answers).sort();
+}
+
+live(
+  'affinity: at each node a client comes to one backend; without it to all',
+  async (t) => {
+    for (const client of rig().clients) {
+      for (const node of [1, 2, 3]) {
+        const sticky = new Set<string>();
+        const free = new Set<string>();
+        for (let i = 0; i < 6; i++) {
+          sticky.add(await curl(client, `http://${uplinkAddress(node)}:8081/`));
+          free.add(await curl(client, `http://${uplinkAddress(node)}:8080/`));
+        }
+        t.is(sticky.size, 1, `${client.label} at node ${node}`);
+        t.is(free.size, 3);
+      }
+    }
+    const [caller] = rig().containers;
+    const inside = new Set<string>();
+    for (let i = 0; i < 6; i++) inside.add(await curl(caller, `http://${STICKY}/`));
+    t.is(inside.size, 1);
+  },
+  WEB,
+);
+
+live(
+  'drain during 1,000 requests a second: none is lost, none goes there afterwards, and who is there stays',
+  async (t) => {
+    const { clients, engines } = rig();
+    const kept = await keptBy();
+    const load = await Load.start(clients[0], {
+      ...{ host: uplinkAddress(1), port: 8080, rate: 1000, seconds: 3 },
+    });
+    await service(engines, 'drain', 'web', overlayAddress(3));
+    t.deepEqual(await assertNoneLost(t, load), names);
+    for (const [name, connection] of Object.entries(kept)) t.is(await connection.ask(), name);
+    const after = await Load.start(clients[1], {
+      ...{ host: uplinkAddress(2), port: 8080, rate: 300, seconds: 0.5 },
+    });
+    t.deepEqual(await assertNoneLost(t, after), ['c1', 'c2']);
+    await service(engines, 'weight', 'web', overlayAddress(3), '1');
+    for (const connection of Object.values(kept)) await connection.close();
+  },
+  WEB,
+);
+
+live(
+  'a backend that is removed: its connections are reset, the others go on, and no request fails',
+  async (t) => {
+    const { clients, containers, engines } = rig();
+    const outside = await keptBy(2);
+    const inside: Record<string, KeptConnection> = {};
+    for (let i = 0; i < 3; i++) {
+      const connection = KeptConnection.open(containers[0], VIP, 80);
+      inside[await connection.ask()] = connection;
+    }
+    await service(engines, 'rm', 'web', overlayAddress(3));
+    for (const kept of [outside, inside]) {
+      // It says nothing; that the service is over it hears from the engine.
+      t.regex((await kept['c3'].running.finish(5000)).stderr, /Connection reset by peer/);
+      for (const name of ['c1', 'c2']) {
+        t.is(await kept[name].ask(), name);
+        await kept[name].close();
+      }
+    }
+    for (const [from, host, port] of [
+      [clients[0], uplinkAddress(3), 8080],
+      [containers[2], VIP, 80],
+    ] as const) {
+      const load = await Load.start(from, { host, port, rate: 500, seconds: 1 });
+      t.deepEqual(await assertNoneLost(t, load), ['c1', 'c2'], from.label);
+    }
+    t.is(
+      (await curl(containers[2], `http://${overlayAddress(3)}/`)).trim(),
+      'c3',
+      'it lives, but not for them',
+    );
+  },
+  WEB,
+);
+
+live(
+  'floods of SYNs from nobody, outside and inside: who is connected does not notice, and the table is what it was',
+  async (t) => {
+    const { clients, containers, engines } = rig();
+    const outside = await keptBy(1);
+    const inside = KeptConnection.open(containers[1], VIP, 80);
+    const name = await inside.ask();
+    const vip = containers[1].ip('neigh', 'show', VIP);
+    const station = /lladdr (\S+)/.exec(vip)![1];
+    const floods = Promise.all([
+      attack(clients[1], {
+        ...{ kind: 'syn', device: 'out0', station: '02:42:c0:a8:3c:0b', count: 30_000 },
+        ...{ target: uplinkAddress(1), port: 8080 },
+      }),
+      attack(containers[1], {
+        ...{ kind: 'syn', device: 'eth0', station, target: VIP, port: 80, count: 20_000, inside: true },
+      }),
+    ]);
+    for (let round = 0; round < 5; round++) {
+      for (const [backend, connection] of Object.entries(outside)) t.is(await connection.ask(), backend);
+      t.is(await inside.ask(), name);
+    }
+    await floods;
+    for (const [backend, connection] of Object.entries(outside)) {
+      t.is(await connection.ask(), backend);
+      await connection.close();
+    }
+    t.is(await inside.ask(), name);
+    await inside.close();
+    for (const engine of engines.slice(0, 2)) {
+      const { stdout } = await engine.cli('conntrack', 'stats', '--json');
+      const { tracked, maxFlows, counters } = JSON.parse(stdout) as ConntrackList;
+      t.is(maxFlows, MAX_FLOWS);
+      t.true(tracked <= MAX_FLOWS);
+      t.log(
+        `${tracked} tracked, ${counters['flows-evicted']} evicted, ${JSON.stringify(await engine.drops())}`,
+      );
+    }
+    t.regex(await curl(clients[0], `http://${uplinkAddress(1)}:8080/`), /^c[12]\n$/);
+    t.regex(await curl(containers[0], `http://${VIP}/`), /^c[12]\n$/);
+  },
+  { ...WEB, skip: attacksMissing() ?? nginxMissing() },
+);
+
+live(
+  'a node is killed: what runs on others goes on by them, and once its backend is removed no request fails',
+  async (t) => {
+    const { clients, engines } = rig();
+    const kept = await keptBy(1);
+    await engines[1].kill();
+    await service([engines[0], engines[2]], 'rm', 'web', overlayAddress(2));
+    t.is(await kept['c1'].ask(), 'c1');
+    for (const node of [1, 3]) {
+      const load = await Load.start(clients[node === 1 ? 0 : 1], {
+        ...{ host: uplinkAddress(node), port: 8080, rate: 500, seconds: 1 },
+      });
+      t.deepEqual(await assertNoneLost(t, load), ['c1']);
+    }
+    const { stdout } = await engines[0].cli('service', 'backends', 'web', '--json');
+    const { backends } = JSON.parse(stdout) as { backends: BackendRow[] };
+    t.deepEqual(
+      backends.map(({ address }) => address),
+      [overlayAddress(1)],
+    );
+    for (const connection of Object.values(kept)) await connection.close();
+  },
+  WEB,
+);

@@ -7,6 +7,8 @@ import { CommandError, EXIT } from './output.js';
 
 export interface ClientOptions {
   readonly socket: string;
+  /** How long an answer may take; 15 s unless told. */
+  readonly timeoutMs?: number;
 }
 
 /** Adds the options that every command that asks the daemon has. */
@@ -23,9 +25,13 @@ export function withQuery(path: string, query: Readonly<Record<string, string | 
 }
 
 /** @throws CommandError: exit 3 when no daemon answers, 4 for an unknown path, 5 when it refuses. */
-export function ask<T>(method: 'GET' | 'POST', path: string, { socket }: ClientOptions): Promise<T> {
+export function ask<T>(
+  method: 'GET' | 'POST',
+  path: string,
+  { socket, timeoutMs = 15_000 }: ClientOptions,
+): Promise<T> {
   return new Promise((resolve, reject) => {
-    const call = request({ socketPath: socket, path, method, timeout: 15_000 }, (response) => {
+    const call = request({ socketPath: socket, path, method, timeout: timeoutMs }, (response) => {
       let text = '';
       response.setEncoding('utf8').on('data', (chunk: string) => {
         text += chunk;
@@ -39,7 +45,7 @@ export function ask<T>(method: 'GET' | 'POST', path: string, { socket }: ClientO
         }
       });
     });
-    call.on('timeout', () => call.destroy(new Error('no answer in 15 s')));
+    call.on('timeout', () => call.destroy(new Error(`no answer in ${timeoutMs / 1000} s`)));
     call.on('error', (error) => reject(unreachable(socket, error)));
     call.end();
   });

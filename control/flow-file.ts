@@ -11,6 +11,7 @@ import {
   constants,
   fstatSync,
   ftruncateSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -193,7 +194,8 @@ export class FlowFile {
 
   private write(names: Names): void {
     const path = namesPath(this.path);
-    writeFileSync(`${path}.new`, JSON.stringify(names), { mode: 0o600 });
+    rmSync(`${path}.new`, { force: true });
+    writeFileSync(`${path}.new`, JSON.stringify(names), { mode: 0o600, flag: 'wx' });
     renameSync(`${path}.new`, path);
     this.noted = names;
   }
@@ -227,9 +229,11 @@ function namesOf(config: Config, plan: Plan, intent: Intent): Names {
   return { boot: bootId(), networks: Object.fromEntries(networks), published: publishedNames(intent) };
 }
 
-/** Undefined when they are missing, damaged, or of an earlier boot: then the flows are of no use. */
+/** Undefined when they are missing, damaged, another's or of an earlier boot: then the flows are of no use. */
 function readNames(path: string): Names | undefined {
   try {
+    const file = lstatSync(path);
+    if (!file.isFile() || file.uid !== process.geteuid?.()) return undefined;
     const { boot, networks, published } = JSON.parse(readFileSync(path, 'utf8')) as Partial<Names>;
     if (boot !== bootId() || typeof networks !== 'object' || !Array.isArray(published)) return undefined;
     const numbers = Object.values(networks);

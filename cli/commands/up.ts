@@ -61,6 +61,9 @@ async function up(options: UpOptions): Promise<void> {
   say(end?.leave ? `handed over to the next process, by ${end.by}` : `stopped by ${end?.by}`);
 }
 
+/** How long a daemon may take to stop: what is asked of it before, it ends first. */
+const HAND_OVER_MS = 60_000;
+
 let onFailure: (error: Error) => void = () => undefined;
 
 async function start({ config, socket, replace }: UpOptions): Promise<Daemon> {
@@ -84,7 +87,7 @@ async function start({ config, socket, replace }: UpOptions): Promise<Daemon> {
 /** Has the daemon that runs hand over, if one does. @throws CommandError when it refuses. */
 async function takeOver(socket: string): Promise<void> {
   try {
-    await ask('POST', '/hand-over', { socket });
+    await ask('POST', '/hand-over', { socket, timeoutMs: HAND_OVER_MS });
     say('the daemon that ran has handed over');
   } catch (error) {
     const { exitCode, message } = error as CommandError;

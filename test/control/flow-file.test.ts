@@ -5,6 +5,7 @@ import {
   linkSync,
   mkdtempSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -102,6 +103,8 @@ test('what somebody else may have made is refused, and left as it is', (t) => {
   linkSync(other, path);
   t.throws(() => FlowFile.open(state, config), { message: /not this user's alone/ });
   rmSync(path);
+  symlinkSync(other, `${path}.names.new`);
+  used(state, ['blue']).file.close();
   t.is(readFileSync(other, 'utf8'), 'precious');
   writeFileSync(path, 'x');
   chmodSync(path, 0o660);
@@ -130,6 +133,13 @@ test('a table is taken for empty when it is another’s, half there, or of an ea
     ['another size', () => {}, 'nat: { max_flows: 2048 }'],
     ['no names', (state) => rmSync(`${state}.flows.names`)],
     ['names that are damaged', (state) => writeFileSync(`${state}.flows.names`, '{"boot":')],
+    [
+      'names behind a link',
+      (state) => {
+        renameSync(`${state}.flows.names`, `${state}.elsewhere`);
+        symlinkSync(`${state}.elsewhere`, `${state}.flows.names`);
+      },
+    ],
     [
       'two networks of one number',
       (state) => {

@@ -48,6 +48,7 @@ export {
   carriedNetworks,
   defaultMtu,
   gatewayAddresses,
+  hasServicesOfIpv6,
   largestMtu,
   netnsPath,
   overlayOverhead,
@@ -151,19 +152,21 @@ export function loadServices(path: string): Pick<Config, 'endpoints' | 'services
   if (findings.problems.length > 0) throw new ConfigError(findings.problems);
   return freeze({
     endpoints: endpoints.map(buildEndpoint),
-    services: services.map((service) => buildService(service, networks, ways)),
+    services: services.map((service) => buildService(service, networks, endpoints, ways)),
     marks: read.marks.map(buildMark),
   });
 }
 
-const EVERYTHING = parsePrefix('0.0.0.0/0');
+const EVERYTHING = { 4: parsePrefix('0.0.0.0/0'), 6: parsePrefix('::/0') };
 
 /** The network of a service where no networks are written: it has every address. */
 function impliedNetwork({
   path,
-  fields: { network: name },
+  fields: { network: name, vip },
 }: ServicesDraft['services'][number]): NetworkDraft {
-  return { path, fields: { ...(name !== undefined && { name }), subnet: EVERYTHING }, peers: [] };
+  const prefixes =
+    vip?.family === 6 ? { subnet: EVERYTHING[6] } : { subnet: EVERYTHING[4], subnet6: EVERYTHING[6] };
+  return { path, fields: { ...(name !== undefined && { name }), ...prefixes }, peers: [] };
 }
 
 function readNetworks(root: Record<string, unknown>, findings: Findings): NetworkDraft[] {
@@ -273,7 +276,7 @@ function build(
     publish: ways.publish.map((rule) => buildPublish(rule, networks, endpoints)),
     nat: buildNat(ways),
     ingress: ingress && buildNetwork(ingress, underlay, encapsulation),
-    services: services.map((service) => buildService(service, networks, ways)),
+    services: services.map((service) => buildService(service, networks, endpoints, ways)),
     marks: marks.map(buildMark),
     encryption: buildEncryption(encryption, ingress === undefined ? networks : [...networks, ingress]),
     associations: buildAssociations(encryption),

@@ -327,7 +327,7 @@ export class Daemon {
 
   private async reloadNow(): Promise<void> {
     const config = loadConfig(this.options.file);
-    const fixed = unchangeable(this.config, config, this.sockets.flows !== undefined);
+    const fixed = unchangeable(this.config, config, this.sockets.flows);
     if (fixed.length > 0) throw hostError(this.options.file, fixed);
     await this.keying.prepare(config);
     const device = checkHost(this.options.file, config);

@@ -30,7 +30,7 @@ import { MAX_DOMAINS } from '../engine/tables/mac-table.js';
 import { native } from '../native-bindings/index.js';
 import { parseIp } from './addresses.js';
 import { localEndpoints } from './attached.js';
-import type { Config } from './config.js';
+import { type Config, hasServicesOfIpv6 } from './config.js';
 import { FlowWatch } from './flow-watch.js';
 import type { Plan } from './plan.js';
 
@@ -76,7 +76,7 @@ export class FlowFile {
   /** The entries, and the addresses by number that those of IPv6 name; the data plane writes both meanwhile. */
   readonly entries: Int32Array;
   readonly numbered: Int32Array;
-  /** Addresses that there is room for; undefined where no uplink has IPv6. */
+  /** Addresses that there is room for; undefined where neither an uplink nor a service has IPv6. */
   private readonly addresses: number | undefined;
   private left: Names | undefined;
   private noted: Names | undefined;
@@ -90,9 +90,8 @@ export class FlowFile {
   ) {
     const { maxFlows } = config.nat;
     const most = addressesFor(maxFlows);
-    this.addresses = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6)
-      ? most
-      : undefined;
+    const isDual = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6 !== undefined);
+    this.addresses = isDual || hasServicesOfIpv6(config) ? most : undefined;
     const bytes = flowMemoryBytes(maxFlows, this.addresses);
     const sizes = [flowMemoryBytes(maxFlows), flowMemoryBytes(maxFlows, most)];
     const { size } = fstatSync(fd);
@@ -111,6 +110,11 @@ export class FlowFile {
     const known = new Map(Object.entries(this.left?.networks ?? {}));
     const now = [...networkNames(config)].map(([name, all]) => [name, known.get(all)] as const);
     this.numbers = new Map(now.filter((entry): entry is [string, number] => entry[1] !== undefined));
+  }
+
+  /** Whether flows of IPv6 can be in it. */
+  get hasIpv6(): boolean {
+    return this.addresses !== undefined;
   }
 
   /**

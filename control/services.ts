@@ -80,6 +80,33 @@ interface Known {
   intent: ServiceIntent | undefined;
 }
 
+/** A backend in one of the families of its service, and what it is in the other. */
+type HalfBackend = Omit<Backend, 'address6'> & { readonly other: string | undefined };
+
+/** A service in one family of addresses: the data plane knows no others. */
+interface Half extends Omit<Service, 'vip6' | 'backends'> {
+  /** Its name here. */
+  readonly key: string;
+  /** All of it in the file, as text. */
+  readonly entry: string;
+  readonly backends: readonly HalfBackend[];
+}
+
+/** The name under which what a service is in `subnet6` is known. */
+const key6 = (name: string): string => `${name} 6`;
+
+function halvesOf(whole: Service): Half[] {
+  const { vip6, backends, ...service } = whole;
+  const entry = JSON.stringify(whole);
+  const first = backends.map(({ address6, ...backend }) => ({ ...backend, other: address6 }));
+  const half = { ...service, key: service.name, entry, backends: first };
+  if (vip6 === undefined) return [half];
+  const second = backends.flatMap(({ address, address6, ...backend }) =>
+    address6 === undefined ? [] : { ...backend, address: address6, other: address },
+  );
+  return [half, { ...half, vip: vip6, key: key6(service.name), backends: second }];
+}
+
 /** A backend as it is now. */
 interface BackendView {
   /** Its number in the data plane. */
@@ -107,6 +134,8 @@ interface ServiceIntents {
 
 export class ServiceBook {
   private config: ServicesConfig | undefined;
+  private halves: readonly Half[] = [];
+  /** By the names of halves. */
   private readonly known = new Map<string, Known>();
   private readonly ids: Numbers;
   private readonly backendIds: Numbers;
@@ -124,19 +153,20 @@ export class ServiceBook {
     if (config === this.config) return;
     this.config = config;
     this.macs = macsOf(config);
-    const names = new Set(config.services.map(({ name }) => name));
-    for (const [name, known] of this.known) if (!names.has(name)) this.forget(name, known);
-    for (const service of config.services) this.followOne(service);
+    this.halves = config.services.flatMap(halvesOf);
+    const keys = new Set(this.halves.map(({ key }) => key));
+    for (const [key, known] of this.known) if (!keys.has(key)) this.forget(key, known);
+    for (const half of this.halves) this.followOne(half);
     this.giveMarks(config.services);
   }
 
-  private followOne(service: Service): void {
-    const entry = JSON.stringify(service);
-    let known = this.known.get(service.name);
+  private followOne(service: Half): void {
+    const { entry } = service;
+    let known = this.known.get(service.key);
     if (known === undefined) {
       const backends = new Map<string, KnownBackend>();
       known = { id: this.ids.take(), entry, removed: false, mark: 0, backends, intent: undefined };
-      this.known.set(service.name, known);
+      this.known.set(service.key, known);
     }
     if (known.entry !== entry) known.removed = false;
     known.entry = entry;
@@ -147,7 +177,7 @@ export class ServiceBook {
     if (service.health === undefined) for (const backend of known.backends.values()) backend.alive = true;
   }
 
-  private followBackends(known: Map<string, KnownBackend>, backends: readonly Backend[]): void {
+  private followBackends(known: Map<string, KnownBackend>, backends: readonly HalfBackend[]): void {
     const addresses = new Set(backends.map(({ address }) => address));
     for (const [address, { id }] of known) {
       if (addresses.has(address)) continue;
@@ -164,10 +194,10 @@ export class ServiceBook {
     }
   }
 
-  private forget(name: string, { id, backends }: Known): void {
+  private forget(key: string, { id, backends }: Known): void {
     for (const backend of backends.values()) this.backendIds.giveBack(backend.id);
     this.ids.giveBack(id);
-    this.known.delete(name);
+    this.known.delete(key);
   }
 
   /** Marks for services that have none of their own; one that was given stays unless the file gives it to another. */
@@ -191,7 +221,7 @@ export class ServiceBook {
   /** What the data plane is to do. */
   intents(config: ServicesConfig, numbers: ServiceNumbers): ServiceIntents {
     this.follow(config);
-    const present = config.services.filter(({ name }) => !this.known.get(name)!.removed);
+    const present = this.halves.filter(({ key }) => !this.known.get(key)!.removed);
     const services = present.map((service) => this.intentOf(service, numbers));
     return {
       services,
@@ -202,7 +232,7 @@ export class ServiceBook {
   }
 
   /** The virtual addresses, and of backends those that are no endpoints: whoever ends their flows finds them by it. */
-  private neighboursOf(services: readonly Service[], intents: readonly ServiceIntent[]): NeighbourIntent[] {
+  private neighboursOf(services: readonly Half[], intents: readonly ServiceIntent[]): NeighbourIntent[] {
     const found = new Map<string, NeighbourIntent>();
     intents.forEach(({ domain, address, backends }, i) => {
       const { network, vip } = services[i];
@@ -215,15 +245,16 @@ export class ServiceBook {
     return [...found.values()];
   }
 
-  private intentOf(service: Service, numbers: ServiceNumbers): ServiceIntent {
-    const known = this.known.get(service.name)!;
+  private intentOf(service: Half, numbers: ServiceNumbers): ServiceIntent {
+    const known = this.known.get(service.key)!;
     known.intent ??= {
       id: known.id,
       domain: numbers.domainOf(service.network),
       address: bytesOf(service.vip),
       scheduler: service.scheduler,
       direct: service.forwarding === 'dsr',
-      mark: service.fwmark ?? known.mark,
+      // Marks are of IPv4.
+      mark: service.vip.includes(':') ? 0 : (service.fwmark ?? known.mark),
       affinity: service.affinity,
       idle: service.idleTimeout,
       ports: service.ports.map(({ protocol, port, target }) => ({
@@ -238,11 +269,13 @@ export class ServiceBook {
     return known.intent;
   }
 
-  private backendsOf({ network, backends }: Service, known: Known): BackendView[] {
-    return backends.flatMap(({ address, weight, mac }) => {
+  private backendsOf({ network, backends }: Half, known: Known): BackendView[] {
+    return backends.flatMap(({ address, other = address, weight, mac }) => {
       const { id, weight: set, removed, alive } = known.backends.get(address)!;
       if (removed) return [];
-      const found = this.macs.get(keyOf(network, address)) ?? mac ?? deriveMac(parseIp(address));
+      // One that is no endpoint has one MAC for both of its addresses, and IPv4's comes first.
+      const derived = deriveMac(parseIp(other.includes(':') ? address : other));
+      const found = this.macs.get(keyOf(network, address)) ?? mac ?? derived;
       return { id, address, mac: found, weight: set ?? weight, alive };
     });
   }
@@ -252,36 +285,43 @@ export class ServiceBook {
     return (this.config?.services ?? []).flatMap((service) => {
       const known = this.known.get(service.name)!;
       if (known.removed) return [];
-      return { service, fwmark: service.fwmark ?? known.mark, backends: this.backendsOf(service, known) };
+      const halves = this.halves.filter(({ name }) => name === service.name);
+      const backends = halves.flatMap((half) => this.backendsOf(half, this.known.get(half.key)!));
+      return { service, fwmark: service.fwmark ?? known.mark, backends };
     });
   }
 
-  /** @throws UnknownName */
-  private find(name: string): Known {
-    const known = this.known.get(name);
-    if (known === undefined || known.removed) throw new UnknownName(`there is no service ${name}`);
-    return known;
+  /** What is known of a service. @throws UnknownName */
+  private find(name: string): { readonly half: Half; readonly known: Known }[] {
+    const halves = this.halves.filter((half) => half.name === name);
+    const found = halves.map((half) => ({ half, known: this.known.get(half.key)! }));
+    if (found.length === 0 || found[0].known.removed) throw new UnknownName(`there is no service ${name}`);
+    return found;
   }
 
-  /** @throws UnknownName */
-  private findBackend(name: string, address: string): KnownBackend {
-    const known = this.find(name);
-    const backend = known.backends.get(address);
-    if (backend === undefined || backend.removed)
-      throw new UnknownName(`service ${name} has no backend ${address}`);
-    known.intent = undefined;
-    return backend;
+  /** What is known of a backend, by any of its addresses. @throws UnknownName */
+  private findBackend(name: string, address: string): KnownBackend[] {
+    const text = canonical(address);
+    const found = this.find(name).flatMap(({ half, known }) => {
+      const entry = half.backends.find((one) => one.address === text || one.other === text);
+      const backend = entry && known.backends.get(entry.address);
+      if (backend === undefined || backend.removed) return [];
+      known.intent = undefined;
+      return backend;
+    });
+    if (found.length === 0) throw new UnknownName(`service ${name} has no backend ${address}`);
+    return found;
   }
 
   /** Gives a backend another weight, 0 to 65535; with 0 it gets no new flows. @throws UnknownName */
   setWeight(service: string, address: string, weight: number): void {
-    this.findBackend(service, address).weight = weight;
+    for (const backend of this.findBackend(service, address)) backend.weight = weight;
   }
 
   /** Takes a backend out, or the whole service. @throws UnknownName */
   remove(service: string, address?: string): void {
-    if (address === undefined) this.find(service).removed = true;
-    else this.findBackend(service, address).removed = true;
+    if (address === undefined) for (const { known } of this.find(service)) known.removed = true;
+    else for (const backend of this.findBackend(service, address)) backend.removed = true;
   }
 
   /**
@@ -290,12 +330,13 @@ export class ServiceBook {
    * @returns who it is; undefined when it is nobody's any more.
    */
   hear(id: number, alive: boolean): { readonly service: string; readonly address: string } | undefined {
-    for (const [service, known] of this.known) {
+    for (const { name, key } of this.halves) {
+      const known = this.known.get(key)!;
       for (const [address, backend] of known.backends) {
         if (backend.id !== id) continue;
         backend.alive = alive;
         known.intent = undefined;
-        return { service, address };
+        return { service: name, address };
       }
     }
     return undefined;
@@ -306,7 +347,23 @@ const keyOf = (network: string, address: string): string => `${network} ${addres
 
 function macsOf({ endpoints, services }: ServicesConfig): Map<string, string> {
   if (services.length === 0) return new Map();
-  return new Map(endpoints.map(({ network, address, mac }) => [keyOf(network, address.split('/')[0]), mac]));
+  return new Map(
+    endpoints.flatMap(({ network, address, address6, mac }) =>
+      [address, ...(address6 === undefined ? [] : [address6])].map((one) => [
+        keyOf(network, one.split('/')[0]),
+        mac,
+      ]),
+    ),
+  );
+}
+
+/** An address as the config has it, if it is one. */
+function canonical(text: string): string {
+  try {
+    return parseIp(text).text;
+  } catch {
+    return text;
+  }
 }
 
 const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);

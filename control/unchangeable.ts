@@ -1,10 +1,17 @@
 /** What a reload cannot change, since sockets, tables and workers are made once. */
-import type { Config, HostProblem } from './config.js';
+import { type Config, type HostProblem, hasServicesOfIpv6 } from './config.js';
 
 const REMEDY = 'restart weft up, or put the old value back';
 
-/** A problem for each key that differs and must not. @param tracks whether the engine has a table of flows. */
-export function unchangeable(before: Config, after: Config, tracks: boolean): HostProblem[] {
+/**
+ * A problem for each key that differs and must not.
+ * @param flows the engine's table of flows, if it has one.
+ */
+export function unchangeable(
+  before: Config,
+  after: Config,
+  flows: { readonly hasIpv6: boolean } | undefined,
+): HostProblem[] {
   const keys: { path: string[]; old: unknown; next: unknown }[] = [
     ...(['address', 'port', 'ttl', 'mode'] as const).map((key) => ({
       path: ['underlay', key],
@@ -38,12 +45,14 @@ export function unchangeable(before: Config, after: Config, tracks: boolean): Ho
       message: `${path.join('.')} cannot change while the engine runs (it is ${old})`,
       remedy: REMEDY,
     }));
-  return [...fixed, ...changed, ...(tracks ? [] : firstServices(after))];
+  return [...fixed, ...changed, ...firstServices(after, flows)];
 }
 
-/** The table of flows is made once, when there is use for it. */
-function firstServices({ services }: Config): HostProblem[] {
-  if (services.length === 0) return [];
-  const message = 'services need a table of flows, which the engine was started without';
+/** The table of flows is made once, when there is use for it, and so is its room for IPv6. */
+function firstServices(config: Config, flows: { readonly hasIpv6: boolean } | undefined): HostProblem[] {
+  const { services } = config;
+  if (services.length === 0 || (flows && (flows.hasIpv6 || !hasServicesOfIpv6(config)))) return [];
+  const what = flows === undefined ? 'services need a table of flows' : 'services of IPv6 need room for it';
+  const message = `${what}, which the engine was started without`;
   return [{ path: ['services'], message, remedy: 'restart weft up, or remove them' }];
 }

@@ -82,7 +82,7 @@ function remoteLine([remote, ...cells]: readonly string[]): string {
 }
 
 function serviceLines(row: ServiceRow): string[] {
-  const { name, vip, scheduler, forwarding, fwmark, affinitySeconds, ports } = row;
+  const { name, vip, vip6, scheduler, forwarding, fwmark, affinitySeconds, ports } = row;
   const flags = affinitySeconds === 0 ? '' : ` persistent ${affinitySeconds}`;
   const all = ['tcp', 'udp'].map((protocol) => ({ protocol, port: 0, target: 0 }));
   const listed = ports.length === 0 ? all : ports;
@@ -90,16 +90,23 @@ function serviceLines(row: ServiceRow): string[] {
   const target = targets.size === 1 ? listed[0].target : 0;
   return [
     name,
-    ...listed.map(({ protocol, port }) => `${protocol.toUpperCase()}  ${vip}:${port} ${scheduler}${flags}`),
+    ...[vip, ...(vip6 === undefined ? [] : [vip6])].flatMap((address) =>
+      listed.map(
+        ({ protocol, port }) => `${protocol.toUpperCase()}  ${inUrl(address)}:${port} ${scheduler}${flags}`,
+      ),
+    ),
     `FWM  ${fwmark} ${scheduler}${flags}`,
     ...row.backends.map(({ address, weight, active, inactive, state }) =>
       remoteLine([
-        ...[`${address}:${target}`, forwarding === 'dsr' ? 'Route' : 'Masq', String(weight)],
+        ...[`${inUrl(address)}:${target}`, forwarding === 'dsr' ? 'Route' : 'Masq', String(weight)],
         ...[String(active), String(inactive), state],
       ]),
     ),
   ];
 }
+
+/** An address in front of a port. */
+const inUrl = (address: string): string => (address.includes(':') ? `[${address}]` : address);
 
 async function inspect(name: string, { json, ...options }: Flags): Promise<void> {
   const [service] = await fetch(name, options);
@@ -111,8 +118,8 @@ async function inspect(name: string, { json, ...options }: Flags): Promise<void>
 }
 
 function* keysOf(row: ServiceRow): Generator<[key: string, value: string]> {
-  const { name, network, vip, scheduler, forwarding, fwmark, health } = row;
-  yield* Object.entries({ name, network, vip, scheduler, forwarding, fwmark: String(fwmark) });
+  const { name, network, vip, vip6 = '-', scheduler, forwarding, fwmark, health } = row;
+  yield* Object.entries({ name, network, vip, vip6, scheduler, forwarding, fwmark: String(fwmark) });
   yield ['affinity', row.affinitySeconds === 0 ? '-' : `client, ${row.affinitySeconds} s`];
   yield ['idle timeout', `${row.idleTimeoutSeconds} s`];
   if (row.ports.length === 0) yield ['port', 'every port of tcp and udp'];

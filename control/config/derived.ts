@@ -87,3 +87,8 @@ export function algorithmSizes(algorithm: Algorithm): {
 export function netnsPath(netns: string): string {
   return netns.startsWith('/') ? netns.replace(/^\/var\/run\//, '/run/') : `/run/netns/${netns}`;
 }
+
+/** Whether a service has a virtual address of IPv6. */
+export function hasServicesOfIpv6({ services }: Pick<Config, 'services'>): boolean {
+  return services.some(({ vip, vip6 }) => vip6 !== undefined || vip.includes(':'));
+}

@@ -18,6 +18,7 @@ import {
 } from './leaf.js';
 
 const IPV4_FORM = 'an IPv4 address in text, such as 10.0.9.100';
+const IPV6_FORM = 'an IPv6 address in text, such as fd00:9::100';
 const PORT = between(1, 65535);
 
 /** Automatic marks begin here; below are those that people write. */
@@ -59,6 +60,11 @@ export const servicePublishSchema = z.strictObject({
 
 export const backendSchema = z.strictObject({
   address: leaf(ip(), IPV4_FORM, "Address of the backend, of the service's network."),
+  address6: leaf(
+    ip().optional(),
+    IPV6_FORM,
+    "Its address in subnet6, where the service has vip6; the endpoint's, when it is one of this file.",
+  ),
   weight: leaf(
     integer(0, MAX_WEIGHT).default(1),
     between(0, MAX_WEIGHT),
@@ -127,7 +133,7 @@ export const serviceSchema = z.strictObject({
     'Network of the virtual address and the backends.',
   ),
   vip: leaf(ip(), IPV4_FORM, "Virtual address, inside the subnet and nobody else's."),
-  vip6: leaf(ip().optional(), 'an IPv6 address in text', 'Virtual address of IPv6, inside subnet6.'),
+  vip6: leaf(ip().optional(), IPV6_FORM, 'Another of IPv6, inside subnet6 of a dual-stack network.'),
   scheduler: leaf(
     z.enum(['rr', 'wrr', 'lc', 'wlc', 'sh', 'maglev']).default('rr'),
     'rr, wrr, lc, wlc, sh or maglev',

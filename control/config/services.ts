@@ -1,10 +1,11 @@
 /** The keys `ingress`, `services` and `marks`: read, checked for each other and for the rest of the file, and built. */
 import { MAX_BACKENDS, MAX_SERVICES } from '../../engine/tables/services.js';
-import { type Ip, isVirtualMac, quote } from '../addresses.js';
+import { quote } from '../addresses.js';
 import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { type Draft, readLeaf, readLeaves, readList } from './read.js';
-import { type EndpointDraft, type NetworkDraft, Unique, unknownName, unusable } from './relations.js';
+import { type EndpointDraft, type NetworkDraft, Unique, unknownName } from './relations.js';
+import { checkAddresses, checkMac } from './service-addresses.js';
 import {
   affinitySchema,
   backendSchema,
@@ -32,7 +33,7 @@ interface HealthDraft {
   readonly http: Draft<typeof httpSchema> | undefined;
 }
 
-interface ServiceDraft extends Part<Draft<typeof serviceSchema>> {
+export interface ServiceDraft extends Part<Draft<typeof serviceSchema>> {
   readonly affinity: Draft<typeof affinitySchema> | undefined;
   readonly ports: readonly Part<Draft<typeof servicePortSchema>>[];
   readonly publish: readonly PublishDraft[];
@@ -155,9 +156,12 @@ interface Seen {
 }
 
 function checkCounts(services: readonly ServiceDraft[], findings: Findings): void {
-  const backends = services.reduce((sum, service) => sum + service.backends.length, 0);
+  // Of two families they are two in the engine.
+  const families = ({ fields }: ServiceDraft): number => (fields.vip6 === undefined ? 1 : 2);
+  const all = services.reduce((sum, service) => sum + families(service), 0);
+  const backends = services.reduce((sum, service) => sum + families(service) * service.backends.length, 0);
   const counts = [
-    { what: 'services', count: services.length, most: MAX_SERVICES },
+    { what: 'services', count: all, most: MAX_SERVICES },
     { what: 'backends', count: backends, most: MAX_BACKENDS },
   ];
   for (const { what, count, most } of counts)
@@ -181,11 +185,8 @@ function checkService(
     seen.marks.add(String(fwmark), [...path, 'fwmark'], `fwmark ${fwmark}`, 'give each service its own');
   const at = [...path, 'network'];
   const found = network === undefined ? undefined : find(around.networks, 'network', network, at, findings);
-  if (found !== undefined) checkAddresses(service, services, found, seen.addresses, around, findings);
-  if (fields.vip6 !== undefined) {
-    const message = 'vip6 is not built yet';
-    findings.add([...path, 'vip6'], message, 'remove it until a later version has it', 'key');
-  }
+  if (found !== undefined)
+    checkAddresses(service, services, found, seen.addresses, around.endpoints, findings);
   checkPorts(service, findings);
   checkHealth(service, findings);
   for (const one of service.publish)
@@ -205,76 +206,6 @@ function find<T extends Part<{ readonly name?: string | undefined }>>(
   const known = all.map(({ fields }) => fields.name!);
   findings.add(at, ...unknownName(what, name, known, `${what}s`));
   return undefined;
-}
-
-/** Why an address cannot be one of the network's IPv4 subnet; undefined when it can. */
-function notOf({ fields }: NetworkDraft, ip: Ip, findings: Findings, path: Path, key: string): boolean {
-  const { subnet } = fields;
-  if (subnet === undefined) return true;
-  if (ip.family === 6 || subnet.address.family === 6) {
-    const what =
-      ip.family === 6 ? `${key} ${ip.text} is an IPv6 address` : `network "${fields.name}" is IPv6`;
-    findings.add(
-      path,
-      `${what}, and services of IPv6 are not built yet`,
-      'write an IPv4 address of an IPv4 subnet',
-    );
-    return true;
-  }
-  const why = unusable(subnet, ip);
-  if (why !== undefined) findings.add(path, `${key} ${why}`, `write a host address of ${subnet.text}`);
-  else if (fields.gateway?.text === ip.text)
-    findings.add(path, `${key} ${ip.text} is the network's gateway`, 'write another host address');
-  else return false;
-  return true;
-}
-
-function checkAddresses(
-  { path, fields, backends }: ServiceDraft,
-  services: readonly ServiceDraft[],
-  network: NetworkDraft,
-  addresses: Unique,
-  { endpoints }: Surroundings,
-  findings: Findings,
-): void {
-  const here = endpoints.filter((endpoint) => endpoint.fields.network === network.fields.name);
-  const { vip } = fields;
-  if (vip !== undefined && !notOf(network, vip, findings, [...path, 'vip'], 'vip')) {
-    const at = [...path, 'vip'];
-    const owner = here.find((endpoint) => endpoint.fields.address?.address.text === vip.text);
-    if (owner !== undefined) {
-      const message = `vip ${vip.text} is the address of endpoint "${owner.fields.name}"`;
-      findings.add(at, message, 'write an address that nobody has');
-    } else {
-      const what = `vip ${vip.text} of network "${network.fields.name}"`;
-      addresses.add(`${network.fields.name}\0${vip.text}`, at, what, 'give each service its own');
-    }
-  }
-  const own = new Unique(findings);
-  for (const { path: place, fields: backend } of backends) {
-    const { address, mac } = backend;
-    checkMac(mac, [...place, 'mac'], findings);
-    const at = [...place, 'address'];
-    if (address === undefined || notOf(network, address, findings, at, 'address')) continue;
-    own.add(address.text, at, `backend ${address.text}`, 'list each backend once');
-    const virtual = services.find(
-      (other) => other.fields.network === fields.network && other.fields.vip?.text === address.text,
-    );
-    if (virtual !== undefined) {
-      const message = `${address.text} is the vip of service "${virtual.fields.name}"`;
-      findings.add(at, message, "write the backend's own address");
-    }
-    const known = here.find((endpoint) => endpoint.fields.address?.address.text === address.text);
-    if (mac !== undefined && known !== undefined) {
-      const message = `${address.text} is endpoint "${known.fields.name}", whose MAC is known`;
-      findings.add([...place, 'mac'], message, 'remove it', 'key');
-    }
-  }
-}
-
-function checkMac(mac: string | undefined, path: Path, findings: Findings): void {
-  if (mac === undefined || !isVirtualMac(mac)) return;
-  findings.add(path, `MACs with 06:57 are those of virtual addresses, and ${mac} is none`, 'write another');
 }
 
 function checkMacs(endpoints: readonly EndpointDraft[], findings: Findings): void {
@@ -439,13 +370,20 @@ function checkTarget(
 export function buildService(
   { fields, affinity, ports, publish, backends, health }: ServiceDraft,
   networks: readonly NetworkDraft[],
+  endpoints: readonly EndpointDraft[],
   { uplinks }: UplinksDraft,
 ): Service {
+  // An endpoint's other address is known.
+  const address6Of = (of: string, address: string): string | undefined =>
+    endpoints.find(
+      ({ fields: { network: its, address: own } }) => its === of && own?.address.text === address,
+    )?.fields.address6?.address.text;
   const network = networks.find((one) => one.fields.name === fields.network);
   return {
     name: fields.name!,
     network: fields.network!,
     vip: fields.vip!.text,
+    vip6: fields.vip6?.text,
     scheduler: fields.scheduler!,
     forwarding: fields.forwarding!,
     fwmark: fields.fwmark,
@@ -458,8 +396,10 @@ export function buildService(
       ...{ protocol: protocol!, port: port!, target: target ?? port!, mode: mode! },
       uplink: uplink ?? usualUplink(network, uplinks)!,
     })),
-    backends: backends.map(({ fields: { address, weight, mac } }) => ({
-      ...{ address: address!.text, weight: weight!, mac },
+    backends: backends.map(({ fields: { address, address6, weight, mac } }) => ({
+      address: address!.text,
+      address6: address6?.text ?? (fields.vip6 && address6Of(fields.network!, address!.text)),
+      ...{ weight: weight!, mac },
     })),
     health: health && buildHealth(health),
   };

@@ -148,8 +148,10 @@ interface ServicePublish extends ServicePort {
 }
 
 export interface Backend {
-  /** IPv4, of the service's network. */
+  /** In the network's `subnet`. */
   readonly address: string;
+  /** In `subnet6`; undefined: it has none there, or the service has no `vip6`. */
+  readonly address6: string | undefined;
   /** 0..65535. */
   readonly weight: number;
   /** Undefined: that of the endpoint with the address, or else derived from it. */
@@ -175,8 +177,10 @@ export interface Service {
   readonly name: string;
   /** Name of a network of this config. */
   readonly network: string;
-  /** IPv4, inside the network's `subnet`, and nobody else's. */
+  /** Inside the network's `subnet`, and nobody else's. */
   readonly vip: string;
+  /** Another of a dual-stack network, in `subnet6`. */
+  readonly vip6: string | undefined;
   readonly scheduler: 'rr' | 'wrr' | 'lc' | 'wlc' | 'sh' | 'maglev';
   readonly forwarding: 'masq' | 'dsr';
   /** 1..2^32-1, of one service alone; undefined: one is given. */

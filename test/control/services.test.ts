@@ -266,9 +266,9 @@ test('a service of which nothing changed is the same value again', (t) => {
 
 test('the first service needs a restart of a node that tracks nothing, and no other', (t) => {
   const [none, some] = [file([]), file([web(at(1))])];
-  t.deepEqual(unchangeable(none, some, true), []);
-  t.deepEqual(unchangeable(none, none, false), []);
-  const [problem, ...others] = unchangeable(none, some, false);
+  t.deepEqual(unchangeable(none, some, { hasIpv6: false }), []);
+  t.deepEqual(unchangeable(none, none, undefined), []);
+  const [problem, ...others] = unchangeable(none, some, undefined);
   t.deepEqual(problem.path, ['services']);
   t.regex(problem.message, /need a table of flows, which the engine was started without/);
   t.deepEqual(others, []);

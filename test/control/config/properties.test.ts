@@ -136,8 +136,13 @@ const validFile = fc
       network.services.map(({ marked, backends, health, ...one }, s) => ({
         ...one,
         ...{ name: `s${i}.${s}`, network: `net${i}`, vip: `10.${i}.200.${s}`, publish: [] },
+        vip6: network.dual ? `fd00:${i + 1}::200:${s}` : undefined,
         fwmark: marked ? 10 * i + s + 1 : undefined,
-        backends: backends.map((backend, b) => ({ address: `10.${i}.100.${b}`, ...backend })),
+        backends: backends.map((backend, b) => ({
+          address: `10.${i}.100.${b}`,
+          address6: network.dual && b > 0 ? `fd00:${i + 1}::100:${b}` : undefined,
+          ...backend,
+        })),
         health: health && {
           kind: health.path === undefined ? ('tcp' as const) : ('http' as const),
           ...health,

@@ -82,6 +82,7 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
         name: 'web',
         network: 'blue',
         vip: '10.0.9.100',
+        vip6: undefined,
         scheduler: 'rr',
         forwarding: 'masq',
         fwmark: 256,
@@ -89,8 +90,8 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
       ...{ affinity: 600, idleTimeout: 7440, ports: [] },
       publish: [{ protocol: 'tcp', port: 8080, target: 80, mode: 'ingress', uplink: 'out' }],
       backends: [
-        { address: '10.0.9.1', weight: 1, mac: undefined },
-        { address: '10.0.9.2', weight: 1, mac: undefined },
+        { address: '10.0.9.1', address6: undefined, weight: 1, mac: undefined },
+        { address: '10.0.9.2', address6: undefined, weight: 1, mac: undefined },
       ],
       health: {
         ...{ kind: 'tcp', port: 80, path: undefined, interval: 2, timeout: 1, failures: 3, successes: 2 },
@@ -98,6 +99,29 @@ test('the fixed part of the format reaches the config, defaults filled in', (t) 
     },
   ]);
   t.deepEqual(config.marks, []);
+});
+
+test('a second virtual address: backends that are endpoints have their own second address, others what is written', (t) => {
+  const { services } = parseConfig(
+    dual(
+      `${VIP}, vip6: "fd00:9:0::0100", backends: [{ address: 10.0.9.1 }, { address: 10.0.9.2, address6: "fd00:9::2" }, { address: 10.0.9.3 }]`,
+    ),
+    'f',
+  );
+  t.is(services[0].vip6, 'fd00:9::100');
+  t.deepEqual(
+    services[0].backends.map(({ address6 }) => address6),
+    ['fd00:9::1', 'fd00:9::2', undefined],
+  );
+});
+
+test('in an IPv6 network the virtual address is one of its subnet', (t) => {
+  const { services } = parseConfig(
+    `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: "fd00:9::100", backends: [{ address: "fd00:9::1" }] }]\n`,
+    'f',
+  );
+  t.like(services[0], { vip: 'fd00:9::100', vip6: undefined });
+  t.is(services[0].backends[0].address, 'fd00:9::1');
 });
 
 test('a service of the fewest keys, and the other ways to write the rest', (t) => {
@@ -156,6 +180,14 @@ test('addresses of one network are no conflict with those of another', (t) => {
   t.is(parseConfig(text, 'f').services.length, 4);
 });
 
+/** Services in a dual-stack network, where endpoint c1 has the addresses that end with 1. */
+const dual = (...services: readonly string[]): string =>
+  file({
+    network: 'gateway: 10.0.9.254, subnet6: "fd00:9::/64", gateway6: "fd00:9::fe"',
+    endpoints: [`${C1}, address6: "fd00:9::1/64"`],
+    services: services.map((one, i) => (i === 0 ? `${WEB}, ${one}` : one)),
+  });
+
 const PORT = 'protocol: tcp, port: 8080';
 // biome-ignore format: one row a refusal reads best on one line.
 const ROWS: readonly Row[] = [
@@ -165,10 +197,20 @@ const ROWS: readonly Row[] = [
   ['vip is broadcast', service('vip: ▸10.0.9.255'), 'services[0].vip | broadcast address | a host address'],
   ['vip is the gateway', service('vip: ▸10.0.9.254'), "services[0].vip | the network's gateway | another host address"],
   ['vip of an endpoint', service('vip: ▸10.0.9.1'), 'services[0].vip | the address of endpoint "c1" | that nobody has'],
-  ['vip of IPv6', service('vip: ▸"fd00::1"'), 'services[0].vip | vip fd00::1 is an IPv6 address, and services of IPv6 are not built yet | write an IPv4 address'],
-  ['vip in an IPv6 network', `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: ▸10.0.9.100 }]\n`, 'services[0].vip | network "blue" is IPv6, and services of IPv6 are not built yet | an IPv4 subnet'],
+  ['vip of IPv6', service('vip: ▸"fd00::1"'), 'services[0].vip | vip fd00::1 is of IPv6, and subnet 10.0.9.0/24 of network "blue" is not | a host address of 10.0.9.0/24'],
+  ['vip in an IPv6 network', `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: ▸10.0.9.100 }]\n`, 'services[0].vip | vip 10.0.9.100 is of IPv4, and subnet fd00:9::/64 of network "blue" is not | a host address of fd00:9::/64'],
   ['vip twice', file({ services: [`${WEB}, ${VIP}`, 'name: b, network: blue, vip: ▸10.0.9.100'] }), 'services[1].vip | vip 10.0.9.100 of network "blue" is used twice, first on line 10 | its own'],
-  ['vip6', service(`${VIP}, ▸vip6: "fd00::1"`), 'services[0].vip6 | vip6 is not built yet | remove it until'],
+  ['vip6 without subnet6', service(`${VIP}, vip6: ▸"fd00::1"`), 'services[0].vip6 | network "blue" has no subnet6 | add subnet6 to the network, or remove vip6'],
+  ['vip6 in an IPv6 network', `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: "fd00:9::1", vip6: ▸"fd00:9::2" }]\n`, 'services[0].vip6 | network "blue" has no subnet6 | write it as vip'],
+  ['vip6 of IPv4', dual(`${VIP}, vip6: ▸10.0.9.101`), 'services[0].vip6 | vip6 10.0.9.101 is of IPv4, and subnet6 fd00:9::/64 of network "blue" is not | a host address of fd00:9::/64'],
+  ['vip of subnet6', dual('vip: ▸"fd00:9::100"'), 'services[0].vip | vip fd00:9::100 is of IPv6 | a host address of 10.0.9.0/24, or write it as vip6'],
+  ['vip6 outside', dual(`${VIP}, vip6: ▸"fd00:8::1"`), 'services[0].vip6 | vip6 fd00:8::1 is outside fd00:9::/64 | a host address of fd00:9::/64'],
+  ['vip6 is the gateway', dual(`${VIP}, vip6: ▸"fd00:9::fe"`), "services[0].vip6 | the network's gateway | another host address"],
+  ['vip6 of an endpoint', dual(`${VIP}, vip6: ▸"fd00:9::1"`), 'services[0].vip6 | the address of endpoint "c1" | that nobody has'],
+  ['vip6 twice', dual(`${VIP}, vip6: "fd00:9::100"`, `name: b, network: blue, vip: 10.0.9.101, vip6: ▸"fd00:9::100"`), 'services[1].vip6 | vip6 fd00:9::100 of network "blue" is used twice | its own'],
+  ['address6 without vip6', dual(`${VIP}, backends: [{ address: 10.0.9.1, ▸address6: "fd00:9::1" }]`), 'services[0].backends[0].address6 | the service has no virtual address of IPv6 | add vip6'],
+  ['address6 is a vip6', dual(`${VIP}, vip6: "fd00:9::100", backends: [{ address: 10.0.9.2, address6: ▸"fd00:9::100" }]`), 'services[0].backends[0].address6 | fd00:9::100 is the vip of service "web" | own address'],
+  ['address6 twice', dual(`${VIP}, vip6: "fd00:9::100", backends: [{ address: 10.0.9.2, address6: "fd00:9::2" }, { address: 10.0.9.3, address6: ▸"fd00:9::2" }]`), 'services[0].backends[1].address6 | backend fd00:9::2 is used twice | list each backend once'],
   ['vip with length', service('vip: ▸10.0.9.100/24'), 'services[0].vip | has a prefix length | the address alone'],
   // Names and numbers.
   ['name twice', file({ services: [`${WEB}, ${VIP}`, 'name: ▸web, network: blue, vip: 10.0.9.101'] }), 'services[1].name | service name "web" is used twice, first on line 10 | its own name'],

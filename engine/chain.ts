@@ -15,6 +15,7 @@ import type { AssociationIntent, MarkIntent, ServiceIntent } from './intent.js';
 import { type FrameMemory, REMOTE } from './memory/frames.js';
 import { createCaptureSink } from './ports/capture-sink.js';
 import { createCaptureSource, type FrameList } from './ports/capture-source.js';
+import { Addresses6, addressesFor } from './tables/addresses6.js';
 import { AssociationState, associationStateBytes } from './tables/association-state.js';
 import { Associations } from './tables/associations.js';
 import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
@@ -74,6 +75,8 @@ export const CHAIN_BALANCE: ChainBalanceSetup = { services: [], marks: [], maxFl
 export interface ChainNatSetup extends Pick<NatOptions, 'external' | 'firstPort' | 'lastPort' | 'mapping'> {
   readonly maxFlows: number;
   readonly inside: readonly InsidePrefix[];
+  /** External address of IPv6, 16 bytes, and what is inside there; absent where IPv6 is not translated. */
+  readonly v6?: { readonly external: Uint8Array; readonly inside: readonly InsidePrefix[] };
 }
 
 /** Private addresses (RFC 1918) are inside; outside they are one of a documentation prefix (RFC 5737). */
@@ -200,7 +203,7 @@ export function createChain(setup: ChainSetup): Chain {
     const delivered = sink.delivered();
     const drops: Record<string, number> = {};
     let dropped = 0;
-    for (const { drops: own } of elements) {
+    for (const own of elements.flatMap(({ drops: first, moreDrops = [] }) => [first, ...moreDrops])) {
       for (const name of own.names) {
         const count = own.count(name);
         if (count === 0) continue;
@@ -290,8 +293,13 @@ function chainNat({ nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {
     state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
     return (state >>> 8) % below;
   };
-  const tables = new NatTables(new Flows(nat.maxFlows, SEED, NOW / 1000), 0, { ...nat, random });
-  return { tables, inside: nat.inside };
+  const flows = new Flows(nat.maxFlows, SEED, NOW / 1000);
+  const tables = new NatTables(flows, 0, { ...nat, random });
+  if (nat.v6 === undefined) return { tables, inside: nat.inside, v6: undefined };
+  const { external, inside } = nat.v6;
+  const addresses = new Addresses6(addressesFor(nat.maxFlows), SEED);
+  const v6 = { tables: new NatTables(flows, 0, { ...nat, external, random }, addresses), addresses, inside };
+  return { tables, inside: nat.inside, v6 };
 }
 
 function chainAssociations(setup: ChainSetup, vteps: Vteps): Associations {

@@ -27,6 +27,7 @@ interface Flags {
   readonly espPort: number;
   readonly inside: readonly string[];
   readonly external?: string;
+  readonly external6?: string;
   readonly natMapping?: ChainNatSetup['mapping'];
   readonly natPorts?: string;
   readonly maxFlows?: number;
@@ -77,6 +78,7 @@ export function register(program: Command): void {
       [] as readonly string[],
     )
     .option('--external <address>', "nat's address outside (default: 203.0.113.1)")
+    .option('--external6 <address>', 'that of IPv6, which is translated then; inside fc00::/7 unless told')
     .addOption(
       new Option('--nat-mapping <how>', 'one external port for an endpoint, or ports that are shared')
         .choices(['endpoint-independent', 'endpoint-dependent'])
@@ -174,11 +176,11 @@ async function ofFile<T>(read: () => T): Promise<T> {
 }
 
 async function parseNat(flags: Flags): Promise<ChainNatSetup> {
-  const { inside, external, natMapping: mapping, natPorts: ports, maxFlows } = flags;
+  const { inside, external, external6, natMapping: mapping, natPorts: ports, maxFlows } = flags;
   const { readNat } = await import('../../control/replay-nat.js');
   const { ValueError } = await import('../../control/addresses.js');
   try {
-    return readNat({ inside, external, mapping, ports, maxFlows });
+    return readNat({ inside, external, external6, mapping, ports, maxFlows });
   } catch (error) {
     if (!(error instanceof ValueError)) throw error;
     throw new CommandError(`${error.message}; ${error.remedy}`, EXIT.usage);

@@ -8,6 +8,7 @@
 import { Batch, type Consumer, type Context, Drops } from '../graph.js';
 import type { MarkIntent } from '../intent.js';
 import { NO_FRAME } from '../memory/frames.js';
+import type { Addresses6 } from '../tables/addresses6.js';
 import type { Associations } from '../tables/associations.js';
 import { DEFAULT_TIMEOUTS } from '../tables/connection.js';
 import type { Domains } from '../tables/domains.js';
@@ -21,7 +22,12 @@ import { createBridge } from './bridge.js';
 import { createEspDecrypt } from './esp-decrypt.js';
 import { createEspEncrypt } from './esp-encrypt.js';
 import { createMarker } from './mark.js';
-import { createTwoSidedNat, type InsidePrefix } from './nat/one-stream.js';
+import {
+  createBothFamilies,
+  createTwoSidedNat,
+  createTwoSidedNatV6,
+  type InsidePrefix,
+} from './nat/one-stream.js';
 import type { NatTables } from './nat/tables.js';
 import { createVxlanDecap } from './vxlan-decap.js';
 import { createVxlanEncap } from './vxlan-encap.js';
@@ -51,6 +57,14 @@ export interface ChainTools {
 interface ChainNat {
   readonly tables: NatTables;
   readonly inside: readonly InsidePrefix[];
+  /** The same of IPv6; undefined where that is not translated. */
+  readonly v6: ChainNatV6 | undefined;
+}
+
+interface ChainNatV6 {
+  readonly tables: NatTables;
+  readonly addresses: Addresses6;
+  readonly inside: readonly InsidePrefix[];
 }
 
 /** Services of a chain, and what marks lead to them. */
@@ -65,6 +79,8 @@ interface ChainBalance {
 
 export interface ChainElement extends Consumer {
   readonly drops: Drops;
+  /** Of one that is several elements. */
+  readonly moreDrops?: readonly Drops[];
   /** Lets go of frames that wait for others to come; called when none will. */
   finish?(): void;
   /** Lets go of some of what is over by the clock of the context. */
@@ -87,7 +103,7 @@ export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, 
   ['esp-encrypt', { summary: 'puts outer packets into ESP', outer: 'needs', build: buildEncrypt }],
   ['esp-decrypt', { summary: 'opens ESP packets', outer: 'needs', build: buildDecrypt }],
   ['vxlan-decap', { summary: 'takes VXLAN packets apart', outer: 'removes', build: buildDecap }],
-  ['nat', { summary: 'masquerades IPv4 behind one address', outer: 'keeps', build: buildNat }],
+  ['nat', { summary: 'masquerades IPv4 and IPv6 behind one address each', outer: 'keeps', build: buildNat }],
   ['mark', { summary: 'gives packets firewall marks', outer: 'keeps', build: buildMark }],
   ['balance', { summary: 'gives packets of services to backends', outer: 'keeps', build: buildBalance }],
 ]);
@@ -136,7 +152,14 @@ function buildDecrypt({ context, associations, local, espPort }: ChainTools, out
 
 function buildNat({ context, nat }: ChainTools, out: Batch): ChainElement {
   if (nat === undefined) throw new TypeError('a chain with nat needs its tables');
-  return createTwoSidedNat(context, nat.tables, nat.inside, out);
+  const { tables, inside, v6 } = nat;
+  const v4 = createTwoSidedNat(context, tables, inside, out);
+  if (v6 === undefined) return v4;
+  return createBothFamilies(
+    context,
+    v4,
+    createTwoSidedNatV6(context, v6.tables, v6.addresses, v6.inside, out),
+  );
 }
 
 function buildMark({ context, balance }: ChainTools, out: Batch): ChainElement {

@@ -53,6 +53,7 @@ const REASONS = [
   'malformed',
   'icmp-type',
   'fragment',
+  'no-side',
 ] as const;
 const TABLE_FULL = REASONS.indexOf('table-full');
 const FIRST_ERROR = FLOW_REASONS.length;
@@ -60,6 +61,8 @@ const NOT_IPV6 = REASONS.indexOf('not-ipv6');
 const MALFORMED = REASONS.indexOf('malformed');
 const ICMP_TYPE = REASONS.indexOf('icmp-type');
 const FRAGMENT = REASONS.indexOf('fragment');
+/** For who puts packets of both sides into one stream: this one is of neither. */
+export const NO_SIDE_V6 = REASONS.indexOf('no-side');
 
 const COUNTERS = ['out', 'in', 'hairpinned', 'flows-made', 'flows-evicted'] as const;
 const [PACKETS_OUTWARD, PACKETS_INWARD, HAIRPINNED, MADE, EVICTED] = COUNTERS.keys();

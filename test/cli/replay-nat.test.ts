@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { openCapture } from '../../control/capture-files.js';
 import { badChecksums, ends } from '../support/nat.js';
+import { soundV6, sourceV6 } from '../support/nat6.js';
 import { own, packet, weft } from '../support/replay.js';
 
 const scratch = mkdtempSync(join(tmpdir(), 'weft-nat-'));
@@ -80,11 +81,30 @@ test.serial(
   },
 );
 
+test.serial('--external6: IPv6 is translated as well, and what is written has its address', async (t) => {
+  const out = join(scratch, 'six.pcapng');
+  const file = own('nd-ping6.pcapng');
+  const { drops: without } = await report(file);
+  t.is(without['nat: not-ipv4'], 16);
+  const options = ['--inside', 'fd00:9::1/128', '--external6', '2001:db8::9'];
+  const { delivered, drops, flows } = await report(file, ...options, '--write', out);
+  // Three requests go out; their replies are addressed to the inside, and Neighbour Discovery is no query.
+  t.deepEqual([delivered, flows], [3, 1]);
+  t.deepEqual(drops, { 'nat-v6: icmp-type': 1, 'nat-v6: no-side': 12 });
+  const written = openCapture(out);
+  const sources = Array.from({ length: written.count }, (_, i) => packet(written, i)).filter(
+    (frame) => frame[54] === 128 && sourceV6(frame) === '2001:db8::9',
+  );
+  t.is(sources.length, 3);
+  t.true(sources.every(soundV6));
+});
+
 for (const [args, message] of [
-  [['--inside', 'fd00::/8'], /--inside: fd00:: is an IPv6 address; write an IPv4 address/],
+  [['--inside', 'fd00::/8'], /--inside: IPv6 is translated only with --external6; write --external6/],
+  [['--external6', '192.0.2.9'], /--external6: 192\.0\.2\.9 is an IPv4 address; write it as --external/],
   [['--inside', '10.0.0.1'], /--inside: .*10\.0\.0\.1.* has no prefix length/],
   [['--external', '224.0.0.1'], /--external: 224\.0\.0\.1 is a multicast address/],
-  [['--external', '2001:db8::1'], /--external: 2001:db8::1 is an IPv6 address/],
+  [['--external', '2001:db8::1'], /--external: 2001:db8::1 is an IPv6 address; write it as --external6/],
   [['--nat-ports', '9-8'], /--nat-ports: "9-8" is no range of ports; write the first and the last/],
   [['--nat-ports', '0-8'], /--nat-ports: "0-8"/],
   [['--nat-ports', '1-65536'], /--nat-ports: "1-65536"/],

@@ -18,8 +18,8 @@ const PAGES = [
     .map((name) => `docs/${name}`),
 ];
 
-/** An element is called as its file is, but for this one. */
-const elementOf = (file: string): string => (file === 'balancer.ts' ? 'balance' : basename(file, '.ts'));
+/** An element is called as its file is, but for these. */
+const elementOf = (file: string): string => basename(file, '.ts').replace(/^balancer\b/, 'balance');
 
 /** `element reason`, of every REASONS list in the engine; an element is named by its file. */
 function reasonsOfCode(): string[] {

@@ -7,10 +7,10 @@ import type { Lab, Namespace, RunningCommand } from '../lab.js';
 /** Interface of each host and of the world on the link between them, and their addresses there. */
 const DEVICE = 'out0';
 const HOST_ADDRESSES = ['192.168.60.1/24', '192.168.60.2/24'];
-export const WORLD_ADDRESS = '192.168.60.9';
+const WORLD_ADDRESS = '192.168.60.9';
 /** Of the engines' own routers, by host. */
-export const UPLINK_ADDRESSES = ['192.168.60.11', '192.168.60.12'] as const;
-export const VIP = '10.0.9.100';
+const UPLINK_ADDRESSES = ['192.168.60.11', '192.168.60.12'] as const;
+const VIP = '10.0.9.100';
 /** Where servers listen, and where host A publishes c1 alone and both hosts the service. */
 const SERVER_PORT = 80;
 const PUBLISHED_PORT = 8081;

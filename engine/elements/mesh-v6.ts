@@ -23,11 +23,13 @@ import {
 import type { Gateways } from '../tables/gateways.js';
 import type { Neighbours } from '../tables/neighbours.js';
 import { pair as pairAt } from '../wire/arp.js';
-import { ETHERNET_HEADER } from '../wire/ethernet.js';
+import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
 import { ICMP_HEADER } from '../wire/icmp.js';
 import { isErrorV6 } from '../wire/icmpv6.js';
 import {
   IPV6_DESTINATION,
+  IPV6_HEADER,
+  IPV6_LENGTH,
   IPV6_SOURCE,
   PROTOCOL_ICMPV6,
   PROTOCOL_TCP,
@@ -36,6 +38,7 @@ import {
 } from '../wire/ip.js';
 import { LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { createResetsV6 } from './balancer/resets-v6.js';
 import type { Tracks } from './mesh.js';
 import { TRANSLATED } from './nat/errors.js';
 import { createErrorTranslatorV6 } from './nat/errors-v6.js';
@@ -47,6 +50,8 @@ export interface MeshV6 {
   track(frame: number, ip: number, total: number, from: number): number;
   /** As of `Mesh`; undefined when there is none. */
   entryOf(frame: number, ip: number, total: number): number | undefined;
+  /** Turns a TCP segment right behind its header into its reset, as `Resets`. */
+  answer(frame: number, ip: number): boolean;
   /** Whether a packet of a backend answers somebody who came in here. */
   isKnown(frame: number, ip: number, total: number): boolean;
 }
@@ -65,6 +70,7 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   const { flows, addresses, gateways, neighbours, tracks } = options;
   const { words, seed, find } = flows;
   const ownerKey = (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN | IPV6_FLOW;
+  const resets = createResetsV6(context, addresses);
   const translator = createErrorTranslatorV6(context, { flows, ownerKey }, addresses);
 
   function neighbourOf(dom: number, ip: number): number {
@@ -166,5 +172,10 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     true,
   );
 
-  return { neighbourOf, track, entryOf, isKnown };
+  function answer(frame: number, ip: number): boolean {
+    const t = ip + IPV6_HEADER / 2;
+    return resets.answer(frame, t, swap16(u16[ip + IPV6_LENGTH]));
+  }
+
+  return { neighbourOf, track, answer, entryOf, isKnown };
 }

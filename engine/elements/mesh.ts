@@ -60,6 +60,7 @@ import {
   IPV4_LENGTH,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
+  IPV6_NEXT_HOP,
   PROTOCOL_ICMP,
   PROTOCOL_TCP,
   PROTOCOL_UDP,
@@ -68,6 +69,7 @@ import {
 import { ipv4Length } from '../wire/ipv4-checks.js';
 import { ipv6Length } from '../wire/ipv6.js';
 import { RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { createResets } from './balancer/resets.js';
 import { createMeshV6 } from './mesh-v6.js';
 import { createErrorTranslator, TRANSLATED } from './nat/errors.js';
 
@@ -162,6 +164,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   const drops = new Drops(context, 'mesh', REASONS);
   const { base } = context.counters.claim('mesh', COUNTERS);
   const ownerKey = (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
+  const resets = createResets(context);
   const translator = createErrorTranslator(context, { flows, ownerKey });
   const network = Int32Array.of(-1, 0);
   const tracks: Tracks = {
@@ -245,7 +248,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     }
     const refused = total === 0 ? track(frame, ip, from) : v6!.track(frame, ip, total, from);
     if (refused >= 0) {
-      drops.drop(frame, refused);
+      refuse(frame, ip, from, refused, total === 0);
       return;
     }
     const w = off[frame] >>> 1;
@@ -255,6 +258,19 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     }
     values[base + TAKEN]++;
     port.push(frame);
+  }
+
+  /** A client whose connection is another's here is told, or it would try the same backend again and again. */
+  function refuse(frame: number, ip: number, from: number, reason: number, isV4: boolean): void {
+    const isTcp = isV4
+      ? u16[ip + IPV4_TTL_PROTOCOL] >>> 8 === PROTOCOL_TCP
+      : (u16[ip + IPV6_NEXT_HOP] & 0xff) === PROTOCOL_TCP;
+    if (reason !== CONFLICT || !isTcp || !(isV4 ? resets.answer(frame) : v6!.answer(frame, ip)))
+      drops.drop(frame, reason);
+    else {
+      drops.add(CONFLICT);
+      send(frame, from, BACK);
+    }
   }
 
   function stationOf(dom: number, known: number): number {

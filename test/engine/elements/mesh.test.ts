@@ -28,6 +28,7 @@ class Node {
   readonly gateways = new Gateways();
   private readonly sinks: Record<'tunnel' | 'bridge' | 'port' | 'outside', Sink>;
   private readonly batches: Batch[];
+  private readonly kept: Caught[] = [];
 
   constructor(backendAt: number | undefined, maxFlows = 10) {
     const { context } = this.rig;
@@ -77,7 +78,9 @@ class Node {
   /** A frame from the ingress network. */
   arrives(frame: Uint8Array, ingress: number): { port: Caught | undefined; outside: Caught | undefined } {
     this.rig.feed(this.mesh.arrived, this.rig.put(frame, { domain: INGRESS, ingress }));
-    return { port: this.take('port'), outside: this.take('outside') };
+    const came = { port: this.take('port'), outside: this.take('outside') };
+    this.kept.push(...this.sinks.tunnel.caught.splice(0));
+    return came;
   }
 
   /** What the backend sends to the gateway: the node it goes back to, and as what. */
@@ -87,6 +90,11 @@ class Node {
     if (vtep === NO_NODE) this.rig.memory.free(put);
     else this.mesh.back(put, vtep);
     return { vtep, tunnel: this.take('tunnel') };
+  }
+
+  /** What it sent into the tunnel by itself. */
+  sent(): Caught | undefined {
+    return this.kept.splice(0)[0];
   }
 
   drops(): Record<string, number> {
@@ -165,6 +173,11 @@ test('a client that comes by another node too: not with the same ports, until th
   t.truthy(b.arrives(meshed(syn, FORTH), NODE_A).port);
   t.falsy(b.arrives(meshed(syn, FORTH), NODE_B).port);
   t.deepEqual(b.drops(), { conflict: 1 });
+  const reset = b.sent()!;
+  t.deepEqual(
+    [reset.dest, ends(reset.bytes), reset.bytes[47]],
+    [NODE_B, `${BACKEND}:80 > ${CLIENT}:4000`, RST | ACK],
+  );
   const segment = (flags: number) =>
     meshed(
       packet({

@@ -1,0 +1,117 @@
+/** Services over IPv6: three nodes with an nginx each, asked with curl, plain and encrypted. */
+import { type Namespace, ping } from '../../cli/lab.js';
+import { encryptedOptions, sending } from '../support/encrypted.js';
+import {
+  clientAddress,
+  clientAddress6,
+  IngressRig,
+  uplinkAddress,
+  uplinkAddress6,
+  VIP6,
+  webService,
+} from '../support/ingress.js';
+import { live, type MeshOptions, overlayAddress, shared } from '../support/live.js';
+import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
+
+const WEB = { tools: ['curl'], skip: nginxMissing() };
+const NODES = [1, 2, 3];
+const own = (n: number): string => overlayAddress(n, true);
+
+const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
+  { title: 'plain', options: {} },
+  { title: 'encrypted', options: encryptedOptions({ hosts: 3, encapsulation: 'udp', v6: true }) },
+];
+
+for (const { title, options } of forms) {
+  const servers: Nginx[] = [];
+  const rig = shared(async () => {
+    const services = [webService({ vip6: VIP6 })];
+    const made = await new IngressRig({ ...options, services }).begin();
+    if (options.network) for (const engine of made.engines) await sending(engine, 2);
+    for (const container of made.containers) servers.push(await Nginx.start(made, container));
+    await made.resolve6();
+    return made;
+  }, WEB.skip);
+  /** Asks three times, so that each backend answers once. @returns who each backend saw. */
+  const seenBy = async (from: Namespace, address: string, path: string): Promise<string[]> => {
+    const answers: string[] = [];
+    for (let i = 0; i < 3; i++) answers.push(await curl(from, `http://${address}/${path}`));
+    if ([...answers].sort().join('') !== 'c1\nc2\nc3\n') throw new Error(`${path}: ${answers.join('')}`);
+    return (await Promise.all(servers.map((server) => server.logged(`/${path}`, 1)))).flat();
+  };
+
+  live(
+    `${title}: every node's published port, from outside; every backend logs the client's own address`,
+    async (t) => {
+      for (const node of NODES)
+        for (const [i, client] of rig().clients.entries()) {
+          const path = `outside-${node}-${client.label}`;
+          const seen = await seenBy(client, `[${uplinkAddress6(node)}]:8080`, path);
+          t.deepEqual(seen, Array(3).fill(clientAddress6(i + 1)), path);
+        }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: the virtual address, from each backend; the others log it, itself the virtual address`,
+    async (t) => {
+      for (const [i, container] of rig().containers.entries()) {
+        const seen = await seenBy(container, `[${VIP6}]`, `inside-${container.label}`);
+        t.deepEqual(
+          seen,
+          NODES.map((n) => (n === i + 1 ? VIP6 : own(i + 1))),
+        );
+      }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: a published port of its own node and of others, from a backend`,
+    async (t) => {
+      const { containers } = rig();
+      for (const node of NODES) {
+        const path = `backend-${node}`;
+        const seen = await seenBy(containers[0], `[${uplinkAddress6(node)}]:8080`, path);
+        // Out by its own uplink, as all that leaves; hairpinned at its own.
+        t.deepEqual(seen, Array(3).fill(uplinkAddress6(1)), path);
+      }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: one client at all nodes at once, over IPv4 and IPv6, on connections that it keeps`,
+    async (t) => {
+      const client = rig().clients[1];
+      const kept = NODES.flatMap((node) => [
+        KeptConnection.open(client, `[${uplinkAddress6(node)}]`, 8080),
+        KeptConnection.open(client, uplinkAddress(node), 8080),
+      ]);
+      const first = await Promise.all(kept.map((connection) => connection.ask()));
+      for (let i = 0; i < 3; i++)
+        t.deepEqual(await Promise.all(kept.map((connection) => connection.ask())), first);
+      for (const connection of kept) await connection.close();
+      const clients = servers.flatMap((server) => server.clients('/kept'));
+      t.deepEqual([...new Set(clients)].sort(), [clientAddress(2), clientAddress6(2)]);
+    },
+    { ...WEB, tools: ['curl', 'socat'] },
+  );
+
+  live(
+    `${title}: the virtual address is a neighbour that keeps answering solicitations, and answers pings`,
+    async (t) => {
+      const [container] = rig().containers;
+      const { received } = await ping(container, VIP6, { count: 2, deadlineS: 5 });
+      t.is(received, 2);
+      t.regex(container.ip('-6', 'neigh', 'show', VIP6), /lladdr 06:57:00:00:01:00 /);
+      // Asked of the station itself, as a host does of what it knows.
+      container.ip('-6', 'neigh', 'change', VIP6, 'dev', 'eth0', 'nud', 'probe');
+      const again = await ping(container, VIP6, { count: 2, deadlineS: 5 });
+      t.is(again.received, 2);
+      t.regex(container.ip('-6', 'neigh', 'show', VIP6), /REACHABLE/);
+    },
+    WEB,
+  );
+}

@@ -22,7 +22,7 @@ import { CARRY_VLAN, Domains, LEARN } from './tables/domains.js';
 import { Flows } from './tables/flows.js';
 import { MAX_DOMAINS, MacTable } from './tables/mac-table.js';
 import { Neighbours } from './tables/neighbours.js';
-import { Services } from './tables/services.js';
+import { MAX_BACKENDS, MAX_SERVICES, Services } from './tables/services.js';
 import { type LocalVtep, Vteps } from './tables/vteps.js';
 
 /** A replay repeats exactly. */
@@ -273,18 +273,25 @@ function flowsOf({ nat, balance }: Pick<ChainTools, 'nat' | 'balance'>): Flows |
 function tracking(setup: ChainSetup): Pick<ChainTools, 'nat' | 'balance'> {
   const nat = setup.names.includes('nat') ? chainNat(setup) : undefined;
   const balanced = setup.names.includes('balance') || setup.names.includes('mark');
-  return { nat, balance: balanced ? chainBalance(setup, nat?.tables.flows) : undefined };
+  return { nat, balance: balanced ? chainBalance(setup, nat) : undefined };
 }
 
-function chainBalance({ balance = CHAIN_BALANCE }: ChainSetup, shared?: Flows): ChainTools['balance'] {
-  const services = new Services();
+function chainBalance(
+  { balance = CHAIN_BALANCE }: ChainSetup,
+  nat: ChainTools['nat'],
+): ChainTools['balance'] {
+  const { maxFlows, marks } = balance;
+  const flows = nat?.tables.flows ?? new Flows(maxFlows, SEED, NOW / 1000);
+  const isV6 = balance.services.some(({ address }) => address.length === 16);
+  const own = isV6 ? new Addresses6(addressesFor(flows.capacity), SEED) : null;
+  const addresses = nat?.v6?.addresses ?? own;
+  const services = new Services(MAX_SERVICES, MAX_BACKENDS, addresses);
   services.set(balance.services, () => {});
   services.schedulers.rebuild(Number.POSITIVE_INFINITY);
   const neighbours = new Neighbours(SEED);
   for (const { domain, backends } of balance.services)
     for (const { address, mac } of backends) neighbours.set(domain, address, mac);
-  const flows = shared ?? new Flows(balance.maxFlows, SEED, NOW / 1000);
-  return { services, neighbours, flows, marks: balance.marks };
+  return { services, neighbours, flows, addresses, marks };
 }
 
 function chainNat({ nat = CHAIN_NAT }: ChainSetup): ChainTools['nat'] {

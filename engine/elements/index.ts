@@ -18,6 +18,7 @@ import type { Neighbours } from '../tables/neighbours.js';
 import type { Services } from '../tables/services.js';
 import type { LocalVtep, Vteps } from '../tables/vteps.js';
 import { createBalancer } from './balancer.js';
+import { createBalancerV6 } from './balancer-v6.js';
 import { createBridge } from './bridge.js';
 import { createEspDecrypt } from './esp-decrypt.js';
 import { createEspEncrypt } from './esp-encrypt.js';
@@ -73,6 +74,8 @@ interface ChainBalance {
   readonly marks: readonly MarkIntent[];
   /** Those of `nat` where the chain has it. */
   readonly flows: Flows;
+  /** Null where no service is of IPv6. */
+  readonly addresses: Addresses6 | null;
   /** The backends. */
   readonly neighbours: Neighbours;
 }
@@ -174,11 +177,22 @@ function buildMark({ context, balance }: ChainTools, out: Batch): ChainElement {
 
 /** A chain hands on what it got and makes no frames: who is refused hears no ICMP error. */
 function buildBalance({ context, balance }: ChainTools, out: Batch): ChainElement {
+  const { addresses, ...known } = balance!;
   const errors = { make: () => NO_FRAME };
-  const balancer = createBalancer(
-    context,
-    { ...balance!, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => out },
-    out,
-  );
-  return { ...balancer, finish: balancer.flush, expire: balancer.age };
+  const shared = { ...known, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => out };
+  const v6 = addresses && createBalancerV6(context, { ...shared, addresses }, out);
+  const balancer = createBalancer(context, { ...shared, v6: v6?.packet }, out);
+  return {
+    drops: balancer.drops,
+    ...(v6 && { moreDrops: [v6.drops] }),
+    process: balancer.process,
+    finish() {
+      balancer.flush();
+      v6?.flush();
+    },
+    expire() {
+      balancer.age();
+      v6?.age();
+    },
+  };
 }

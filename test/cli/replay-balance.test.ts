@@ -95,6 +95,22 @@ test.serial('balance and nat share one table, which --max-flows bounds', async (
   t.false('balance: table-full' in drops);
 });
 
+test.serial('IPv6: a virtual address answers pings', async (t) => {
+  const text = WEB.replace('vip: 10.0.9.2', 'vip: 10.0.9.100\n    vip6: "fd00:9::2"').replace(
+    'backends: [ { address: 10.0.9.11 },',
+    'backends: [ { address: 10.0.9.11, address6: "fd00:9::11" },',
+  );
+  const out = join(scratch, 'v6.pcapng');
+  const services = ['--services', file(text), '--write', out];
+  const { code, stderr } = await weft(own('nd-ping6.pcapng'), '--through', 'balance', ...services);
+  t.is(code, 0, stderr);
+  const written = openCapture(out);
+  const frames = Array.from({ length: written.count }, (_, i) => packet(written, i));
+  const echoes = frames.filter((frame) => frame[20] === 58 && (frame[54] === 128 || frame[54] === 129));
+  const requests = echoes.filter((frame) => frame[54] === 128 && frame[53] === 2);
+  t.deepEqual([requests.length, echoes.length > 0], [0, true], 'each is its reply');
+});
+
 test.serial('what begins nothing is dropped, and no error is made about it', async (t) => {
   const none = WEB.replace(/backends: .*/, 'backends: []');
   const { delivered, drops } = await replay('balance', file(none));

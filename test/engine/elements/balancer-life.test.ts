@@ -186,6 +186,8 @@ test('half closed it has the same time; closed by both, or reset, four minutes, 
   const reset = open(b, 4002);
   b.one(answerTo(reset, RST));
   t.deepEqual(counts(b, 1), { active: 0, inactive: 3, flows: 3, failures: 0 });
+  b.at(1200);
+  b.one(answerTo(reset, RST));
   t.deepEqual(b.age(1239), []);
   t.is(b.flows.size, 3);
   t.deepEqual(b.age(1241), []);
@@ -231,6 +233,10 @@ test('affinity: the same backend while it lasts, whatever else comes; then as it
   }
   b.age(1059);
   t.is(backendOf(b.one(syn(4100))), mine, 'that begins it anew');
+  for (let i = 0; i < 4; i++) {
+    b.age(1059 + i);
+    b.one(syn(5100 + i, { source: `10.0.8.${i}` }));
+  }
   b.age(1118);
   t.is(backendOf(b.one(syn(4101))), mine);
   b.age(1179);
@@ -253,8 +259,8 @@ for (const [what, change] of [
     const mine = backendOf(b.one(syn(4000)));
     const rest = all({}).filter(({ id }) => id !== mine);
     const changed = change === undefined ? rest : [...rest, backend(mine, change)];
+    // Also before its flows have ended.
     b.set([of({ affinity: 600 }, ...changed)]);
-    b.age(1001);
     const next = backendOf(b.one(syn(4001)));
     t.not(next, mine);
     for (let i = 2; i < 8; i++) t.is(backendOf(b.one(syn(4000 + i))), next);

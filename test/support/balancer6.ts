@@ -1,0 +1,101 @@
+/** The balancer of both families between sinks, with services of IPv6; packets are test/support/nat6.ts's. */
+import { type Balancer, createBalancer } from '../../engine/elements/balancer.js';
+import { type BalancerV6, createBalancerV6 } from '../../engine/elements/balancer-v6.js';
+import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
+import { createIcmpv6Errors } from '../../engine/elements/icmpv6-errors.js';
+import { Batch } from '../../engine/graph.js';
+import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
+import { Addresses6 } from '../../engine/tables/addresses6.js';
+import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
+import { Flows } from '../../engine/tables/flows.js';
+import { Neighbours } from '../../engine/tables/neighbours.js';
+import { Services } from '../../engine/tables/services.js';
+import { backend, service } from './balancer.js';
+import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from './frames.js';
+
+export const VIP6 = 'fd00:9::100';
+export const CLIENT6 = 'fd00:9::50';
+
+/** Backend `n`: fd00:9::n. */
+export function backend6(n: number, more: Partial<BackendIntent> = {}): BackendIntent {
+  return backend(n, { address: ip(`fd00:9::${n}`), ...more });
+}
+
+export function service6(more: Partial<ServiceIntent> = {}): ServiceIntent {
+  return service({ address: ip(VIP6), backends: [1, 2, 3].map((n) => backend6(n)), ...more });
+}
+
+export class BalancerRigV6 {
+  readonly rig = new Rig();
+  readonly flows: Flows;
+  readonly addresses: Addresses6;
+  readonly services: Services;
+  readonly balancer: Balancer;
+  readonly v6: BalancerV6;
+  private readonly batch: Batch;
+  private readonly sink: Sink;
+
+  constructor(services: readonly ServiceIntent[] = [service6()], maxFlows = 1000, maxAddresses = 2000) {
+    const { context } = this.rig;
+    this.at(1000);
+    this.flows = new Flows(maxFlows, 1, context.seconds);
+    this.addresses = new Addresses6(maxAddresses, 1);
+    this.services = new Services(64, 1024, this.addresses);
+    const neighbours = new Neighbours(1);
+    neighbours.set(0, ip(CLIENT6), station(50));
+    for (const { backends } of services)
+      for (const { address, mac } of backends) neighbours.set(0, address, mac);
+    this.sink = this.rig.sink();
+    this.batch = new Batch(this.sink);
+    const shared = { flows: this.flows, services: this.services, neighbours, timeouts: DEFAULT_TIMEOUTS };
+    const outside = (): Batch => this.batch;
+    this.v6 = createBalancerV6(
+      context,
+      { ...shared, outside, addresses: this.addresses, errors: createIcmpv6Errors(context) },
+      this.batch,
+    );
+    const errors = createIcmpErrors(context);
+    const v6 = this.v6.packet;
+    this.balancer = createBalancer(context, { ...shared, outside, errors, v6 }, this.batch);
+    this.set(services);
+  }
+
+  set(services: readonly ServiceIntent[]): void {
+    this.services.set(services, (gone) =>
+      this.services.isIpv6(gone) ? this.v6.end(gone) : this.balancer.end(gone),
+    );
+  }
+
+  at(seconds: number): void {
+    this.rig.context.setTime(seconds * 1000);
+  }
+
+  /** What comes out of frames that are given as one batch. */
+  feed(frames: readonly Uint8Array[], metadata: Metadata = {}): readonly Caught[] {
+    this.rig.feed(this.balancer, ...frames.map((bytes) => this.rig.put(bytes, metadata)));
+    return this.caught();
+  }
+
+  /** Time goes on; what leaves by itself. */
+  age(seconds: number): readonly Caught[] {
+    this.at(seconds);
+    this.balancer.age();
+    this.v6.age();
+    return this.caught();
+  }
+
+  private caught(): readonly Caught[] {
+    this.batch.flush();
+    return this.sink.caught.splice(0);
+  }
+
+  one(frame: Uint8Array, metadata?: Metadata): Uint8Array {
+    const all = this.feed([frame], metadata);
+    if (all.length !== 1) throw new Error(`${all.length} frames came out; ${JSON.stringify(this.drops())}`);
+    return all[0]!.bytes;
+  }
+
+  drops(): Record<string, number> {
+    return dropped(this.v6.drops);
+  }
+}

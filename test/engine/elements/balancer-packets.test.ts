@@ -1,5 +1,6 @@
 /** What `balance` does to packets: ports, protocols, forwarding, fragments, ICMP, partial checksums, and what it drops. */
 import test from 'ava';
+import { BALANCER_PORT } from '../../../engine/intent.js';
 import { GSO_TCPV4, OFFLOAD_GSO_SHIFT, OFFLOAD_NEEDS_CSUM } from '../../../engine/memory/frames.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
 import {
@@ -514,6 +515,39 @@ test('IP options stay, and ports behind them are found', (t) => {
   t.deepEqual([ends(request), badChecksums(request)], [`${CLIENT}:4000 > 10.0.9.1:8080`, []]);
   t.deepEqual(request.slice(34, 38), options);
   b.rig.finish(t);
+});
+
+test('what is turned round is the balancer’s own frame, for a bridge sends nothing back where it came from', (t) => {
+  const b = new BalancerRig([single({ ports: [{ protocol: TCP, port: 80, target: 80 }] })]);
+  const own = { source: '10.0.9.1' };
+  const ingressOf = (frame: Uint8Array): number => b.feed([frame], { ingress: 5 })[0]!.ingress;
+  const echo = packet({ protocol: ICMP, source: CLIENT, destination: VIP });
+  t.deepEqual([syn(4000, own), ack(9999), udp(), echo].map(ingressOf), [
+    BALANCER_PORT,
+    BALANCER_PORT,
+    BALANCER_PORT,
+    BALANCER_PORT,
+  ]);
+  const all = new BalancerRig([single()]);
+  const parts = all.feed(fragments({ source: '10.0.9.1', destination: VIP }).parts, { ingress: 5 });
+  t.deepEqual(
+    parts.map(({ ingress }) => ingress),
+    [BALANCER_PORT, BALANCER_PORT, BALANCER_PORT],
+  );
+  t.is(ingressOf(syn(4001)), 5, 'what is forwarded is whose it was');
+  for (const one of [b, all]) one.rig.finish(t);
+});
+
+test('where a checksum would be partial says nothing of a frame that has none', (t) => {
+  const b = new BalancerRig([single()]);
+  const [out] = b.feed([syn()], { csumStart: 34, csumOffset: 16 });
+  t.deepEqual(badChecksums(out!.bytes), []);
+});
+
+test('a packet of a flow that is longer than its frame passes as it is', (t) => {
+  const b = new BalancerRig([single()]);
+  const cut = answerTo(open(b), ACK).slice(0, 56);
+  t.deepEqual(b.one(cut), cut);
 });
 
 test('a datagram within IPv4 that says too much of its length is malformed', (t) => {

@@ -110,6 +110,26 @@ for (const [page, shown, ...tools] of [
   ['docs/operations.md', [/eth1 .*10\.0\.9\.3/, /reloaded/, /unknown key "nodes"/]],
   ['docs/vxlan.md', [/bridge,vxlan-encap/]],
   [
+    'docs/gateway.md',
+    [
+      /3 received, 0% packet loss/,
+      /icmp +active +blue +10\.0\.9\.1:\d+ +192\.168\.60\.10:\d+ +192\.168\.60\.1:0 +3 +3/,
+      /seen as 192\.168\.60\.1\n[\s\S]*seen as 192\.168\.60\.10\n/,
+      /1 packets transmitted, 0 received/,
+      /nat +icmp-type +1/,
+    ],
+  ],
+  [
+    'docs/services.md',
+    [
+      /(?=(?:[\s\S]*c1 saw 192\.168\.60\.1\n){4})(?:[\s\S]*c2 saw 192\.168\.60\.1\n){2}/,
+      /c2 saw 10\.0\.9\.100\n/,
+      /-> 10\.0\.9\.1:0 +Masq +2 /,
+      /gets no new flows\n(c2 saw 192\.168\.60\.1\n){3}/,
+      /10\.0\.9\.2 is down: .*\n(c1 saw 192\.168\.60\.1\n){3}/,
+    ],
+  ],
+  [
     'docs/encryption.md',
     [
       /\.4500: UDP-encap: ESP\(spi=0x/,

@@ -2,6 +2,7 @@
 import test from 'ava';
 import type { ServiceIntent } from '../../../engine/intent.js';
 import { FLOW_SHIFT, OUT_KEY, STATE } from '../../../engine/tables/flows.js';
+import { Services } from '../../../engine/tables/services.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
 import { ack, backendOf, close, isReset, numberAt, open, syn, tcp, udp } from '../../support/connections.js';
 import { station } from '../../support/frames.js';
@@ -156,6 +157,31 @@ test('a direct backend is asked at the virtual address, which it has', (t) => {
   );
   t.deepEqual(asked[1]!.bytes.slice(0, 6), station(1));
   b.rig.finish(t);
+});
+
+test('a service that becomes direct, or is it no more: connections of the other kind are reset', (t) => {
+  for (const direct of [false, true]) {
+    const b = new BalancerRig([of({ direct }, backend(1))]);
+    b.one(syn());
+    b.one(ack());
+    b.set([of({ direct: !direct }, backend(1))]);
+    t.is(b.age(1001).length, 2);
+    t.is(b.flows.size, 0);
+    t.true(isReset(b.one(ack())));
+    t.is(b.one(syn())[33], direct ? 1 : 100);
+    b.rig.finish(t);
+  }
+});
+
+test('a backend in the place of another begins with no counts', (t) => {
+  const services = new Services(4, 1);
+  services.set([of({}, backend(1))], () => {});
+  services.failed(services.numberOf(1), 80);
+  t.is(services.counts()[0]!.failures, 1);
+  services.set([of({}, backend(2))], () => {});
+  t.deepEqual(services.counts(), [
+    { id: 2, active: 0, inactive: 0, flows: 0, packets: 0, bytes: 0, failures: 0 },
+  ]);
 });
 
 test('silence: an established connection is reset at both ends when its own time is over, and not before', (t) => {

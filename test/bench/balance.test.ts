@@ -35,6 +35,25 @@ for (const scheduler of SCHEDULERS)
     t.true(ends.every((one) => / > 10\.128\.0\.\d:8080$/.test(one)));
   });
 
+for (const [scheduler, most] of [
+  ['rr', 1000],
+  ['wrr', 1000],
+  ['lc', 1000],
+  ['wlc', 1000],
+  ['sh', 1050],
+  ['maglev', 1050],
+] as const)
+  test(`10,000 flows over 10 backends by ${scheduler}: nobody has more than ${most}`, (t) => {
+    const { ends } = delivered({ ...usual, flows: 10_000, frames: 10_000, scheduler, what: 'new' });
+    const counts = new Map<string, number>();
+    for (const one of ends) {
+      const backend = one.split(' > ')[1]!;
+      counts.set(backend, (counts.get(backend) ?? 0) + 1);
+    }
+    t.is(counts.size, 10);
+    t.true(Math.max(...counts.values()) <= most && Math.min(...counts.values()) >= 2000 - most);
+  });
+
 test('established flows to backends, and from them', (t) => {
   const there = delivered(usual);
   t.deepEqual([there.ends.length, there.bad, there.made], [1024, [], 512]);

@@ -52,7 +52,7 @@ import {
 } from '../wire/ip.js';
 import { FIRST_OF_FRAGMENTS, ipv6Length, LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
 import { NEIGHBOUR_SOLICITATION_LE } from '../wire/nd.js';
-import { ACK_LE, RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import {
   BALANCE_REASONS,
   CONFLICT,
@@ -371,15 +371,13 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
 
   /** @param t first word of the TCP header, 0 when there is none. */
   function refuse(frame: number, t: number, left: number, reason: number, own: number): void {
-    const isProbe = t !== 0 && isProbePort(u16[t + 1]) && (u16[t + TCP_FLAGS] & (ACK_LE | RST_LE)) !== 0;
-    if (isProbe && checks?.take(frame, t)) return;
-    // What comes when a check is over is reset, as of a service's own port.
-    if (t !== 0 && (reason === NO_SUCH_FLOW || isProbe) && resets.answer(frame, t, left)) {
+    if (t !== 0 && reason === NO_SUCH_FLOW && isProbePort(u16[t + 1]) && checks?.take(frame, t)) return;
+    if (t !== 0 && reason === NO_SUCH_FLOW && resets.answer(frame, t, left)) {
       values[base + RESETS]++;
       sendOwn(frame);
       return;
     }
-    if (!isProbe && (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND)) {
+    if (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND) {
       const code = reason === NO_SERVICE_THERE ? PORT_UNREACHABLE_V6 : ADDRESS_UNREACHABLE;
       const error = errors.make(frame, UNREACHABLE_V6, code, 0, halves, own * 8);
       if (error !== NO_FRAME) sendOwn(error);

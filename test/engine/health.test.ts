@@ -65,6 +65,12 @@ test('checks of other hosts: what the backend answers goes back to who asked, an
     b.feed([theirs], { ingress: REMOTE | 5 }).map(({ bytes }) => bytes),
     [theirs],
   );
+  b.feed(
+    [packet({ protocol: TCP, source: VIP, destination: BACKEND, sourcePort: 61_234, destinationPort: 80 })],
+    {
+      ingress: REMOTE | 7,
+    },
+  );
   t.deepEqual(b.feed([reply], { ingress: 2 }), []);
   const [back] = b.tunnel.caught.splice(0);
   t.deepEqual([back!.bytes, back!.dest], [reply, REMOTE | 5]);
@@ -98,15 +104,32 @@ test('so many refused connections to the checked port within an interval take a 
   for (let n = 0; n < 2; n++) refuse(80, n);
   b.check(100);
   t.deepEqual(causes(), []);
+  const open = [10, 11, 12].map((n) => b.one(client(80, SYN, n)));
   refuse(80, 3);
   b.check(100);
   t.deepEqual([causes(), failures()], [[CONNECTIONS_FAILED], 8]);
+  b.feed(open.map((frame) => answerTo(frame, RST | ACK)));
   for (const _ of [1, 2]) {
+    b.check(100);
     t.deepEqual(causes(), [], 'only checks bring it back');
     b.feed([answer(b.check(600_000)[0]!.bytes, { flags: SYN | ACK })]);
   }
   b.check(100);
   t.deepEqual(causes(), [GOOD]);
+  b.rig.finish(t);
+});
+
+test('failures of two intervals are not added up', (t) => {
+  const { b, refuse, causes } = seldom({ ...HEALTH, interval: 5000, timeout: 100 });
+  const well = (milliseconds: number) =>
+    b.feed(b.check(milliseconds).map(({ bytes }) => answer(bytes, { flags: SYN | ACK })));
+  well(1000);
+  for (let n = 0; n < 6; n++) {
+    if (n % 2 === 0) well(5000);
+    refuse(80, n);
+    b.check(10);
+  }
+  t.deepEqual(causes(), []);
   b.rig.finish(t);
 });
 

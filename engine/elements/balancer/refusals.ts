@@ -3,7 +3,6 @@ import type { Batch, Context, Drops } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import { HOST_UNREACHABLE, PORT_UNREACHABLE, UNREACHABLE } from '../../wire/icmp.js';
-import { ACK_LE, RST_LE, TCP_FLAGS } from '../../wire/tcp.js';
 import type { IcmpErrors } from '../icmp-errors.js';
 import { NO_SERVICE_THERE, NO_SUCH_FLOW, WITHOUT_BACKEND } from './chooser.js';
 import { type Checks, isProbePort } from './relay.js';
@@ -31,16 +30,14 @@ export function createRefuse(context: Context, options: RefusalOptions): Refuse 
   const { drops, errors, resets, checks, out, reset } = options;
 
   return (frame, reason, t, virtual) => {
-    const isProbe = t !== 0 && isProbePort(u16[t + 1]) && (u16[t + TCP_FLAGS] & (ACK_LE | RST_LE)) !== 0;
-    if (isProbe && checks?.take(frame, t)) return;
-    // What comes when a check is over is reset, as of a service's own port.
-    if (t !== 0 && (reason === NO_SUCH_FLOW || isProbe) && resets.answer(frame)) {
+    if (t !== 0 && reason === NO_SUCH_FLOW && isProbePort(u16[t + 1]) && checks?.take(frame, t)) return;
+    if (t !== 0 && reason === NO_SUCH_FLOW && resets.answer(frame)) {
       reset();
       ingress[frame] = BALANCER_PORT;
       out.push(frame);
       return;
     }
-    if (!isProbe && (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND)) {
+    if (reason === NO_SERVICE_THERE || reason === WITHOUT_BACKEND) {
       const code = reason === NO_SERVICE_THERE ? PORT_UNREACHABLE : HOST_UNREACHABLE;
       const error = errors.make(frame, UNREACHABLE, code, 0, virtual);
       if (error !== NO_FRAME) {

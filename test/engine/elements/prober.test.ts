@@ -97,6 +97,8 @@ test('a page is asked for when the connection is open', (t) => {
   t.deepEqual(badChecksums(request), []);
   const ack = sequence(request) + contentOf(request).length;
   t.deepEqual(b.feed([answer(request, { flags: ACK, ack })]), []);
+  t.deepEqual(b.feed([icmpError(first, { to: VIP, code: 3 })]), [], 'an error about the SYN is late');
+  t.deepEqual(b.check(500), [], 'what arrived is not sent again');
   const reset = b.one(
     answer(request, { flags: ACK | PSH, ack, data: 'HTTP/1.1 200 OK\r\nServer: x\r\n\r\n' }),
   );
@@ -136,6 +138,7 @@ test('an answer may come in pieces, twice, too early, and over the end of the nu
   t.is(acknowledged(piece(0, 3)), 3);
   t.deepEqual(b.feed([piece(0, 3)]), [], 'known');
   t.is(acknowledged(piece(1, 6)), 6);
+  t.deepEqual(b.feed([piece(0, 3)]), [], 'long known');
   t.is(acknowledged(piece(6, 11)), 11);
   t.is(flagsOf(b.one(piece(0, 13))), RST | ACK);
   t.deepEqual(told(), [503]);
@@ -303,11 +306,12 @@ function proberV6(request: Uint8Array | null) {
     return sink.one().bytes;
   };
   /** Whether a segment of the backend is taken, and an ICMPv6 error; both begin behind an IPv6 header. */
-  const take = (bytes: Uint8Array): boolean => given(bytes, (frame, t) => prober.take(frame, t));
+  const take = (bytes: Uint8Array, domain = 0): boolean =>
+    given(bytes, (frame, t) => prober.take(frame, t), domain);
   const unreachable = (bytes: Uint8Array): boolean =>
     given(bytes, (frame, t) => prober.unreachable(frame, t));
-  function given(bytes: Uint8Array, to: (frame: number, t: number) => boolean): boolean {
-    const frame = rig.put(bytes);
+  function given(bytes: Uint8Array, to: (frame: number, t: number) => boolean, domain = 0): boolean {
+    const frame = rig.put(bytes, { domain });
     const taken = to(frame, (rig.memory.off[frame] + 54) >>> 1);
     if (!taken) rig.memory.free(frame);
     return taken;
@@ -324,6 +328,10 @@ test('over IPv6 as over IPv4', (t) => {
   const other = answer(syn, { flags: SYN | ACK });
   other[37]! ^= 1;
   t.false(take(other), 'from somebody else');
+  const virtual = answer(syn, { flags: SYN | ACK });
+  virtual[53]! ^= 1;
+  t.false(take(virtual), 'to another virtual address');
+  t.false(take(answer(syn, { flags: SYN | ACK }), 1), 'of another domain');
   t.true(take(answer(syn, { flags: SYN | ACK, seq: FIRST - 1 })));
   const request = sent();
   t.true(soundV6(request));

@@ -27,6 +27,7 @@ import {
   DEFAULT_TIMEOUTS,
   ESTABLISHED,
   FIN_BOTH,
+  MET_IN,
   NEW_IN,
   nextTcpState,
   SYN_IN,
@@ -304,7 +305,8 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   function inward(at: number, protocol: number, flags: number, from: number): number {
     if (words[at + NEXT_OF_PORT] !== from) {
       // The client comes by another node: as a new connection once the old one is over, else to another backend.
-      const over = words[at + STATE] === FIN_BOTH || words[at + STATE] === TRANSITORY;
+      const state = words[at + STATE];
+      const over = state === FIN_BOTH || state === TRANSITORY || state === MET_IN;
       if (protocol === PROTOCOL_TCP && !(over && (flags & SYN_LE) !== 0)) return CONFLICT;
       words[at + NEXT_OF_PORT] = from;
     }
@@ -323,7 +325,8 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const flow = flows.obtain(own, remote, pair, key, own, pair, () => {});
     if (flow === NO_FLOW) return TABLE_FULL;
     const at = flow << FLOW_SHIFT;
-    const state = protocol === PROTOCOL_TCP ? SYN_IN : NEW_IN;
+    // What is no SYN belongs to a connection that ended, and the backend resets it; it must not stand in the way.
+    const state = protocol !== PROTOCOL_TCP ? NEW_IN : (flags & SYN_LE) !== 0 ? SYN_IN : MET_IN;
     words[at + STATE] = state;
     words[at + NEXT_OF_PORT] = from;
     flows.setExpiry(flow, context.seconds + (protocol === PROTOCOL_TCP ? tcp[state] : DEFAULT_TIMEOUTS.udp));

@@ -6,6 +6,7 @@ import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
+import { FIN_BOTH } from '../../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXTERNAL,
@@ -20,6 +21,7 @@ import {
   OWNERS,
   REMOTE_END,
   STATE,
+  STATE_MASK,
 } from '../../tables/flows.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import { type Services, VIRTUAL_MAC_LE } from '../../tables/services.js';
@@ -138,7 +140,7 @@ export function createEndings(
     const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
     if ((key & IPV6_FLOW) !== family) return false;
     if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
-    if ((key & 0xff) === PROTOCOL_TCP) {
+    if ((key & 0xff) === PROTOCOL_TCP && (words[at + STATE] & STATE_MASK) !== FIN_BOTH) {
       if (owner === BALANCER_OWNER) reset(flow);
       else askOutside(at, owner);
     }

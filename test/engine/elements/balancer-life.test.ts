@@ -68,6 +68,15 @@ test('weights: shares of new connections, as they are now', (t) => {
   t.deepEqual(chosen(b, 40, 20_000), { 1: 20, 2: 20 });
 });
 
+test('connections of a dead backend that both ends have closed: nobody is asked', (t) => {
+  const b = new BalancerRig([of({}, backend(1))]);
+  close(b, open(b));
+  b.set([of({}, backend(1, { alive: false }), backend(2))]);
+  t.deepEqual(b.age(1001), []);
+  t.deepEqual([counts(b, 1).active, counts(b, 1).inactive], [0, 0]);
+  b.rig.finish(t);
+});
+
 test('connections of a dead backend: both ends are asked, and each answer is reset', (t) => {
   const b = new BalancerRig([of({}, backend(1))]);
   const request = open(b);

@@ -199,6 +199,19 @@ test('a client that comes by another node too: not with the same ports, until th
   b.rig.finish(t);
 });
 
+test('what is left of a connection that ended does not stand in the way of one by another node', (t) => {
+  const b = new Node(PORT);
+  const late = packet({
+    ...{ protocol: TCP, flags: ACK, source: CLIENT, destination: BACKEND },
+    ...{ sourcePort: 4000, destinationPort: 80 },
+  });
+  t.truthy(b.arrives(meshed(late, FORTH), NODE_A).port);
+  t.is(b.answers(answerTo(syn, RST)).vtep, NODE_A, 'the backend knows of no such connection');
+  t.truthy(b.arrives(meshed(syn, FORTH), NODE_B).port);
+  t.is(b.answers(answerTo(syn, SYN | ACK)).vtep, NODE_B);
+  b.rig.finish(t);
+});
+
 test('an ICMP error about what a backend sent reaches it, one about nothing does not', (t) => {
   const b = new Node(PORT);
   const error = (about: Uint8Array) => meshed(icmpError(about, { to: BACKEND }), FORTH);

@@ -17,6 +17,7 @@
  */
 import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
+import { createResets } from './elements/balancer/resets.js';
 import { createClampMss } from './elements/clamp-mss.js';
 import { createGateway } from './elements/gateway.js';
 import { createIcmpErrors, type IcmpErrors } from './elements/icmp-errors.js';
@@ -357,6 +358,7 @@ function wire(context: Context, intent: UplinkIntent, options: WireOptions): Upl
   };
   const nat = createNat(context, tables, {
     ...{ outside: toResolver, inside: inward, hairpin: toDeferred, refused },
+    reset: createResets(context).answer,
   });
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);

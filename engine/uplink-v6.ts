@@ -8,6 +8,7 @@
  * With mode host nothing is translated: gateway ──► resolver-v6, and route-in-v6 in place of nat-v6.
  */
 import { createDeferred, type Deferred } from './deferred.js';
+import { createResetsV6 } from './elements/balancer/resets-v6.js';
 import type { Icmpv6Errors } from './elements/icmpv6-errors.js';
 import { NatTables } from './elements/nat/tables.js';
 import type { Nat } from './elements/nat.js';
@@ -107,7 +108,8 @@ export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6
       : NO_FRAME;
     if (error !== NO_FRAME) to!.push(error);
   };
-  const to = { outside: toResolver, inside: inward, hairpin: toDeferred, refused };
+  const { answer: reset } = createResetsV6(context, addresses);
+  const to = { outside: toResolver, inside: inward, hairpin: toDeferred, refused, reset };
   const nat = createNatV6(context, tables, addresses, to);
   const fromOutside = new Batch(nat.fromOutside);
   const fromInside = new Batch(nat.fromInside);

@@ -39,7 +39,7 @@ import { FIRST_OF_FRAGMENTS, ipv6Length, LATER_FRAGMENT_V6, upperLayer } from '.
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { ERROR_REASONS, TRANSLATED } from './nat/errors.js';
 import { createErrorTranslatorV6, protocolOf } from './nat/errors-v6.js';
-import { createFlowMaker, FLOW_REASONS, isShortage } from './nat/flow-maker.js';
+import { createFlowMaker, FLOW_REASONS, isShortage, isWithoutBackend } from './nat/flow-maker.js';
 import { createFragments, HELD, PASSED } from './nat/fragments.js';
 import { FRAGMENTS_V6, replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
 import { createProgress } from './nat/progress.js';
@@ -130,9 +130,7 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
     const protocol = protocolOf(upper);
     const flow = flowOf(frame, ip, t, protocol, pair, direction);
     if (flow < 0) {
-      if ((upper & FIRST_OF_FRAGMENTS) !== 0) fragments[direction].refuse(frame);
-      if (direction === OUT && isShortage(-1 - flow)) to.refused?.(frame);
-      drops.drop(frame, -1 - flow);
+      refuse(frame, -1 - flow, protocol === PROTOCOL_TCP ? t : 0, upper, direction);
       return;
     }
     const hairpin = direction === OUT && words[(flow << FLOW_SHIFT) + REMOTE_END] === external;
@@ -221,6 +219,19 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
       values[base + HAIRPINNED]++;
       to.hairpin.push(frame);
     }
+  }
+
+  /** @param t first word of its TCP header, 0 when there is none. */
+  function refuse(frame: number, reason: number, t: number, upper: number, direction: number): void {
+    const isFragment = (upper & FIRST_OF_FRAGMENTS) !== 0;
+    const left = off[frame] + len[frame] - 2 * t;
+    if (t !== 0 && !isFragment && isWithoutBackend(reason) && to.reset?.(frame, t, left)) {
+      sendTranslated(frame, OUT);
+      return;
+    }
+    if (isFragment) fragments[direction].refuse(frame);
+    if (direction === OUT && isShortage(reason)) to.refused?.(frame);
+    drops.drop(frame, reason);
   }
 
   function firstFragment(frame: number, flow: number, direction: number): readonly number[] {

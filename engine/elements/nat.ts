@@ -44,7 +44,7 @@ import {
 } from '../wire/ip.js';
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from './nat/errors.js';
-import { createFlowMaker, FLOW_REASONS, isShortage } from './nat/flow-maker.js';
+import { createFlowMaker, FLOW_REASONS, isShortage, isWithoutBackend } from './nat/flow-maker.js';
 import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
 import { createProgress } from './nat/progress.js';
@@ -89,6 +89,12 @@ export interface NatOutputs {
   readonly hairpin: Batch;
   /** Told of packets from inside for which no port or no flow is left, before they are dropped (RFC 5508, REQ-8). */
   readonly refused?: (frame: number) => void;
+  /**
+   * Turns a sound TCP segment into the RST that answers it. It is asked for those to a service of which nobody may be
+   * chosen, whose sender would wait for nothing.
+   * @param t first word of its TCP header, from which on it has `left` bytes. @returns false when it is not answered.
+   */
+  readonly reset?: (frame: number, t: number, left: number) => boolean;
 }
 
 export interface Nat {
@@ -195,11 +201,17 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   function keyed(frame: number, k: number, direction: number): void {
     const flow = flowOf(k, direction);
     if (flow < 0) {
-      refuse(frame, -1 - flow, direction);
+      const tcp = (keys[k] & 0xff) === PROTOCOL_TCP;
+      if (tcp && isWithoutBackend(-1 - flow) && resets(frame, transports[k])) sendTranslated(frame, OUT);
+      else refuse(frame, -1 - flow, direction);
       return;
     }
     rewrite(frame, flow, transports[k], keys[k] & 0xff, direction);
     send(frame, remotes[k], direction);
+  }
+
+  function resets(frame: number, t: number): boolean {
+    return to.reset?.(frame, t, off[frame] + len[frame] - 2 * t) === true;
   }
 
   function refuse(frame: number, reason: number, direction: number): void {

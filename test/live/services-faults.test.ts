@@ -190,6 +190,29 @@ live(
 );
 
 live(
+  'a service whose last backend goes: who is connected is reset, and who comes is refused at once',
+  async (t) => {
+    const { clients, containers, engines } = rig();
+    const outside = KeptConnection.open(clients[0], uplinkAddress(1), 8081);
+    const inside = KeptConnection.open(containers[0], STICKY, 80);
+    await Promise.all([outside.ask(), inside.ask()]);
+    for (const n of [1, 2, 3]) await service(engines, 'rm', 'sticky', overlayAddress(n));
+    for (const { running } of [outside, inside])
+      t.regex((await running.finish(5000)).stderr, /Connection reset by peer/);
+    // 7 is a refusal; 28 would be that nobody has answered.
+    const asked = await clients[0].exec('curl', [
+      '--connect-timeout',
+      '5',
+      `http://${uplinkAddress(1)}:8081/`,
+    ]);
+    t.is(asked.code, 7, asked.stderr);
+    const refused = await containers[0].exec('socat', ['-', `TCP:${STICKY}:80,connect-timeout=5`]);
+    t.regex(refused.stderr, /No route to host|Connection refused/);
+  },
+  WEB,
+);
+
+live(
   'a node is killed: what runs on others goes on by them, its own is reset once it is down, and no request fails',
   async (t) => {
     const { clients, engines } = rig();

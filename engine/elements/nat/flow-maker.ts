@@ -67,6 +67,11 @@ export function isShortage(reason: number): boolean {
   return reason === NO_FREE_PORT || reason === TABLE_FULL;
 }
 
+/** Whether a reason is that a service has nobody who may be chosen. */
+export function isWithoutBackend(reason: number): boolean {
+  return reason === NO_BACKEND;
+}
+
 /** @param evicted called for each flow that has to make room. */
 export function createFlowMaker(context: Context, tables: NatTables, evicted: () => void): FlowMaker {
   const { flows, ports, external, independent, timeouts, tcpTimeouts, published, firstOfPort } = tables;

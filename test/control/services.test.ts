@@ -1,5 +1,6 @@
 /** Services while a node runs: numbers that stay, marks, MACs, and what an operator made of them across reloads. */
 import test, { type ExecutionContext } from 'ava';
+import { formatIp, formatMac, parseIp } from '../../control/addresses.js';
 import { parseConfig } from '../../control/config.js';
 import { ServiceBook } from '../../control/services.js';
 import { unchangeable } from '../../control/unchangeable.js';
@@ -272,4 +273,99 @@ test('the first service needs a restart of a node that tracks nothing, and no ot
   t.deepEqual(problem.path, ['services']);
   t.regex(problem.message, /need a table of flows, which the engine was started without/);
   t.deepEqual(others, []);
+});
+
+const DUAL = HEAD.replace('subnet: 10.0.9.0/24', '$&, subnet6: "fd00:9::/64"').replace(
+  'address: 10.0.9.1/24',
+  '$&, address6: "fd00:9::1/64"',
+);
+const dual = (services: readonly string[]) =>
+  parseConfig(`${DUAL}services:\n${services.map((one) => `  - { ${one} }\n`).join('')}`, 'f');
+const web6 = (backends: string) => web(backends, 'vip6: "fd00:9::100",');
+
+test('a service with a second virtual address is two: of each family, with the backends that have an address there', (t) => {
+  const { book, look } = bookOf(t);
+  const { services, stations, neighbours } = look(
+    dual([web6(`${at(1)}, ${at(2)}, ${at(7, ', address6: "fd00:9::7", weight: 3')}`)]),
+  );
+  const [v4, v6] = services;
+  t.is(services.length, 2);
+  const own = { id: v6!.id, address: Uint8Array.from(parseIp('fd00:9::100').bytes), mark: 0 };
+  t.deepEqual(v6, { ...v4!, ...own, backends: v6!.backends });
+  t.is(v4!.mark, 256);
+  const of = ({ backends }: typeof v4) =>
+    backends.map(({ address, mac, weight }) => [formatIp(address), formatMac(mac), weight]);
+  t.deepEqual(of(v4!), [
+    ['10.0.9.1', '02:00:00:00:00:01', 1],
+    ['10.0.9.2', '02:00:00:00:00:02', 1],
+    ['10.0.9.7', '02:42:0a:00:09:07', 3],
+  ]);
+  t.deepEqual(of(v6!), [
+    ['fd00:9::1', '02:00:00:00:00:01', 1],
+    ['fd00:9::7', '02:42:0a:00:09:07', 3],
+  ]);
+  const ids = services.flatMap(({ backends }) => backends.map(({ id }) => id));
+  t.is(new Set(ids).size, 5);
+  t.deepEqual(
+    stations.map(({ mac, at: place }) => [formatMac(mac), place]),
+    [
+      ['06:57:0a:00:09:64', BALANCER_PORT],
+      ['06:57:00:00:01:00', BALANCER_PORT],
+    ],
+  );
+  t.deepEqual(
+    neighbours.map(({ address, mac }) => `${formatIp(address)} ${formatMac(mac)}`),
+    [
+      '10.0.9.100 06:57:0a:00:09:64',
+      '10.0.9.7 02:42:0a:00:09:07',
+      'fd00:9::100 06:57:00:00:01:00',
+      'fd00:9::7 02:42:0a:00:09:07',
+    ],
+  );
+  t.deepEqual(
+    book.list().map(({ backends, service }) => [service.vip6, backends.map(({ address }) => address)]),
+    [['fd00:9::100', ['10.0.9.1', '10.0.9.2', '10.0.9.7', 'fd00:9::1', 'fd00:9::7']]],
+  );
+});
+
+test('either address of a backend means both; health is of each', (t) => {
+  const { book, look, idsOf } = bookOf(t);
+  const config = dual([web6(`${at(1)}, ${at(7, ', address6: "fd00:9::7"')}`)]);
+  const [, [, last]] = idsOf(config);
+  const weights = () => look().services.map(({ backends }) => backends.map(({ weight }) => weight));
+  book.setWeight('web', 'fd00:9:0::7', 5);
+  t.deepEqual(weights(), [
+    [1, 5],
+    [1, 5],
+  ]);
+  book.setWeight('web', '10.0.9.7', 0);
+  t.deepEqual(weights(), [
+    [1, 0],
+    [1, 0],
+  ]);
+  t.deepEqual(book.hear(last!, false), { service: 'web', address: 'fd00:9::7' });
+  t.deepEqual(
+    look().services.map(({ backends }) => backends.map(({ alive }) => alive)),
+    [
+      [true, true],
+      [true, false],
+    ],
+  );
+  book.remove('web', '10.0.9.7');
+  t.deepEqual(weights(), [[1], [1]]);
+  t.throws(() => book.remove('web', 'fd00:9::7'), { instanceOf: UnknownName });
+  book.remove('web');
+  t.deepEqual(look().services, []);
+  t.throws(() => book.remove('web'), { instanceOf: UnknownName });
+  // Whatever is edited in its entry, it comes back as a whole.
+  t.is(look(dual([web(at(1), 'vip6: "fd00:9::101",')])).services.length, 2);
+});
+
+test('a reload cannot bring the first service of IPv6 where there is no room for its addresses', (t) => {
+  const before = dual([web(at(1))]);
+  const after = dual([web6(at(1))]);
+  t.deepEqual(unchangeable(before, after, { hasIpv6: true }), []);
+  const [problem, ...others] = unchangeable(before, after, { hasIpv6: false });
+  t.deepEqual([problem?.path, others], [['services'], []]);
+  t.regex(problem!.message, /services of IPv6 need room for it, which the engine was started without/);
 });

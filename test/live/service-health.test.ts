@@ -20,6 +20,11 @@ const services = [
     ...{ name: 'raw', network: 'blue', vip: '10.0.9.101', backends: [{ address: SECOND }] },
     health: { tcp: 9000, ...HEALTH, interval: '5m', failures: 3 },
   },
+  {
+    ...{ name: 'six', network: 'blue', vip: '10.0.9.102', vip6: 'fd00:9::102' },
+    backends: [{ address: SECOND, address6: overlayAddress(2, true) }],
+    health: { http: { port: 8081 }, ...HEALTH },
+  },
 ];
 
 const mesh = shared(() => Mesh.up({ hosts: 3, file: { services } }));
@@ -244,6 +249,35 @@ live(
     t.deepEqual(await states(engine!), ['up', 'up']);
     await engine!.change(file);
     await waitFor(async () => (await states(engine!)).join() === 'down,up', { what: 'checks again' });
+  },
+  TOOLS,
+);
+
+live(
+  'over IPv6 a backend is checked, and lives, for itself',
+  async (t) => {
+    const { containers, engines } = mesh();
+    containers[1].killChildren();
+    const settledSix = async (...wanted: string[]): Promise<void> => {
+      for (const engine of engines)
+        await waitFor(async () => (await states(engine, 'six')).join() === wanted.join(), {
+          what: `${wanted} at ${engine.host.label}, which says ${engine.running!.stderr}`,
+          timeoutMs: 30_000,
+        });
+    };
+    await settledSix('down', 'down');
+    const before = said();
+    const server = `require('node:http').createServer((request, response) => {
+      console.log('checked by ' + request.socket.remoteAddress + ' ' + request.headers.host);
+      response.end();
+    }).listen({ port: 8081, host: '::', ipv6Only: true });`;
+    const running = containers[1].start(process.execPath, ['-e', server]);
+    await running.output(/^checked by fd00:9::102 \[fd00:9:0:0:0:0:0:102\]$/m, { timeoutMs: 30_000 });
+    await settledSix('down', 'up');
+    await all(/^service six: fd00:9::2 is up again$/m, before);
+    await running.stop('SIGKILL');
+    await settledSix('down', 'down');
+    t.pass();
   },
   TOOLS,
 );

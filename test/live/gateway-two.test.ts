@@ -1,6 +1,6 @@
 /** Two hosts on one underlay and one link outside: each has an uplink, and publishes what its own container serves. */
 import type { Namespace } from '../../cli/lab.js';
-import { live, Mesh, overlayAddress, shared } from '../support/live.js';
+import { live, Mesh, missing, overlayAddress, shared } from '../support/live.js';
 import { curl, Nginx, nginxMissing } from '../support/servers.js';
 
 const CLIENT = '192.168.60.200';
@@ -28,14 +28,14 @@ class TwoHosts extends Mesh {
   }
 }
 
+const WEB = { tools: ['curl'], skip: nginxMissing() };
 const servers: Nginx[] = [];
 const rig = shared(async () => {
   const made = new TwoHosts();
   await made.start(...made.engines);
   for (const container of made.containers) servers.push(await Nginx.start(made, container));
   return made;
-});
-const WEB = { tools: ['curl'], skip: nginxMissing() };
+}, missing(WEB.tools) ?? WEB.skip);
 
 live(
   'each is reached by its own address, at once and by one client, whose address both see',

@@ -3,19 +3,20 @@ import type { ExecutionContext } from 'ava';
 import { type Namespace, waitFor } from '../../cli/lab.js';
 import type { ConntrackList } from '../../control/api.js';
 import { attack, attacksMissing } from '../support/attacks.js';
-import { IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
-import { type Engine, live, overlayAddress, shared } from '../support/live.js';
+import { IngressRig, uplinkAddress, uplinkAddress6, VIP, VIP6, webService } from '../support/ingress.js';
+import { type Engine, live, missing, overlayAddress, shared } from '../support/live.js';
 import { Load } from '../support/load.js';
 import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
 
 const WEB = { tools: ['curl', 'socat'], skip: nginxMissing() };
 const MAX_FLOWS = 16_384;
 const STICKY = '10.0.9.101';
+const STICKY6 = 'fd00:9::101';
 const names = ['c1', 'c2', 'c3'];
 
 const rig = shared(async () => {
   const sticky = webService({
-    ...{ name: 'sticky', vip: STICKY, affinity: { by: 'client', timeout: '10m' } },
+    ...{ name: 'sticky', vip: STICKY, vip6: STICKY6, affinity: { by: 'client', timeout: '10m' } },
     publish: [{ protocol: 'tcp', port: 8081, target: 80, mode: 'ingress' }],
   });
   const watched = webService({
@@ -23,13 +24,14 @@ const rig = shared(async () => {
     publish: [{ protocol: 'tcp', port: 8082, target: 80, mode: 'ingress' }],
   });
   const made = new IngressRig({
-    services: [webService(), sticky, watched],
+    services: [webService({ vip6: VIP6 }), sticky, watched],
     file: { nat: { max_flows: MAX_FLOWS } },
   });
   await made.begin();
   for (const container of made.containers) await Nginx.start(made, container);
+  await made.resolve6();
   return made;
-});
+}, missing(WEB.tools) ?? WEB.skip);
 
 /** `weft service …` on nodes, as an operator does to each. */
 async function service(engines: readonly Engine[], ...args: string[]): Promise<void> {
@@ -118,10 +120,14 @@ live(
   'a backend that is removed: its connections are reset, the others go on, and no request fails',
   async (t) => {
     const { clients, containers, engines } = rig();
-    const outside = await keptBy(2);
-    const inside = await keptFrom(containers[0], VIP, 80);
+    const all = [
+      await keptBy(2),
+      await keptFrom(clients[0], `[${uplinkAddress6(2)}]`, 8080),
+      await keptFrom(containers[0], VIP, 80),
+      await keptFrom(containers[0], `[${VIP6}]`, 80),
+    ];
     await service(engines, 'rm', 'web', overlayAddress(3));
-    for (const kept of [outside, inside]) {
+    for (const kept of all) {
       // It says nothing; that the service is over it hears from the engine.
       t.regex((await kept['c3'].running.finish(5000)).stderr, /Connection reset by peer/);
       for (const name of ['c1', 'c2']) {
@@ -193,19 +199,20 @@ live(
   'a service whose last backend goes: who is connected is reset, and who comes is refused at once',
   async (t) => {
     const { clients, containers, engines } = rig();
-    const outside = KeptConnection.open(clients[0], uplinkAddress(1), 8081);
-    const inside = KeptConnection.open(containers[0], STICKY, 80);
-    await Promise.all([outside.ask(), inside.ask()]);
+    const all = [
+      KeptConnection.open(clients[0], uplinkAddress(1), 8081),
+      KeptConnection.open(clients[0], `[${uplinkAddress6(1)}]`, 8081),
+      KeptConnection.open(containers[0], STICKY, 80),
+      KeptConnection.open(containers[0], `[${STICKY6}]`, 80),
+    ];
+    await Promise.all(all.map((connection) => connection.ask()));
     for (const n of [1, 2, 3]) await service(engines, 'rm', 'sticky', overlayAddress(n));
-    for (const { running } of [outside, inside])
-      t.regex((await running.finish(5000)).stderr, /Connection reset by peer/);
+    for (const { running } of all) t.regex((await running.finish(5000)).stderr, /Connection reset by peer/);
     // 7 is a refusal; 28 would be that nobody has answered.
-    const asked = await clients[0].exec('curl', [
-      '--connect-timeout',
-      '5',
-      `http://${uplinkAddress(1)}:8081/`,
-    ]);
-    t.is(asked.code, 7, asked.stderr);
+    for (const host of [uplinkAddress(1), `[${uplinkAddress6(1)}]`]) {
+      const asked = await clients[0].exec('curl', ['--connect-timeout', '5', `http://${host}:8081/`]);
+      t.is(asked.code, 7, `${host}: ${asked.stderr}`);
+    }
     const refused = await containers[0].exec('socat', ['-', `TCP:${STICKY}:80,connect-timeout=5`]);
     t.regex(refused.stderr, /No route to host|Connection refused/);
   },

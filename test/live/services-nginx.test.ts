@@ -2,7 +2,7 @@
 import type { Namespace } from '../../cli/lab.js';
 import { encryptedOptions, sending } from '../support/encrypted.js';
 import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
-import { live, type MeshOptions, overlayAddress, shared } from '../support/live.js';
+import { live, type MeshOptions, missing, overlayAddress, shared } from '../support/live.js';
 import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
 
 const WEB = { tools: ['curl'], skip: nginxMissing() };
@@ -27,7 +27,7 @@ for (const { title, options } of forms) {
     if (options.network) for (const engine of made.engines) await sending(engine, 2);
     for (const container of made.containers) servers.push(await Nginx.start(made, container));
     return made;
-  });
+  }, missing(WEB.tools) ?? WEB.skip);
   /** Asks three times, so that each backend answers once. @returns who each backend saw. */
   const seenBy = async (from: Namespace, address: string, path: string): Promise<string[]> => {
     const answers: string[] = [];

@@ -2,7 +2,7 @@
 import type { Namespace } from '../../cli/lab.js';
 import { encryptedOptions, sending } from '../support/encrypted.js';
 import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
-import { live, type MeshOptions, missing, overlayAddress, shared } from '../support/live.js';
+import { live, type MeshOptions, missing, overlayAddress, shared, sniff } from '../support/live.js';
 import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
 
 const WEB = { tools: ['curl'], skip: nginxMissing() };
@@ -92,5 +92,23 @@ for (const { title, options } of forms) {
       for (const connection of kept) await connection.close();
     },
     { ...WEB, tools: ['curl', 'socat'] },
+  );
+
+  if (options.network === undefined) continue;
+  live(
+    `${title}: nothing of it is plain on the underlay`,
+    async (t) => {
+      const { hosts, clients, containers } = rig();
+      const watch = (filter: string) =>
+        Promise.all(hosts.map((host) => sniff(host, 'under0', filter, 'inout')));
+      const plain = await watch('udp port 4789');
+      const sealed = await watch('udp port 4500');
+      for (const node of NODES) await seenBy(clients[0], `${uplinkAddress(node)}:8080`, `sealed-${node}`);
+      await seenBy(containers[1], VIP, 'sealed-inside');
+      for (const sniffer of sealed) t.true(sniffer.frames().length > 10);
+      for (const sniffer of plain) t.deepEqual(sniffer.frames(), []);
+      for (const sniffer of [...plain, ...sealed]) await sniffer.stop();
+    },
+    { ...WEB, tools: ['curl', 'tcpdump'] },
   );
 }

@@ -53,6 +53,7 @@ export {
   netnsPath,
   overlayOverhead,
   routedAddresses,
+  servedAddresses,
 } from './config/derived.js';
 export { ConfigError, type Problem } from './config/problems.js';
 export { configJsonSchema } from './config/schema.js';

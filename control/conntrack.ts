@@ -22,7 +22,7 @@ import {
   STATE_MASK,
 } from '../engine/tables/flows.js';
 import { formatIp, parseIp } from './addresses.js';
-import { routedAddresses } from './config.js';
+import { routedAddresses, servedAddresses } from './config.js';
 import type { Daemon } from './daemon.js';
 import { UnknownName } from './unknown-name.js';
 
@@ -186,20 +186,18 @@ export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<
 }
 
 export function publishRows({ config, published, plan }: Daemon): PublishRow[] {
-  const addressOf = (uplink: string, address?: string): string => {
-    const way = config.uplinks.find(({ name }) => name === uplink)!;
-    return way.mode === 'host' ? (address ?? '*') : way.address.split('/')[0];
-  };
-  const services = plan.services.list().flatMap(({ service: { name, publish } }) =>
-    publish.map(({ uplink, protocol, port, target }) => ({
-      ...{ uplink, protocol, address: addressOf(uplink), port, service: name, target },
-    })),
+  const services = plan.services.list().flatMap(({ service }) =>
+    service.publish.flatMap(({ uplink, protocol, port, target }) =>
+      servedAddresses(config, service, uplink).map((cidr) => ({
+        ...{ uplink, protocol, address: cidr.split('/')[0], port, service: service.name, target },
+      })),
+    ),
   );
   const endpoints = published.current.flatMap(({ address, ...row }) => {
     const way = config.uplinks.find(({ name }) => name === row.uplink)!;
     const at =
       way.mode === 'host'
-        ? [addressOf(row.uplink, address)]
+        ? [address ?? '*']
         : routedAddresses(config, row.endpoint).flatMap(
             (own) => (own.includes(':') ? way.address6 : way.address) ?? [],
           );

@@ -253,10 +253,17 @@ export class GatewayWay {
       const bytes = tables.addresses === null ? 4 : 16;
       const mine = ({ uplink, address }: PublishIntent): boolean =>
         uplink === tables.owner && address.length === bytes;
-      publisher.set([...next.publish, ...(next.services ?? []).flatMap(publishedBy)].filter(mine));
+      const services = (next.services ?? []).filter((service) => hasGateway(next, service));
+      publisher.set([...next.publish, ...services.flatMap(publishedBy)].filter(mine));
       publisher.endDomains(domains);
     }
   }
+}
+
+/** Whether a service's network has a gateway of its family, without which nothing reaches it from outside. */
+function hasGateway({ gateways }: Intent, { domain, address }: ServiceIntent): boolean {
+  const own = gateways.find((gateway) => gateway.domain === domain);
+  return (address.length === 16 ? own?.v6 : own?.v4) !== undefined;
 }
 
 /** The ports at which a service is reached from outside. */

@@ -1,6 +1,6 @@
 /** What follows from a node's file without being written in it. */
 import { type Family, parseIp } from '../addresses.js';
-import type { Algorithm, Config, Encapsulation, Network } from './types.js';
+import type { Algorithm, Config, Encapsulation, Network, Service } from './types.js';
 
 const ETHERNET = 14;
 const VXLAN = 8;
@@ -91,4 +91,20 @@ export function netnsPath(netns: string): string {
 /** Whether a service has a virtual address of IPv6. */
 export function hasServicesOfIpv6({ services }: Pick<Config, 'services'>): boolean {
   return services.some(({ vip, vip6 }) => vip6 !== undefined || vip.includes(':'));
+}
+
+/** `address/length` of an uplink at which a service is reached: one of each family that it, the network and the uplink have. */
+export function servedAddresses(
+  { networks, uplinks }: Pick<Config, 'networks' | 'uplinks'>,
+  { network, vip, vip6 }: Service,
+  uplink: string,
+): string[] {
+  const gateways = gatewayAddresses(networks.find(({ name }) => name === network)!);
+  const way = uplinks.find(({ name }) => name === uplink)!;
+  if (way.mode !== 'router') return [];
+  const isV6 = (vip6 ?? vip).includes(':');
+  return [
+    ...(gateways.v4 && !vip.includes(':') ? [way.address] : []),
+    ...(gateways.v6 && isV6 && way.address6 !== undefined ? [way.address6] : []),
+  ];
 }

@@ -100,6 +100,30 @@ for (const { title, options } of forms) {
   );
 
   live(
+    `${title}: what is published and what is tracked, at both addresses`,
+    async (t) => {
+      const [engine] = rig().engines;
+      const json = async (...command: string[]) =>
+        JSON.parse((await engine.cli(...command, '--json')).stdout);
+      const { published } = (await json('publish', 'ls')) as { published: Record<string, string>[] };
+      t.deepEqual(
+        published.map(({ address, service }) => [address, service]),
+        [
+          [uplinkAddress(1), 'web'],
+          [uplinkAddress6(1), 'web'],
+        ],
+      );
+      const kept = KeptConnection.open(rig().containers[0], `[${VIP6}]`, 80);
+      await kept.ask();
+      const { flows } = (await json('conntrack', 'ls')) as { flows: Record<string, string>[] };
+      const flow = flows.find(({ outside, state }) => outside === `[${VIP6}]:80` && state === 'established');
+      t.regex(String(flow?.['inside']), /^\[fd00:9::[123]\]:80$/, JSON.stringify(flows));
+      await kept.close();
+    },
+    { ...WEB, tools: ['curl', 'socat'] },
+  );
+
+  live(
     `${title}: the virtual address is a neighbour that keeps answering solicitations, and answers pings`,
     async (t) => {
       const [container] = rig().containers;

@@ -1,4 +1,6 @@
 /** Services before real backends: three nodes with an nginx each, asked with curl, over each kind of underlay. */
+import { randomBytes } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
 import type { Namespace } from '../../cli/lab.js';
 import { encryptedOptions, sending } from '../support/encrypted.js';
 import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
@@ -25,7 +27,8 @@ for (const { title, options } of forms) {
   const rig = shared(async () => {
     const made = await new IngressRig({ ...options, services: [webService()] }).begin();
     if (options.network) for (const engine of made.engines) await sending(engine, 2);
-    for (const container of made.containers) servers.push(await Nginx.start(made, container));
+    for (const container of made.containers)
+      servers.push(await Nginx.start(made, container, { files: made.directory }));
     return made;
   }, missing(WEB.tools) ?? WEB.skip);
   /** Asks three times, so that each backend answers once. @returns who each backend saw. */
@@ -92,6 +95,33 @@ for (const { title, options } of forms) {
       for (const connection of kept) await connection.close();
     },
     { ...WEB, tools: ['curl', 'socat'] },
+  );
+
+  live(
+    `${title}: large files, from every backend by every node and to it, are whole`,
+    async (t) => {
+      const { clients, containers, directory, engines } = rig();
+      const file = `${directory}/large`;
+      writeFileSync(file, randomBytes(6 << 20));
+      const wanted = readFileSync(file);
+      const before = servers.map((server) => server.log.length);
+      for (const [from, address] of [
+        ...NODES.map((node) => [clients[0], `${uplinkAddress(node)}:8080`] as const),
+        [containers[0], VIP] as const,
+      ]) {
+        for (let i = 0; i < 3; i++) {
+          await curl(from, '-o', `${file}.got`, `http://${address}/files/large`);
+          t.true(wanted.equals(readFileSync(`${file}.got`)), `${from.label} from ${address}`);
+          await curl(from, '--data-binary', `@${file}`, `http://${address}/up`);
+        }
+      }
+      for (const [i, server] of servers.entries()) t.true(server.log.length - before[i] >= 4);
+      const longest = (await Promise.all(engines.map((engine) => engine.drops()))).map(
+        (drops) => drops['gateway too-big'] ?? 0,
+      );
+      t.deepEqual(longest, [0, 0, 0]);
+    },
+    WEB,
   );
 
   if (options.network === undefined) continue;

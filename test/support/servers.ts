@@ -49,7 +49,7 @@ events { worker_connections ${CONNECTIONS}; }
 http {
   ${temporary}
   log_format line '$remote_addr $request_uri $status'; access_log ${file}.log line;
-  keepalive_timeout 3600s; keepalive_requests 1000000; default_type text/plain; sendfile on;
+  client_max_body_size 0; keepalive_timeout 3600s; keepalive_requests 1000000; default_type text/plain; sendfile on;
   server {
     listen ${port} backlog=4096; listen [::]:${port} backlog=4096;
     location / { return 200 "${label}\\n"; }

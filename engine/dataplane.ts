@@ -232,7 +232,15 @@ export class DataPlane {
     this.serve = () => {
       if (flowMemory === null)
         throw new Error('services need a flow table, which this node was started without');
-      return new ServiceFront(context, flowMemory, this.neighbours, ways, this.gateway, onHealth);
+      return new ServiceFront(
+        context,
+        flowMemory,
+        this.neighbours,
+        ways,
+        this.gateway,
+        first.nat.timeouts,
+        onHealth,
+      );
     };
     this.outputs[MESH_PORT] = this.gateway.fromIngress;
     this.outputs[GATEWAY_PORT] = this.gateway.fromBridge;

@@ -124,7 +124,7 @@ export class GatewayWay {
     const errors = { v4: createIcmpErrors(context), v6: createIcmpv6Errors(context) };
     this.inward = new Batch(NOWHERE);
     const { gateways, inward } = this;
-    const shared = { gateways, neighbours, ...options.mesh };
+    const shared = { gateways, neighbours, timeouts: options.nat.timeouts, ...options.mesh };
     const outputs = { tunnel: options.mesh.tunnel, bridge, ports, outside: this.fromMesh };
     this.mesh = flows && createMesh(context, { ...shared, flows, addresses: options.addresses }, outputs);
     this.uplinks = uplinks.map((uplink, index) =>

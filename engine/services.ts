@@ -15,7 +15,7 @@ import type { GatewayWay } from './gateway.js';
 import type { Batch, Context } from './graph.js';
 import { Health, type HealthChange } from './health.js';
 import type { Intent } from './intent.js';
-import { DEFAULT_TIMEOUTS } from './tables/connection.js';
+import type { Timeouts } from './tables/connection.js';
 import type { Neighbours } from './tables/neighbours.js';
 import { type BackendCounts, MAX_BACKENDS, MAX_SERVICES, Services } from './tables/services.js';
 
@@ -48,6 +48,7 @@ export class ServiceFront {
    * @param front what leads to the bridge; from now on it leads here.
    * @param behind leads to the bridge itself, and `station` to nothing yet: the bridge gives it what is for a virtual
    * address's MAC.
+   * @param timeouts of what no service says itself.
    * @param tell hears which backends are found to live or not.
    */
   constructor(
@@ -56,6 +57,7 @@ export class ServiceFront {
     neighbours: Neighbours,
     { front, behind, station, tunnel, ports }: ServiceBatches,
     gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf' | 'outsideOfV6'>,
+    timeouts: Timeouts,
     tell: (changes: readonly HealthChange[]) => void,
   ) {
     const services = new Services(MAX_SERVICES, MAX_BACKENDS, addresses);
@@ -64,7 +66,7 @@ export class ServiceFront {
     const outside = (owner: number): Batch => gateway.outsideOf(owner);
     const turned = (backend: number, alive: boolean): void => this.turn(backend, alive);
     this.health = new Health(context, services, { out: behind, tunnel }, turned, tell);
-    const shared = { flows, services, neighbours, timeouts: DEFAULT_TIMEOUTS };
+    const shared = { flows, services, neighbours, timeouts };
     this.v6 =
       addresses &&
       createBalancerV6(

@@ -24,13 +24,12 @@ import { GATEWAY_PORT } from '../intent.js';
 import { FLOOD_VTEPS, REMOTE } from '../memory/frames.js';
 import type { Addresses6 } from '../tables/addresses6.js';
 import {
-  DEFAULT_TIMEOUTS,
-  ESTABLISHED,
   FIN_BOTH,
   MET_IN,
   NEW_IN,
   nextTcpState,
   SYN_IN,
+  type Timeouts,
   TRANSITORY,
   TWO_SIDED,
   tcpTimeouts,
@@ -48,6 +47,7 @@ import {
   NO_FLOW,
   OWNER_SHIFT,
   STATE,
+  WHEEL_SECONDS,
 } from '../tables/flows.js';
 import type { Gateways } from '../tables/gateways.js';
 import type { MacTable } from '../tables/mac-table.js';
@@ -111,6 +111,7 @@ export interface MeshOptions {
   readonly domains: Domains;
   readonly neighbours: Neighbours;
   readonly stations: MacTable;
+  readonly timeouts: Timeouts;
 }
 
 export interface MeshOutputs {
@@ -156,11 +157,12 @@ export interface Tracks {
 
 export function createMesh(context: Context, options: MeshOptions, to: MeshOutputs): Mesh {
   const { u16, off, len, domain, dest, ingress } = context.frames;
-  const { flows, addresses, gateways, domains, neighbours, stations } = options;
+  const { flows, addresses, gateways, domains, neighbours, stations, timeouts } = options;
   const { words, seed, find } = flows;
   const { vni: vniOf } = domains;
   const { tunnel, bridge, ports, outside } = to;
-  const tcp = tcpTimeouts(DEFAULT_TIMEOUTS);
+  // The node that has chosen the backend knows how long a connection may be silent; here it is never shorter.
+  const tcp = tcpTimeouts({ ...timeouts, established: WHEEL_SECONDS - 1 });
   const { values } = context.counters;
   const drops = new Drops(context, 'mesh', REASONS);
   const { base } = context.counters.claim('mesh', COUNTERS);
@@ -329,7 +331,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const state = protocol !== PROTOCOL_TCP ? NEW_IN : (flags & SYN_LE) !== 0 ? SYN_IN : MET_IN;
     words[at + STATE] = state;
     words[at + NEXT_OF_PORT] = from;
-    flows.setExpiry(flow, context.seconds + (protocol === PROTOCOL_TCP ? tcp[state] : DEFAULT_TIMEOUTS.udp));
+    flows.setExpiry(flow, context.seconds + (protocol === PROTOCOL_TCP ? tcp[state] : timeouts.udp));
     values[base + MADE]++;
     return -1;
   }
@@ -337,13 +339,13 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   function advance(at: number, protocol: number, inward: boolean, flags: number): void {
     if (protocol !== PROTOCOL_TCP) {
       if (!inward) words[at + STATE] = TWO_SIDED;
-      words[at + EXPIRY] = context.seconds + DEFAULT_TIMEOUTS.udp;
+      words[at + EXPIRY] = context.seconds + timeouts.udp;
       return;
     }
     const state = words[at + STATE];
     const next = nextTcpState(state, inward, flags);
     words[at + STATE] = next;
-    const expiry = context.seconds + (next === ESTABLISHED ? DEFAULT_TIMEOUTS.established : tcp[next]);
+    const expiry = context.seconds + tcp[next];
     if (expiry < words[at + EXPIRY]) flows.hasten(at >>> FLOW_SHIFT, expiry);
     else words[at + EXPIRY] = expiry;
   }

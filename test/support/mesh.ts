@@ -3,6 +3,7 @@ import { createMesh, type Mesh, meshStations, NO_NODE } from '../../engine/eleme
 import { Batch } from '../../engine/graph.js';
 import { REMOTE } from '../../engine/memory/frames.js';
 import { Addresses6 } from '../../engine/tables/addresses6.js';
+import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { Domains, LEARN } from '../../engine/tables/domains.js';
 import { Flows } from '../../engine/tables/flows.js';
 import { Gateways } from '../../engine/tables/gateways.js';
@@ -58,6 +59,7 @@ export class MeshNode {
       domains,
       neighbours,
       stations,
+      timeouts: DEFAULT_TIMEOUTS,
     };
     const ports = Array.from({ length: PORT + 1 }, (_, i) => (i === PORT ? port! : null));
     this.mesh = createMesh(context, tables, { tunnel: tunnel!, bridge: bridge!, ports, outside: outside! });

@@ -23,7 +23,7 @@ const CONFIG = parseConfig(
 node: a
 underlay: { address: 192.168.50.1 }
 ingress: { vni: 4096, subnet: 10.255.0.0/16 }
-networks: [{ name: blue, vni: 42, subnet: 10.0.9.0/24 }]
+networks: [{ name: blue, vni: 42, subnet: 10.0.9.0/24, gateway: 10.0.9.254, uplink: out }]
 uplinks: [{ name: out, interface: eth0, address: 192.168.60.10/24 }]
 services:
   - name: web

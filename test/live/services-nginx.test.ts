@@ -5,7 +5,7 @@ import type { Namespace } from '../../cli/lab.js';
 import { encryptedOptions, sending } from '../support/encrypted.js';
 import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
 import { live, type MeshOptions, missing, overlayAddress, shared, sniff } from '../support/live.js';
-import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
+import { curl, dnsmasq, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
 
 const WEB = { tools: ['curl'], skip: nginxMissing() };
 const NODES = [1, 2, 3];
@@ -15,6 +15,10 @@ const sealed = (v6: boolean): Partial<MeshOptions> =>
     ...{ hosts: 3, encapsulation: 'udp', v6 },
     network: { gateway: '10.0.9.254', uplink: 'out' },
   });
+const dns = webService({
+  ...{ name: 'dns', vip: '10.0.9.53' },
+  publish: [{ protocol: 'udp', port: 5353, target: 53, mode: 'ingress' }],
+});
 const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
   { title: 'underlay of IPv4', options: {} },
   { title: 'underlay of IPv6', options: { v6: true } },
@@ -25,7 +29,7 @@ const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
 for (const { title, options } of forms) {
   const servers: Nginx[] = [];
   const rig = shared(async () => {
-    const made = await new IngressRig({ ...options, services: [webService()] }).begin();
+    const made = await new IngressRig({ ...options, services: [webService(), dns] }).begin();
     if (options.network) for (const engine of made.engines) await sending(engine, 2);
     for (const container of made.containers)
       servers.push(await Nginx.start(made, container, { files: made.directory }));
@@ -95,6 +99,36 @@ for (const { title, options } of forms) {
       for (const connection of kept) await connection.close();
     },
     { ...WEB, tools: ['curl', 'socat'] },
+  );
+
+  live(
+    `${title}: a service of UDP, asked by name outside and inside; every backend sees who asks`,
+    async (t) => {
+      const { clients, containers } = rig();
+      const running = await Promise.all(
+        containers.map((container, i) => dnsmasq(container, { 'who.example': `198.51.100.${i + 1}` })),
+      );
+      const ask = async (from: Namespace, ...args: string[]): Promise<string | undefined> =>
+        /IN\s+A\s+198\.51\.100\.(\d)$/m.exec(await from.run('drill', args))?.[1];
+      const callers: readonly [Namespace, string[], string][] = [
+        ...NODES.map((n): [Namespace, string[], string] => [
+          clients[0],
+          ['-p', '5353', `@${uplinkAddress(n)}`],
+          clientAddress(1),
+        ]),
+        [containers[0], ['@10.0.9.53'], overlayAddress(1)],
+      ];
+      for (const [i, [from, to, seen]] of callers.entries()) {
+        const who = await Promise.all(NODES.map(() => ask(from, ...to, `a${i}.who.example`)));
+        t.deepEqual([...new Set(who)].sort(), ['1', '2', '3'], to.join(' '));
+        for (const [n, { stderr }] of running.entries()) {
+          const itself = from === containers[n];
+          t.true(stderr.includes(`query[A] a${i}.who.example from ${itself ? '10.0.9.53' : seen}\n`), stderr);
+        }
+      }
+      for (const server of running) await server.stop();
+    },
+    { ...WEB, tools: ['curl', 'dnsmasq', 'drill'] },
   );
 
   live(

@@ -133,7 +133,7 @@ export interface PublishIntent {
   readonly protocol: number;
   readonly port: number;
   readonly domain: number;
-  /** Four bytes. */
+  /** 4 or 16 bytes. */
   readonly address: Uint8Array;
   readonly target: number;
   /** Number of the service that it stands for, whose address it is then. */
@@ -180,7 +180,7 @@ export interface FlowTableIntent {
 export interface BackendIntent {
   /** Below MAX_BACKENDS; its own for life, and not given to another while flows of it may be there. */
   readonly id: number;
-  /** Four bytes, of the service's network. */
+  /** As many bytes as that of the service. */
   readonly address: Uint8Array;
   readonly mac: Uint8Array;
   /** Its share of new flows; 0: none, and those that are there finish. */
@@ -194,12 +194,12 @@ export interface ServiceIntent {
   /** Below MAX_SERVICES; its own for life. */
   readonly id: number;
   readonly domain: number;
-  /** The virtual address, four bytes. Its MAC is made of it: see VIRTUAL_MAC_LE. */
+  /** The virtual address, 4 or 16 bytes. Its MAC is made of the last four: see VIRTUAL_MAC_LE. */
   readonly address: Uint8Array;
   readonly scheduler: SchedulerName;
   /** Packets keep their addresses on their way to the backend, which has the virtual one itself. */
   readonly direct: boolean;
-  /** What is marked so is for the service, whatever its address; 0: none. */
+  /** What is marked so is for the service, whatever its address; 0: none, as of every one of IPv6. */
   readonly mark: number;
   /** Seconds for which a client comes to the same backend again; 0: each flow anew. */
   readonly affinity: number;

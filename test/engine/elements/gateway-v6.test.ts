@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { createGateway } from '../../../engine/elements/gateway.js';
 import { createIcmpErrors } from '../../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../../engine/elements/icmpv6-errors.js';
+import { type Mesh, NO_NODE } from '../../../engine/elements/mesh.js';
 import { Batch } from '../../../engine/graph.js';
 import { GATEWAY_PORT } from '../../../engine/intent.js';
 import {
@@ -48,8 +49,11 @@ const UPLINK = 'fd00:60::10';
 const FAR = '2001:db8::2';
 const GATEWAY_MAC = mac('02:42:00:00:09:fe');
 
-/** A gateway of blue (MTU 1450) and green with an uplink (MTU 1500 unless told), and of inner without. */
-function gatewayRig({ mtu = 1500, v6 = true } = {}) {
+/**
+ * A gateway of blue (MTU 1450) and green with an uplink (MTU 1500 unless told), and of inner without.
+ * @param carried largest packet of a mesh, by which FAR came from VTEP 7; 0: there is no mesh.
+ */
+function gatewayRig({ mtu = 1500, v6 = true, carried = 0 } = {}) {
   const rig = new Rig();
   rig.context.setTime(1_000_000);
   const gateways = new Gateways();
@@ -69,13 +73,24 @@ function gatewayRig({ mtu = 1500, v6 = true } = {}) {
     ...{ mac: GATEWAY_MAC, uplink: 0, mtu: 1450, routed: false },
   });
   gateways.reindex();
-  const [port, out, bridge] = [rig.sink(), rig.sink(), rig.sink()];
-  const batches = [port, out, bridge].map((sink) => new Batch(sink));
+  const sinks = Array.from({ length: 5 }, () => rig.sink());
+  const batches = sinks.map((sink) => new Batch(sink));
+  const meshOf = (largest: number): Mesh => {
+    const entryOfV6 = (frame: number, at: number): number => {
+      if (at !== (rig.memory.off[frame] + 14) >> 1) throw new Error('not the header');
+      return rig.memory.u8[at * 2 + 39] === 2 ? 7 : NO_NODE;
+    };
+    const back = (frame: number, vtep: number): void => {
+      rig.memory.dest[frame] = vtep;
+      batches[4].push(frame);
+    };
+    return { entryOfV6, back, ingress: Int32Array.of(1, largest) } as Partial<Mesh> as Mesh;
+  };
   const errors = { v4: createIcmpErrors(rig.context), v6: createIcmpv6Errors(rig.context) };
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
     ports: [null, batches[0]],
     bridge: batches[2],
-    mesh: null,
+    mesh: carried === 0 ? null : { element: meshOf(carried), forth: batches[3] },
     uplinks: [
       {
         ...{ address: 0, network: 0, broadcast: 0, mtu, out: new Batch(rig.sink()) },
@@ -83,18 +98,28 @@ function gatewayRig({ mtu = 1500, v6 = true } = {}) {
       },
     ],
   });
-  const feed = (inward: boolean, bytes: Uint8Array, metadata: Metadata) => {
-    rig.feed(inward ? gateway.fromOutside : gateway.fromInside, rig.put(bytes, metadata));
+  const feed = (way: 'fromInside' | 'fromOutside' | 'fromMesh', bytes: Uint8Array, metadata: Metadata) => {
+    rig.feed(gateway[way], rig.put(bytes, metadata));
     for (const batch of batches) batch.flush();
-    const [answers, left, entered] = [port, out, bridge].map((sink) => sink.caught.splice(0));
-    return { answers, left, entered, drops: { ...dropped(gateway.drops), ...dropped(gateway.dropsV6) } };
+    const [answers, left, entered, forth, back] = sinks.map((sink) => sink.caught.splice(0));
+    return {
+      answers,
+      left,
+      entered,
+      forth,
+      back,
+      drops: { ...dropped(gateway.drops), ...dropped(gateway.dropsV6) },
+    };
   };
   return {
     rig,
     /** From c1, of blue. */
     send: (bytes: Uint8Array, metadata: Metadata = {}) =>
-      feed(false, bytes, { ingress: 1, domain: BLUE, ...metadata }),
-    receive: (bytes: Uint8Array, metadata: Metadata = {}) => feed(true, bytes, { domain: BLUE, ...metadata }),
+      feed('fromInside', bytes, { ingress: 1, domain: BLUE, ...metadata }),
+    receive: (bytes: Uint8Array, metadata: Metadata = {}) =>
+      feed('fromOutside', bytes, { domain: BLUE, ...metadata }),
+    /** What came back from another node. */
+    comeBack: (bytes: Uint8Array) => feed('fromMesh', bytes, { domain: BLUE }),
   };
 }
 
@@ -350,4 +375,38 @@ test('property: whatever comes, each frame is sent on, answered or dropped, once
     }),
     { numRuns: 500 },
   );
+});
+
+test('what answers a client of another node goes back to that node, a hop less', (t) => {
+  const { send, rig } = gatewayRig({ carried: 1400 });
+  const { back, left, drops } = send(fromC1());
+  t.deepEqual(drops, {});
+  t.deepEqual(left, []);
+  t.is(back[0].dest, 7);
+  t.deepEqual(back[0].bytes.slice(14), hopped(fromC1()).slice(14));
+  t.is(send(fromC1({ destination: '2001:db8::3' })).left.length, 1, 'nobody who came over the mesh');
+  const last = fromC1({ hopLimit: 1 });
+  t.is(errorOf(send(last).answers[0], last), `3/0 ${GATEWAY} to ${C1} mtu 0`);
+  const most = send(long(1400));
+  t.is(most.back.length, 1);
+  t.is(errorOf(send(long(1401)).answers[0], long(1401)), `2/0 ${GATEWAY} to ${C1} mtu 1400`);
+  rig.finish(t);
+});
+
+test('with a mesh, a packet in goes where its station is, if it fits', (t) => {
+  const { receive, rig } = gatewayRig({ carried: 1400 });
+  const { forth, entered } = receive(toC1());
+  t.deepEqual(entered, []);
+  t.deepEqual(forth[0].bytes.slice(0, 12), concat(station(1), GATEWAY_MAC));
+  t.deepEqual(forth[0].bytes.slice(14), hopped(toC1()).slice(14));
+  const longer = toC1({ content: payload(1401 - 48) });
+  t.is(errorOf(receive(longer).left[0], longer), `2/0 ${GATEWAY} to ${FAR} mtu 1400`);
+  rig.finish(t);
+});
+
+test('what comes back from another node leaves by the uplink; what is no packet is dropped', (t) => {
+  const { comeBack, rig } = gatewayRig({ carried: 1400 });
+  t.deepEqual(comeBack(fromC1()).left[0].bytes.slice(14), hopped(fromC1()).slice(14));
+  t.deepEqual(comeBack(fromC1().slice(0, 50)).drops, { malformed: 1 });
+  rig.finish(t);
 });

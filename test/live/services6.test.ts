@@ -138,4 +138,28 @@ for (const { title, options } of forms) {
     },
     WEB,
   );
+
+  live(
+    `${title}: connections from outside to a backend that is taken out end at once, those to others go on`,
+    async (t) => {
+      const [engine] = rig().engines;
+      const [client] = rig().clients;
+      const kept = NODES.map(() => KeptConnection.open(client, `[${uplinkAddress6(1)}]`, 8080));
+      const names = await Promise.all(kept.map((connection) => connection.ask()));
+      t.deepEqual([...names].sort(), ['c1', 'c2', 'c3']);
+      const gone = kept[names.indexOf('c2')];
+      t.is((await engine.cli('service', 'rm', 'web', own(2))).code, 0);
+      await gone.running.ended;
+      for (const [i, connection] of kept.entries())
+        if (connection !== gone) {
+          t.is(await connection.ask(), names[i]);
+          await connection.close();
+        }
+      const answers = await Promise.all(
+        NODES.map(() => curl(client, `http://[${uplinkAddress6(1)}]:8080/after`)),
+      );
+      t.false(answers.includes('c2\n'));
+    },
+    { ...WEB, tools: ['curl', 'socat'] },
+  );
 }

@@ -113,6 +113,9 @@ for (const { title, options } of forms) {
           [uplinkAddress6(1), 'web'],
         ],
       );
+      const { stdout } = await engine.cli('service', 'ls');
+      t.regex(stdout, /^TCP {2}\[fd00:9::100\]:0 rr$/m);
+      t.regex(stdout, /^ {2}-> \[fd00:9::3\]:0 +Masq +1 /m);
       const kept = KeptConnection.open(rig().containers[0], `[${VIP6}]`, 80);
       await kept.ask();
       const { flows } = (await json('conntrack', 'ls')) as { flows: Record<string, string>[] };

@@ -1,5 +1,5 @@
 /** Services over IPv6: three nodes with an nginx each, asked with curl, plain and encrypted. */
-import { type Namespace, ping } from '../../cli/lab.js';
+import { type Namespace, ping, waitFor } from '../../cli/lab.js';
 import { encryptedOptions, sending } from '../support/encrypted.js';
 import {
   clientAddress,
@@ -10,7 +10,7 @@ import {
   VIP6,
   webService,
 } from '../support/ingress.js';
-import { live, type MeshOptions, overlayAddress, shared } from '../support/live.js';
+import { live, Mesh, type MeshOptions, type NodeFile, overlayAddress, shared } from '../support/live.js';
 import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js';
 
 const WEB = { tools: ['curl'], skip: nginxMissing() };
@@ -166,3 +166,35 @@ for (const { title, options } of forms) {
     { ...WEB, tools: ['curl', 'socat'] },
   );
 }
+
+const six = shared(async () => {
+  const rig = new Mesh({ hosts: 2 });
+  const file = (n: number): NodeFile => {
+    const { address6: address, ...endpoint } = rig.endpointOf(n);
+    const [blue] = rig.fileOf(n).networks;
+    const { subnet6: subnet, ...network } = blue;
+    const backends = [1, 2].map((one) => ({ address: own(one) }));
+    return {
+      ...rig.fileOf(n),
+      networks: [{ ...network, subnet }],
+      endpoints: [{ ...endpoint, address }],
+      services: [{ name: 'web', network: 'blue', vip: VIP6, backends }],
+    };
+  };
+  await rig.start(...[1, 2].map((n) => rig.engine(rig.hosts[n - 1], file(n))));
+  for (const container of rig.containers) await Nginx.start(rig, container);
+  return rig;
+}, WEB.skip);
+
+live(
+  'in an IPv6 network without uplink the virtual address is reached, too',
+  async (t) => {
+    const [container] = six().containers;
+    await waitFor(async () => (await ping(container, own(2), { count: 1, deadlineS: 5 })).received === 1, {
+      what: 'the other container',
+    });
+    const answers = [await curl(container, `http://[${VIP6}]/`), await curl(container, `http://[${VIP6}]/`)];
+    t.deepEqual(answers.sort(), ['c1\n', 'c2\n']);
+  },
+  WEB,
+);

@@ -5,6 +5,7 @@
  * Not handled: fragments but the first from a backend, which go out as its own.
  */
 import type { Context } from '../graph.js';
+import { FLOOD_VTEPS } from '../memory/frames.js';
 import { type Addresses6, NO_ADDRESS } from '../tables/addresses6.js';
 import {
   FLOW_SHIFT,
@@ -145,7 +146,10 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     const t = ip + ((upper & 0xffff) >>> 1);
     const key = keyOf(frame, upper, ownerKey);
     const flow = flowOf(ip + IPV6_SOURCE, ip + IPV6_DESTINATION, pairAt(u16, t), key);
-    if (flow === NO_FLOW) return undefined;
+    if (flow === NO_FLOW) {
+      const lost = (key & 0xff) === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV6_SOURCE, 8);
+      return lost && !isKnown(frame, ip, total) ? FLOOD_VTEPS : undefined;
+    }
     const at = flow << FLOW_SHIFT;
     tracks.outward(at, key & 0xff, u16[t + TCP_FLAGS]);
     return words[at + NEXT_OF_PORT];

@@ -53,6 +53,7 @@ import type { Gateways } from '../tables/gateways.js';
 import type { MacTable } from '../tables/mac-table.js';
 import { UNKNOWN } from '../tables/mac-table.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
+import { Origins } from '../tables/origins.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import { isError } from '../wire/icmp.js';
 import {
@@ -131,7 +132,7 @@ export interface Mesh {
   /** Steps 2 and 4: frames that the bridge of the ingress network delivers. */
   readonly arrived: Consumer;
   /**
-   * Step 3: the node by which the client came that a packet of a station answers.
+   * Step 3: the node by which the client came that a packet of a station answers, FLOOD_VTEPS when that is forgotten.
    * @param ip first word of its sound IP header, of a packet of `total` bytes when it is of IPv6. @returns REMOTE | VTEP, or NO_NODE when it came by none.
    */
   entryOf(frame: number, ip: number): number;
@@ -140,6 +141,7 @@ export interface Mesh {
   back(frame: number, vtep: number): void;
   /** The domain of the ingress network, -1 without one, and the largest IP packet that it carries. */
   readonly ingress: Int32Array;
+  readonly origins: Origins;
 }
 
 /** What becomes of flows of the mesh, whatever their family. Words of a flow begin at `at`; `flags` are TCP's. */
@@ -148,6 +150,8 @@ export interface Tracks {
   make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number;
   /** A packet to the backend of a flow comes by a node. @returns a reason, or -1. */
   inward(at: number, protocol: number, flags: number, from: number): number;
+  /** Whether a TCP packet without a flow goes to all nodes: its header begins at `t`, its address of words at `source`. */
+  isLost(frame: number, t: number, source: number, length: number): boolean;
   /** A packet of the backend goes back. */
   outward(at: number, protocol: number, flags: number): void;
   /** Reasons. */
@@ -170,9 +174,11 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   const resets = createResets(context);
   const translator = createErrorTranslator(context, { flows, ownerKey });
   const network = Int32Array.of(-1, 0);
+  const origins = new Origins();
   const tracks: Tracks = {
     make,
     inward,
+    isLost,
     outward: (at, protocol, flags) => advance(at, protocol, false, flags),
     tableFull: TABLE_FULL,
     notServed: NOT_SERVED,
@@ -350,7 +356,13 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     else words[at + EXPIRY] = expiry;
   }
 
-  /** Step 3. */
+  /** Whether a TCP packet is of a connection to a backend that was here before this process. */
+  function isLost(frame: number, t: number, source: number, length: number): boolean {
+    if ((u16[t + TCP_FLAGS] & (SYN_LE | RST_LE)) !== 0) return false;
+    return origins.has(u16, source, length, domain[frame], u16[t]);
+  }
+
+  /** Step 3. Of a connection that only the node knows which its client came by, all are asked. */
   function entryOf(frame: number, ip: number): number {
     if (network[0] < 0) return NO_NODE;
     const header = (u16[ip] & 15) << 2;
@@ -362,7 +374,10 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const pair = u16[t] | (u16[t + 1] << 16);
     const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
     const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-    if (ref === NO_FLOW) return NO_NODE;
+    if (ref === NO_FLOW) {
+      const lost = protocol === PROTOCOL_TCP && isLost(frame, t, ip + IPV4_SOURCE, 2);
+      return lost && !isKnown(frame, ip) ? FLOOD_VTEPS : NO_NODE;
+    }
     const at = (ref >>> 1) << FLOW_SHIFT;
     advance(at, protocol, false, protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0);
     return words[at + NEXT_OF_PORT];
@@ -406,5 +421,6 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     entryOfV6,
     back: (frame, vtep) => send(frame, vtep, BACK),
     ingress: network,
+    origins,
   };
 }

@@ -3,6 +3,7 @@ import { NO_NODE } from '../../../engine/elements/mesh.js';
 import { FLOOD_VTEPS } from '../../../engine/memory/frames.js';
 import { flowKeyHash, IPV6_FLOW, OWNER_SHIFT } from '../../../engine/tables/flows.js';
 import { words16 } from '../../../engine/wire/ipv6.js';
+import { backend, service } from '../../support/balancer.js';
 import { concat, ip, station } from '../../support/frames.js';
 import {
   BACK,
@@ -69,6 +70,18 @@ test('a backend that is not known is looked for on all nodes', (t) => {
   const nowhere = new MeshNode(undefined).forth(syn).tunnel!;
   t.is(nowhere.dest, FLOOD_VTEPS);
   t.truthy(new MeshNode(PORT).arrives(nowhere.bytes, NODE_A).port);
+});
+
+test('a connection from before this process: what the backend says goes to all nodes', (t) => {
+  const b = new MeshNode(PORT);
+  const published = { uplink: 0, protocol: TCP, port: 8080, target: 80 };
+  const backends = [backend(1, { address: ip(BACKEND6) })];
+  b.mesh.origins.set([service({ domain: BLUE, publish: [published], backends })]);
+  t.is(b.answers(answerToV6(syn, ACK)).vtep, FLOOD_VTEPS);
+  t.is(b.answers(answerToV6(syn, SYN | ACK)).vtep, NO_NODE, 'nothing begins so');
+  admit(b);
+  t.is(b.answers(answerToV6(syn, ACK)).vtep, NO_NODE, 'the client came by this node');
+  b.rig.finish(t);
 });
 
 test('what a backend sends of its own accord is none of the mesh', (t) => {

@@ -3,6 +3,7 @@ import { meshStations, NO_NODE } from '../../../engine/elements/mesh.js';
 import { FLOOD_VTEPS } from '../../../engine/memory/frames.js';
 import { OWNER_SHIFT } from '../../../engine/tables/flows.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
+import { backend, service } from '../../support/balancer.js';
 import { ip, station } from '../../support/frames.js';
 import {
   BACK,
@@ -21,14 +22,15 @@ import { ACK, answerTo, ends, FIN, icmpError, packet, RST, SYN, TCP } from '../.
 
 const CLIENT = '198.51.100.7';
 
-const syn = packet({
+const first = {
   protocol: TCP,
   flags: SYN,
   source: CLIENT,
   destination: BACKEND,
   sourcePort: 4000,
   destinationPort: 80,
-});
+};
+const syn = packet(first);
 
 test('a packet finds its backend on another node, and the answer the node it came by', (t) => {
   const a = new MeshNode(NODE_B);
@@ -108,6 +110,30 @@ test('a client that comes by another node too: not with the same ports, until th
   b.answers(answerTo(syn, FIN | ACK));
   t.truthy(b.arrives(meshed(syn, FORTH), NODE_B).port);
   t.is(b.answers(answerTo(syn, SYN | ACK)).vtep, NODE_B);
+  b.rig.finish(t);
+});
+
+test('a connection from before this process: what the backend says goes to all nodes, and one of them knows it', (t) => {
+  const b = new MeshNode(PORT);
+  const later = answerTo(syn, ACK);
+  t.is(b.answers(later).vtep, NO_NODE, 'nobody has published it');
+  const published = { uplink: 0, protocol: 6, port: 8080, target: 80 };
+  b.mesh.origins.set([service({ domain: BLUE, publish: [published], backends: [backend(1)] })]);
+  const { vtep, tunnel } = b.answers(later);
+  t.is(vtep, FLOOD_VTEPS);
+  t.is(tunnel!.bytes[0]! & 1, 1, 'to a group');
+  for (const [what, frame] of [
+    ['that begins', answerTo(syn, SYN | ACK)],
+    ['that ends', answerTo(syn, RST)],
+    ['of another port', answerTo(packet({ ...first, destinationPort: 81 }), ACK)],
+    ['of another station', answerTo(packet({ ...first, destination: '10.0.9.2' }), ACK)],
+  ] as const)
+    t.is(b.answers(frame).vtep, NO_NODE, what);
+  t.is(new MeshNode(PORT).arrives(tunnel!.bytes, NODE_A).port, undefined, 'and nobody else takes it');
+  // The client says something: the node that it comes by is known again.
+  t.truthy(b.arrives(meshed(packet({ ...first, flags: ACK }), FORTH), NODE_B).port);
+  t.is(b.answers(later).vtep, NODE_B);
+  b.mesh.origins.set([]);
   b.rig.finish(t);
 });
 

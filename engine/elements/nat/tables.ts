@@ -65,6 +65,10 @@ export interface Balancing {
   /** A flow goes, or its connection turns from a state into another. */
   leave(flow: number): void;
   turned(flow: number, before: number, after: number, refused: boolean): void;
+  /** Seconds that an established connection of a flow may be silent. */
+  idleOf(flow: number): number;
+  /** A flow was silent too long: both ends of an established connection are made to reset themselves. */
+  expired(flow: number): void;
 }
 
 /** Port space of a protocol, -1 when its ports, if it has any, are not translated. */

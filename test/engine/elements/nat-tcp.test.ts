@@ -1,14 +1,17 @@
 /** RFC 5382 and what RFC 7857 changed of it, requirement by requirement, and what is published. */
 import test from 'ava';
+import { word } from '../../../engine/elements/nat/tables.js';
 import {
   ESTABLISHED,
   FIN_BOTH,
   STATE_NAMES,
+  SYN_BOTH,
   SYN_IN,
   SYN_OUT,
   TRANSITORY,
 } from '../../../engine/tables/connection.js';
-import { EXPIRY, FLOW_SHIFT } from '../../../engine/tables/flows.js';
+import { EXPIRY, FLOW_SHIFT, STATE } from '../../../engine/tables/flows.js';
+import { ip } from '../../support/frames.js';
 import {
   ACK,
   answerTo,
@@ -261,4 +264,51 @@ test('an endpoint that is published leaves from its published port too', (t) => 
   n.publish(8080, 5000);
   t.is(sourcePort(n.out(tcp(SYN, { sourcePort: 5000 }))), 8080);
   t.deepEqual(n.states(), [SYN_OUT]);
+});
+
+test('a port that is published for a service leads to the backend that is chosen, counts, and lasts as the service says', (t) => {
+  const n = new NatRig();
+  const told: string[] = [];
+  let chosen = 6;
+  n.tables.balancing = {
+    backendFor(service) {
+      told.push(`for ${service}`);
+      return chosen;
+    },
+    addressOf: () => word(ip('10.0.9.7')),
+    begin(flow, backend) {
+      n.tables.flows.words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
+    },
+    leave: () => told.push('leaves'),
+    turned(_flow, before, after) {
+      if (before !== after) told.push(`${before} to ${after}`);
+    },
+    idleOf: () => 50,
+    expired: () => told.push('expired'),
+  };
+  const published = {
+    protocol: TCP,
+    port: 8080,
+    domain: 0,
+    address: ip('10.0.9.100'),
+    target: 80,
+    service: 3,
+  };
+  t.true(n.tables.publish(published));
+  const syn = tcp(SYN, { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 });
+  const arrived = n.in(syn);
+  t.is(ends(arrived), `${OTHER}:9 > 10.0.9.7:80`);
+  t.is(ends(n.out(answerTo(arrived, SYN | ACK))), `${EXTERNAL}:8080 > ${OTHER}:9`);
+  n.in(tcp(ACK, { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 }));
+  t.deepEqual(told, ['for 3', `${SYN_IN} to ${SYN_BOTH}`, `${SYN_BOTH} to ${ESTABLISHED}`]);
+  n.pass(49);
+  t.is(n.flows, 1);
+  n.pass(1);
+  t.is(n.flows, 0);
+  t.deepEqual(told.slice(3), ['expired', 'leaves']);
+  chosen = -1;
+  const refused = tcp(SYN, { source: OTHER, destination: EXTERNAL, sourcePort: 10, destinationPort: 8080 });
+  const { outside } = n.feed(true, [refused]);
+  t.is(n.drops()['no-backend'], 1);
+  t.is(outside[0]!.bytes[47], RST | ACK, 'its sender hears of it');
 });

@@ -1,14 +1,6 @@
 /** How a flow goes on with each packet: its state, and the second in which it expires. */
 import type { Context } from '../../graph.js';
-import {
-  ESTABLISHED,
-  FIN_BOTH,
-  NEW_IN,
-  NEW_OUT,
-  nextTcpState,
-  TRANSITORY,
-  TWO_SIDED,
-} from '../../tables/connection.js';
+import { ESTABLISHED, NEW_IN, NEW_OUT, nextTcpState, TWO_SIDED } from '../../tables/connection.js';
 import { EXPIRY, FLOW_SHIFT, IN, STATE, STATE_MASK } from '../../tables/flows.js';
 import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
 import { FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
@@ -57,7 +49,7 @@ export function createProgress(context: Context, tables: NatTables): Progress {
       tables.balancing?.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
     const expiry =
       context.seconds + (next === ESTABLISHED ? silence(flow, words[at + STATE]) : tcpTimeouts[next]);
-    if (next !== state && (next === FIN_BOTH || next === TRANSITORY)) flows.hasten(flow, expiry);
+    if (next !== state && expiry < words[at + EXPIRY]) flows.hasten(flow, expiry);
     // An RST does not prolong what is ending (RFC 7857, section 2.2).
     else if ((flags & RST_LE) === 0) words[at + EXPIRY] = expiry;
     if (next !== state) flows.changed(flow);

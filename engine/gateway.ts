@@ -227,14 +227,14 @@ export class GatewayWay {
     for (const { tables } of this.translations) tables.balancing = tables.addresses === null ? v4 : v6;
   }
 
-  /** Where packets of an uplink's flows leave, by the number of its NAT. */
+  /** Where packets that are translated leave, by the number of the NAT whose they are. */
   outsideOf(owner: number): Batch {
-    return this.uplinks[owner].fromInside;
+    return this.uplinks[owner].toResolver;
   }
 
   /** The same for an uplink that has IPv6. */
   outsideOfV6(owner: number): Batch {
-    return this.uplinks[owner].v6!.fromInside;
+    return this.uplinks[owner].v6!.toResolver;
   }
 
   /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */

@@ -35,6 +35,7 @@ export interface UplinkV6 {
   /** Into address translation. */
   readonly fromOutside: Batch;
   readonly fromInside: Batch;
+  readonly toResolver: Batch;
   readonly resolver: ResolverV6;
   readonly deferred: Deferred;
   /** Its stages from inside to the port, first to last. */
@@ -78,7 +79,7 @@ export function wireV6(context: Context, intent: UplinkIntent, options: UplinkV6
   const toResolver = new Batch(resolver);
   const toUplinkIn = (nat: Batch): UplinkInV6 =>
     createUplinkInV6(context, name, station, gateways, { resolver, port: toPort, nat });
-  const link = { address: station.address, resolver, deferred };
+  const link = { address: station.address, toResolver, resolver, deferred };
   if (routes !== undefined) {
     const fromOutside = new Batch(createRouteInV6(context, name, routes, inward));
     return {

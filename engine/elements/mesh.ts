@@ -46,7 +46,9 @@ import {
   NEXT_OF_PORT,
   NO_FLOW,
   OWNER_SHIFT,
+  OWNERS,
   STATE,
+  STATE_MASK,
   WHEEL_SECONDS,
 } from '../tables/flows.js';
 import type { Gateways } from '../tables/gateways.js';
@@ -157,6 +159,11 @@ export interface Tracks {
   /** Reasons. */
   readonly tableFull: number;
   readonly notServed: number;
+}
+
+/** Whether a connection in a state stands in nobody's way. */
+function isOver(state: number): boolean {
+  return state === FIN_BOTH || state === TRANSITORY || state === MET_IN;
 }
 
 export function createMesh(context: Context, options: MeshOptions, to: MeshOutputs): Mesh {
@@ -313,9 +320,8 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   function inward(at: number, protocol: number, flags: number, from: number): number {
     if (words[at + NEXT_OF_PORT] !== from) {
       // The client comes by another node: as a new connection once the old one is over, else to another backend.
-      const state = words[at + STATE];
-      const over = state === FIN_BOTH || state === TRANSITORY || state === MET_IN;
-      if (protocol === PROTOCOL_TCP && !(over && (flags & SYN_LE) !== 0)) return CONFLICT;
+      const over = isOver(words[at + STATE]) && (flags & SYN_LE) !== 0;
+      if (protocol === PROTOCOL_TCP && !over) return CONFLICT;
       words[at + NEXT_OF_PORT] = from;
     }
     advance(at, protocol, true, flags);
@@ -330,6 +336,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   function make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number {
     const protocol = key & 0xff;
     if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return WITHOUT_FLOW;
+    if (isTakenHere(own, remote, pair, key)) return CONFLICT;
     const flow = flows.obtain(own, remote, pair, key, own, pair, () => {});
     if (flow === NO_FLOW) return TABLE_FULL;
     const at = flow << FLOW_SHIFT;
@@ -340,6 +347,15 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     flows.setExpiry(flow, context.seconds + (protocol === PROTOCOL_TCP ? tcp[state] : timeouts.udp));
     values[base + MADE]++;
     return -1;
+  }
+
+  /** Whether the client has come to this backend by an uplink of this node, with the same ports, and that goes on. */
+  function isTakenHere(own: number, remote: number, pair: number, key: number): boolean {
+    const uplink = gateways.uplink[(key >>> 16) - 1];
+    if (uplink < 0) return false;
+    const outer = (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
+    const ref = find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
+    return ref !== NO_FLOW && !isOver(words[((ref >>> 1) << FLOW_SHIFT) + STATE] & STATE_MASK);
   }
 
   function advance(at: number, protocol: number, inward: boolean, flags: number): void {

@@ -31,6 +31,20 @@ import type { Probe } from './resets.js';
 /** Entries looked at in one call for flows of backends that are gone, about a millisecond; and flows ended in it. */
 const SWEEP_ENTRIES = 1 << 18;
 const SWEEP_FLOWS = 1024;
+/**
+ * A client outside that only waits would wait for ever when what it is asked, or its answer, is lost: it is asked again
+ * after so many seconds each time, if not too many are. One that was reset answers with a reset, which nobody misses.
+ */
+const AGAIN_SECONDS = [1, 3];
+const MOST_AGAIN = 4096;
+
+/** A client of a published service, the address and port (low half) it knows, and its own port above. */
+interface Question {
+  readonly owner: number;
+  readonly source: number;
+  readonly client: number;
+  readonly ports: number;
+}
 
 export interface Endings {
   /** Has both ends of a TCP connection reset themselves: each answers, and nobody knows what it answers to. */
@@ -48,7 +62,7 @@ export interface EndingOptions {
   /** Makes the segments, of the flows' family. */
   readonly probe: Probe;
   readonly neighbours: Neighbours;
-  /** Takes what leaves through the NAT that owns a flow. */
+  /** Takes what leaves by the uplink of the NAT that owns a flow, translated already. */
   readonly outside: (owner: number) => Batch;
   /** Numbers of IPv6 addresses, when the flows are of IPv6. */
   readonly addresses?: Addresses6;
@@ -66,6 +80,7 @@ export function createEndings(
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
   let sweep = 0;
+  const again: (Question & { readonly due: number; readonly times: number })[] = [];
   const family = addresses === undefined ? 0 : IPV6_FLOW;
 
   function reset(flow: number): void {
@@ -113,17 +128,31 @@ export function createEndings(
     return neighbours.lookup(dom, a, b, c, d);
   }
 
-  /** Asks the client of a connection from outside, as its backend: at once, while the flow is there to translate it. */
+  /** Asks the client of a connection from outside as it knows its service, for nobody translates any more. */
   function askOutside(at: number, owner: number): void {
-    const client = words[at + REMOTE_END];
-    const ports = words[at + OUT_PORTS];
-    const frame = probe(words[at + INSIDE], ports & 0xffff, client, ports >>> 16);
+    const ports = words[at + IN_PORTS];
+    const one = { owner, source: words[at + EXTERNAL], client: words[at + REMOTE_END], ports };
+    askClient(one);
+    // Numbers of IPv6 addresses are held by flows alone.
+    if (addresses === undefined && again.length < MOST_AGAIN)
+      again.push({ ...one, due: context.seconds + AGAIN_SECONDS[0], times: 1 });
+  }
+
+  function askClient({ owner, source, client, ports }: Question): void {
+    const frame = probe(source, ports & 0xffff, client, ports >>> 16);
     if (frame === NO_FRAME) return;
-    domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
     ingress[frame] = BALANCER_PORT;
-    const way = outside(owner);
-    way.push(frame);
-    way.flush();
+    outside(owner).push(frame);
+  }
+
+  /** Asks those again whose time has come, oldest first. */
+  function askAgain(): void {
+    for (let one = again[0]; one !== undefined && one.due <= context.seconds; one = again[0]) {
+      again.shift();
+      askClient(one);
+      if (one.times < AGAIN_SECONDS.length)
+        again.push({ ...one, due: context.seconds + AGAIN_SECONDS[one.times], times: one.times + 1 });
+    }
   }
 
   function expired(flow: number): void {
@@ -137,6 +166,7 @@ export function createEndings(
   }
 
   function some(): void {
+    askAgain();
     if (sweep === 0) return;
     let ended = 0;
     const last = Math.min(sweep + SWEEP_ENTRIES, flows.capacity + 1);

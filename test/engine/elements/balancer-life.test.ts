@@ -1,12 +1,14 @@
 /** The life of backends and flows: weights, drain, death, removal, affinity, expiry, and what is counted. */
 import test from 'ava';
 import type { ServiceIntent } from '../../../engine/intent.js';
+import { ESTABLISHED } from '../../../engine/tables/connection.js';
 import { FLOW_SHIFT, OUT_KEY, STATE } from '../../../engine/tables/flows.js';
+import { addressWord } from '../../../engine/tables/gateways.js';
 import { Services } from '../../../engine/tables/services.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
 import { ack, backendOf, close, isReset, numberAt, open, syn, tcp, udp } from '../../support/connections.js';
-import { station } from '../../support/frames.js';
-import { ACK, answerTo, badChecksums, ends, FIN, type Packet, RST, SYN } from '../../support/nat.js';
+import { ip, station } from '../../support/frames.js';
+import { ACK, answerTo, badChecksums, ends, FIN, type Packet, RST, SYN, TCP } from '../../support/nat.js';
 
 const of = (more: Partial<ServiceIntent>, ...backends: ReturnType<typeof backend>[]) =>
   service({ backends, ...more });
@@ -375,4 +377,25 @@ test('what is counted of backends is what is in the table', (t) => {
     all.reduce((sum, one) => sum + one.flows, 0),
     90,
   );
+});
+
+test('a client outside is asked as it knows the service, and again when it may not have heard', (t) => {
+  const b = new BalancerRig([service({ backends: [backend(1)] })]);
+  const [inside, client, external] = ['10.0.9.1', '198.51.100.7', '203.0.113.1'].map((a) =>
+    addressWord(ip(a)),
+  );
+  // As the NAT of an uplink makes it: port 8080 of its address for port 80 of the first backend.
+  const flow = b.flows.create(inside!, client!, 0xa00f5000 | 0, TCP | (1 << 16), external!, 0xa00f901f | 0);
+  b.flows.setExpiry(flow, 9000);
+  b.flows.words[(flow << FLOW_SHIFT) + STATE] = ESTABLISHED | (1 << 8);
+  b.set([service({ backends: [] })]);
+  const asked = (seconds: number) => b.age(seconds).map(({ bytes }) => ends(bytes));
+  const question = ['203.0.113.1:8080 > 198.51.100.7:4000'];
+  t.deepEqual(asked(1000), question);
+  t.is(b.flows.size, 0);
+  t.deepEqual(
+    [asked(1000), asked(1001), asked(1003), asked(1004), asked(1100)],
+    [[], question, [], question, []],
+  );
+  b.rig.finish(t);
 });

@@ -1,7 +1,8 @@
 import test, { type ExecutionContext } from 'ava';
 import { meshStations, NO_NODE } from '../../../engine/elements/mesh.js';
 import { FLOOD_VTEPS } from '../../../engine/memory/frames.js';
-import { OWNER_SHIFT } from '../../../engine/tables/flows.js';
+import { ESTABLISHED, TRANSITORY } from '../../../engine/tables/connection.js';
+import { FLOW_SHIFT, OWNER_SHIFT, STATE } from '../../../engine/tables/flows.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { backend, service } from '../../support/balancer.js';
 import { ip, station } from '../../support/frames.js';
@@ -195,5 +196,24 @@ test('every reason to drop', (t) => {
   refused(t, b, meshed(packet({ source: CLIENT, destination: BACKEND }), FORTH), 'table-full');
   b.gateways.remove(BLUE);
   refused(t, b, meshed(syn, FORTH), 'not-here');
+  b.rig.finish(t);
+});
+
+test('a client that came here to the same backend with the same ports is reset where it comes by another node', (t) => {
+  const b = new MeshNode(PORT);
+  const [own, remote] = [BACKEND, CLIENT].map((address) => addressWord(ip(address)));
+  const key = TCP | (0 << OWNER_SHIFT) | ((BLUE + 1) << 16);
+  // As this node's NAT makes it of a packet that came in by the uplink.
+  const flow = b.flows.create(own!, remote!, 0xa00f5000 | 0, key, 1, 2);
+  b.flows.words[(flow << FLOW_SHIFT) + STATE] = ESTABLISHED;
+  for (const flags of [SYN, ACK]) {
+    t.falsy(b.arrives(meshed(packet({ ...first, flags }), FORTH), NODE_A).port);
+    const reset = b.sent()!;
+    t.deepEqual([reset.dest, ends(reset.bytes)], [NODE_A, `${BACKEND}:80 > ${CLIENT}:4000`]);
+    t.true((reset.bytes[47]! & RST) !== 0);
+  }
+  t.deepEqual(b.drops(), { conflict: 2 });
+  b.flows.words[(flow << FLOW_SHIFT) + STATE] = TRANSITORY;
+  t.truthy(b.arrives(meshed(syn, FORTH), NODE_A).port, 'once that is over it may');
   b.rig.finish(t);
 });

@@ -12,7 +12,7 @@ import { type Batch, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
 import { NO_FRAME, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
 import { type Addresses6, NO_ADDRESS } from '../tables/addresses6.js';
-import { ESTABLISHED, NEW_IN, type Timeouts, TWO_SIDED } from '../tables/connection.js';
+import { ESTABLISHED, NEW_IN, type Timeouts, TURNING_FLAGS, TWO_SIDED } from '../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -63,7 +63,7 @@ import {
   WITHOUT_BACKEND,
 } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
-import { createLife, TURNING_FLAGS } from './balancer/life.js';
+import { createLife } from './balancer/life.js';
 import { type Checks, isProbePort } from './balancer/relay.js';
 import { createResetsV6 } from './balancer/resets-v6.js';
 import { answerEchoV6, isEchoV6 } from './echo.js';

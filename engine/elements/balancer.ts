@@ -22,7 +22,7 @@
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
-import { ESTABLISHED, NEW_IN, type Timeouts, TWO_SIDED } from '../tables/connection.js';
+import { ESTABLISHED, NEW_IN, type Timeouts, TURNING_FLAGS, TWO_SIDED } from '../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -63,7 +63,7 @@ import { ipv4Length } from '../wire/ipv4-checks.js';
 import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { BALANCE_REASONS, CONFLICT, createChooser } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
-import { createLife, TURNING_FLAGS } from './balancer/life.js';
+import { createLife } from './balancer/life.js';
 import { createOdd } from './balancer/odd.js';
 import { createRefuse } from './balancer/refusals.js';
 import type { Checks } from './balancer/relay.js';

@@ -349,12 +349,17 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return -1;
   }
 
+  /** Finds the flow with these ends that the NAT of the network's uplink has. @param key as the mesh's flows have it. */
+  function findHere(own: number, remote: number, pair: number, key: number): number {
+    const uplink = gateways.uplink[(key >>> 16) - 1];
+    if (uplink < 0) return NO_FLOW;
+    const outer = (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
+    return find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
+  }
+
   /** Whether the client has come to this backend by an uplink of this node, with the same ports, and that goes on. */
   function isTakenHere(own: number, remote: number, pair: number, key: number): boolean {
-    const uplink = gateways.uplink[(key >>> 16) - 1];
-    if (uplink < 0) return false;
-    const outer = (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
-    const ref = find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
+    const ref = findHere(own, remote, pair, key);
     return ref !== NO_FLOW && !isOver(words[((ref >>> 1) << FLOW_SHIFT) + STATE] & STATE_MASK);
   }
 
@@ -408,15 +413,11 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     const header = (u16[ip] & 15) << 2;
     const t = ip + (header >>> 1);
-    const key = protocol | (gateways.uplink[domain[frame]] << OWNER_SHIFT) | ((domain[frame] + 1) << 16);
+    const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
     const own = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const remote = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     const pair = u16[t] | (u16[t + 1] << 16);
-    return (
-      gateways.uplink[domain[frame]] >= 0 &&
-      hasRoom(ip, header, protocol) &&
-      find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key) !== NO_FLOW
-    );
+    return hasRoom(ip, header, protocol) && findHere(own, remote, pair, key) !== NO_FLOW;
   }
 
   /** Step 4. Without a flow it would get a port of its own, as what begins inside does. */

@@ -32,6 +32,9 @@ export const FIN_IN = 12;
 export const ESTABLISHED = 13;
 const STATES = 14;
 
+/** Flags of a TCP packet that may do more than prolong an established connection. */
+export const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
+
 /** Names of states, for people. */
 export const STATE_NAMES: Readonly<Record<number, string>> = {
   [NEW_IN]: 'unreplied-in',

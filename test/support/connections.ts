@@ -1,6 +1,7 @@
 /** Packets of clients of a service, and whole connections through a balancer. */
 import { type BalancerRig, CLIENT, VIP } from './balancer.js';
-import { ACK, answerTo, FIN, type Packet, packet, RST, SYN, TCP, UDP } from './nat.js';
+import { payload } from './frames.js';
+import { ACK, answerTo, FIN, framed, type Packet, packet, RST, SYN, TCP, transport, UDP } from './nat.js';
 
 export const PSH = 0x08;
 
@@ -42,4 +43,26 @@ export const isReset = (frame: Uint8Array): boolean => frame[23] === TCP && (fla
 export function numberAt(frame: Uint8Array, at: number): number {
   const t = 14 + (frame[14]! & 15) * 4 + at;
   return new DataView(frame.buffer, frame.byteOffset).getUint32(t);
+}
+
+/** A datagram of 2,000 bytes in three fragments, the last byte of the first two at a multiple of eight. */
+export function fragments(p: {
+  source: string;
+  destination: string;
+  sourcePort?: number;
+  destinationPort?: number;
+}) {
+  const whole = transport({
+    protocol: UDP,
+    sourcePort: 4000,
+    destinationPort: 53,
+    ...p,
+    content: payload(1992),
+  });
+  const part = (from: number, to: number, more: boolean) =>
+    framed(
+      { ...p, protocol: UDP, id: 99, fragment: (more ? 0x2000 : 0) | (from / 8) },
+      whole.slice(from, to),
+    );
+  return { whole, parts: [part(0, 800, true), part(800, 1600, true), part(1600, 2000, false)] };
 }

@@ -80,7 +80,8 @@ export function createEndings(
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
   let sweep = 0;
-  const again: (Question & { readonly due: number; readonly times: number })[] = [];
+  /** Those to be asked again after the first, the second … wait, in the order of their time. */
+  const again: (Question & { readonly due: number })[][] = AGAIN_SECONDS.map(() => []);
   const family = addresses === undefined ? 0 : IPV6_FLOW;
 
   function reset(flow: number): void {
@@ -134,8 +135,7 @@ export function createEndings(
     const one = { owner, source: words[at + EXTERNAL], client: words[at + REMOTE_END], ports };
     askClient(one);
     // Numbers of IPv6 addresses are held by flows alone.
-    if (addresses === undefined && again.length < MOST_AGAIN)
-      again.push({ ...one, due: context.seconds + AGAIN_SECONDS[0], times: 1 });
+    if (addresses === undefined) wait(one, 0);
   }
 
   function askClient({ owner, source, client, ports }: Question): void {
@@ -145,14 +145,20 @@ export function createEndings(
     outside(owner).push(frame);
   }
 
-  /** Asks those again whose time has come, oldest first. */
+  function wait(one: Question, time: number): void {
+    if (time < again.length && again[time].length < MOST_AGAIN)
+      again[time].push({ ...one, due: context.seconds + AGAIN_SECONDS[time] });
+  }
+
+  /** Asks those again whose time has come. */
   function askAgain(): void {
-    for (let one = again[0]; one !== undefined && one.due <= context.seconds; one = again[0]) {
-      again.shift();
-      askClient(one);
-      if (one.times < AGAIN_SECONDS.length)
-        again.push({ ...one, due: context.seconds + AGAIN_SECONDS[one.times], times: one.times + 1 });
-    }
+    again.forEach((list, time) => {
+      const due = list.findIndex((one) => one.due > context.seconds);
+      for (const one of list.splice(0, due < 0 ? list.length : due)) {
+        askClient(one);
+        wait(one, time + 1);
+      }
+    });
   }
 
   function expired(flow: number): void {

@@ -7,6 +7,7 @@ import {
   nextTcpState,
   SYN_IN,
   type Timeouts,
+  TURNING_FLAGS,
   tcpTimeouts,
 } from '../../tables/connection.js';
 import {
@@ -21,12 +22,9 @@ import {
   STATE_MASK,
 } from '../../tables/flows.js';
 import type { Services } from '../../tables/services.js';
-import { FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
+import { FIN_LE, RST_LE } from '../../wire/tcp.js';
 import { type Chooser, MIRROR } from './chooser.js';
 import type { Endings } from './endings.js';
-
-/** Flags of a TCP packet that may do more than prolong an established connection. */
-export const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 
 /**
  * State of a connection of which only the client's side is seen: whatever follows its SYN says that the other has

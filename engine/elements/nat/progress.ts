@@ -1,13 +1,17 @@
 /** How a flow goes on with each packet: its state, and the second in which it expires. */
 import type { Context } from '../../graph.js';
-import { ESTABLISHED, NEW_IN, NEW_OUT, nextTcpState, TWO_SIDED } from '../../tables/connection.js';
+import {
+  ESTABLISHED,
+  NEW_IN,
+  NEW_OUT,
+  nextTcpState,
+  TURNING_FLAGS,
+  TWO_SIDED,
+} from '../../tables/connection.js';
 import { EXPIRY, FLOW_SHIFT, IN, STATE, STATE_MASK } from '../../tables/flows.js';
 import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
-import { FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
+import { RST_LE } from '../../wire/tcp.js';
 import type { NatTables } from './tables.js';
-
-/** Flags of a TCP packet that may do more than prolong an established connection. */
-const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 
 /** @param flags TCP's, as the view gives their word; anything for others. */
 export type Progress = (flow: number, protocol: number, direction: number, flags: number) => void;

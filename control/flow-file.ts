@@ -156,15 +156,21 @@ export class FlowFile {
     const domains = this.numbers;
     return {
       domains: [...domains.values()],
-      endpoints: localEndpoints(config).flatMap(({ network, address, address6 }) => {
-        const domain = domains.get(network);
-        if (domain === undefined) return [];
-        const addresses = address6 === undefined ? [address] : [address, address6];
-        return addresses.map((one) => ({
-          domain,
-          address: Uint8Array.from(parseIp(one.split('/')[0]).bytes),
-        }));
-      }),
+      endpoints: [
+        ...localEndpoints(config).flatMap(({ network, address, address6 }) => {
+          const domain = domains.get(network);
+          if (domain === undefined) return [];
+          const addresses = address6 === undefined ? [address] : [address, address6];
+          return addresses.map((one) => ({
+            domain,
+            address: Uint8Array.from(parseIp(one.split('/')[0]).bytes),
+          }));
+        }),
+        // Published services lead to backends wherever they are.
+        ...(intent.services ?? []).flatMap(({ domain, backends }) =>
+          backends.map(({ address }) => ({ domain, address })),
+        ),
+      ],
       unpublished: published
         .filter((name) => !kept.has(name))
         .map((name) => {

@@ -270,6 +270,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     turned,
     backendFor,
     addressOf: (backend) => address[backend],
+    backendAt: (service, wanted) =>
+      backends.lists[service].find((backend) => address[backend] === wanted) ?? NO_BACKEND,
     idleOf: (flow) => idle[(words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1],
     begin(flow, backend) {
       words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;

@@ -251,17 +251,29 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const [outPorts, inPorts] = [words[at + OUT_PORTS], words[at + IN_PORTS]];
     const keeps = routed[(key >>> 16) - 1] === 1 && inside === outside;
     if (!keeps && outside !== external) return false;
-    if (!isState((key & 0xff) === PROTOCOL_TCP, words[at + STATE])) return false;
     const port = portOf(key, inside, outside, inPorts);
+    const served = words[at + STATE] > STATE_MASK;
+    const backend = served ? servedBy(port, inside) : -1;
+    if (served && backend < 0) return false;
+    words[at + STATE] &= STATE_MASK;
+    if (!isState((key & 0xff) === PROTOCOL_TCP, words[at + STATE])) return false;
     // Of both sides it has the same remote port, and, where none is translated, the same ports.
     if (((outPorts ^ inPorts) & (port < 0 ? -1 : ~0xffff)) !== 0) return false;
     if (port >= 0) {
-      if (independent && !claim(port, inside, (outPorts & 0xffff) | (key & ~0xffff))) return false;
+      if (served && independent) ports.use(port >>> 16, port & 0xffff);
+      else if (independent && !claim(port, inside, (outPorts & 0xffff) | (key & ~0xffff))) return false;
       link(flow, port);
     }
     addresses?.keep(inside);
     addresses?.keep(words[at + REMOTE_END]);
+    if (served) tables.balancing?.begin(flow, backend);
     return true;
+  }
+
+  /** The backend with an address of the service that a port is published for; below 0 when there is none. */
+  function servedBy(port: number, inside: number): number {
+    const service = port < 0 ? 0 : (tables.balanced?.[port] ?? 0);
+    return service === 0 || tables.balancing === null ? -1 : tables.balancing.backendAt(service - 1, inside);
   }
 
   /** Takes a port for an endpoint, unless it is another one's. */

@@ -60,6 +60,8 @@ export interface Balancing {
    */
   backendFor(service: number, remote: number, outPorts: number, key: number): number;
   addressOf(backend: number): number;
+  /** The backend of a service that has an address; below 0 when none has it. */
+  backendAt(service: number, address: number): number;
   /** Begins to count a flow, whose STATE says its backend from now on. */
   begin(flow: number, backend: number): void;
   /** A flow goes, or its connection turns from a state into another. */

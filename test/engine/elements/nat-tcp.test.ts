@@ -276,6 +276,7 @@ test('a port that is published for a service leads to the backend that is chosen
       return chosen;
     },
     addressOf: () => word(ip('10.0.9.7')),
+    backendAt: () => chosen,
     begin(flow, backend) {
       n.tables.flows.words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
     },
@@ -303,6 +304,27 @@ test('a port that is published for a service leads to the backend that is chosen
   t.deepEqual(told, ['for 3', `${SYN_IN} to ${SYN_BOTH}`, `${SYN_BOTH} to ${ESTABLISHED}`]);
   n.pass(49);
   t.is(n.flows, 1);
+  // As after a restart, when the entries are all that is left.
+  const { flows } = n.tables;
+  const again = new NatRig();
+  const counted: number[][] = [];
+  again.tables.balancing = { ...n.tables.balancing, begin: (...one) => counted.push(one) };
+  again.tables.publish(published);
+  again.tables.flows.words.set(flows.words);
+  const seconds = again.rig.context.seconds;
+  t.deepEqual(
+    again.tables.flows.adopt(seconds, 0, () => true),
+    { taken: 1, refused: 0 },
+  );
+  t.deepEqual(counted, [[1, chosen]]);
+  t.deepEqual(states(again), ['established']);
+  const gone = new NatRig();
+  gone.tables.flows.words.set(flows.words);
+  t.deepEqual(
+    gone.tables.flows.adopt(seconds, 0, () => true),
+    { taken: 0, refused: 1 },
+    'published no more',
+  );
   n.pass(1);
   t.is(n.flows, 0);
   t.deepEqual(told.slice(3), ['expired', 'leaves']);

@@ -7,7 +7,7 @@ export interface PingOptions {
   count?: number;
   /** Payload bytes, without the 8 of ICMP; 56 unless told. */
   size?: number;
-  /** Seconds between requests; 0.05 unless told. */
+  /** Seconds between requests, and at least so long the last one's answer is waited for; 0.2 unless told. */
   interval?: number;
   /** Asks on until `count` answers came or these seconds are over: for a path that is about to open. */
   deadlineS?: number;
@@ -34,7 +34,7 @@ export async function ping(
   address: string,
   options: PingOptions = {},
 ): Promise<PingResult> {
-  const { count = 3, size = 56, interval = 0.05, deadlineS, df = false, pattern } = options;
+  const { count = 3, size = 56, interval = 0.2, deadlineS, df = false, pattern } = options;
   const args = ['-n', '-q', '-c', String(count), '-s', String(size), '-i', String(interval), '-W', '1'];
   if (deadlineS !== undefined) args.push('-w', String(Math.ceil(deadlineS)));
   if (df) args.push('-M', 'do');

@@ -31,7 +31,7 @@ async function team(workers: number, mode: string): Promise<Mesh> {
 async function traffic(t: ExecutionContext, mesh: Mesh): Promise<void> {
   const [a, b] = mesh.containers;
   const server = await echoServer(b, overlayAddress(2), overlayAddress(2, true));
-  const result = await ping(a, overlayAddress(2), { count: 20, interval: 0.01 });
+  const result = await ping(a, overlayAddress(2), { count: 20, interval: 0.1 });
   t.is(result.received, 20);
   t.is(result.duplicates, 0);
   await exchange(t, a, overlayAddress(2), ['bulk', 'streams', 'udp', 'uso-1000', 'fragments']);
@@ -86,7 +86,7 @@ for (const workers of [2, 4]) {
         const { containers, engines } = mesh();
         const [a, b] = containers;
         for (const engine of engines) await engine.flush();
-        t.is((await ping(a, overlayAddress(2), { count: 5, interval: 0.02 })).received, 5);
+        t.is((await ping(a, overlayAddress(2), { count: 5, interval: 0.1 })).received, 5);
         const fdb = await engines[0].fdb();
         const macs = fdb.map(({ mac }) => mac);
         t.is(new Set(macs).size, macs.length, 'each station once');

@@ -37,20 +37,13 @@ import { hearHealth } from './health.js';
 import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
+import { removeTable } from './nftables.js';
 import { createPlan, intentOf, type Plan, randomSeed } from './plan.js';
 import { PublishedPorts } from './published.js';
 import { Seen } from './seen.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
-import {
-  closeUplink,
-  type Link,
-  LinkWatch,
-  openUplink,
-  removeTable,
-  tableName,
-  type Uplink,
-} from './uplink.js';
+import { closeUplink, type Link, LinkWatch, openUplink, tableOf, type Uplink } from './uplink.js';
 
 /** How often to look whether namespaces are still there. */
 const NAMESPACES_MS = 1000;
@@ -98,9 +91,9 @@ export class Daemon {
     this.uplink =
       mode === 'socket'
         ? 'underlay.mode says socket'
-        : openUplink(address, [port, ...espPorts], device, config.workers);
+        : openUplink(address, [port, ...espPorts], device, config.workers, options.log);
     // An uplink replaces the rules that a crash left; without one they would lead into a device which is gone.
-    if (typeof this.uplink === 'string') removeTable(tableName(address, port));
+    if (typeof this.uplink === 'string') removeTable(tableOf(address, port));
     this.plan = createPlan(sockets.flows?.numbers);
     this.config = config;
     this.seen = new Seen(options.log);

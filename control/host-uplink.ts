@@ -33,14 +33,13 @@ import {
 } from './host-link.js';
 import { type HostPort, hostRules, hostTable } from './host-rules.js';
 import { interfaceNamed } from './interfaces.js';
-import { hasTable } from './netlink.js';
+import type { Table } from './netlink.js';
+import { makeTables, removeTable, TableWatch } from './nftables.js';
 import { hostPorts, type PublishedPort } from './published.js';
 import { rememberedHost, rememberHost } from './state.js';
 
 /** Mark of our routes (rtnetlink(7), rtm_protocol). */
 const ROUTE_PROTOCOL = 87;
-/** How often to look for interfaces that have come. */
-const LOOK_MS = 1000;
 /** What containers see in place of the host's loopback when the host has no address (RFC 7600: nobody's). */
 const NOBODY = '192.0.0.8';
 
@@ -106,9 +105,7 @@ export class HostSide {
   private six = false;
   /** Interfaces that forward because of us, as noted last. */
   private noted = '';
-  /** What was wrong at the last look that was said. */
-  private trouble = '';
-  private readonly timer: NodeJS.Timeout;
+  private readonly watch: TableWatch;
 
   private constructor(
     private readonly options: HostSideOptions,
@@ -120,7 +117,13 @@ export class HostSide {
     private readonly table: string,
     private readonly forwarding: Forwarding,
   ) {
-    this.timer = setInterval(() => this.look(), LOOK_MS).unref();
+    this.watch = new TableWatch({
+      name: `uplink ${uplink.name}`,
+      log: options.log,
+      tables: () => (this.config === undefined ? [] : this.tables),
+      changed: () => this.interfacesChanged(),
+      make: () => this.install(),
+    });
   }
 
   /** The uplink of mode host of a config, opened but for rules and routes; undefined when it has none. @throws ConfigError */
@@ -169,9 +172,12 @@ export class HostSide {
     };
   }
 
+  private get tables(): Table[] {
+    return [`ip ${this.table}`, ...(this.six ? [`ip6 ${this.table}` as const] : [])];
+  }
+
   private note(): void {
-    const tables = [`ip ${this.table}`, ...(this.six ? [`ip6 ${this.table}`] : [])];
-    rememberHost(this.options.state, { tables, forwarding: this.forwarding.changed });
+    rememberHost(this.options.state, { tables: this.tables, forwarding: this.forwarding.changed });
     this.noted = this.forwarding.changed.join();
   }
 
@@ -250,7 +256,7 @@ export class HostSide {
     const { forwarding } = this;
     const fresh = forwarding.look();
     this.note();
-    runSync('nft', ['-f', '-'], { input: this.rules() });
+    makeTables(this.rules());
     forwarding.open(fresh);
   }
 
@@ -273,25 +279,9 @@ export class HostSide {
     });
   }
 
-  /** Follows interfaces that come and go, and puts back rules that somebody has flushed with his own. */
-  private look(): void {
-    if (this.config === undefined) return;
-    try {
-      const fresh = this.forwarding.look();
-      const there = hasTable(4, this.table) && (!this.six || hasTable(6, this.table));
-      if (fresh.length === 0 && there && this.noted === this.forwarding.changed.join()) return;
-      if (!there)
-        this.options.log(
-          `uplink ${this.uplink.name}: its table ${this.table} was removed, and is made again`,
-        );
-      this.note();
-      runSync('nft', ['-f', '-'], { input: this.rules() });
-      this.forwarding.open(fresh);
-    } catch (error) {
-      const what = `forwarding and rules are not followed: ${(error as Error).message}`;
-      if (what !== this.trouble) this.options.log(`uplink ${this.uplink.name}: ${what}`);
-      this.trouble = what;
-    }
+  /** Whether interfaces have come or gone since the rules were made. */
+  private interfacesChanged(): boolean {
+    return this.forwarding.look().length > 0 || this.noted !== this.forwarding.changed.join();
   }
 
   private endFlows(configs: readonly (Config | undefined)[]): void {
@@ -318,12 +308,11 @@ export class HostSide {
 
   /** Takes everything back. @param leave rules and forwarding stay for the next process, as after a crash. */
   close(leave = false): void {
-    clearInterval(this.timer);
+    this.watch.close();
     this.config = undefined;
     native.close(this.tap.fd);
     if (leave) return;
-    removeTable(`ip ${this.table}`);
-    if (this.six) removeTable(`ip6 ${this.table}`);
+    for (const table of this.tables) removeTable(table);
     this.forwarding.close();
     rememberHost(this.options.state);
   }
@@ -336,13 +325,4 @@ function removeLeftOvers(state: string, kept: string | undefined): void {
   if (kept !== undefined || tables.length + forwarding.length === 0) return;
   new Forwarding('', [4, 6], forwarding).close();
   rememberHost(state);
-}
-
-/** Removes a table of ours; one that is not there is no error. */
-function removeTable(table: string): void {
-  try {
-    runSync('nft', ['delete', 'table', ...table.split(' ')]);
-  } catch {
-    // Not there, or no nft on this host, and then no table either.
-  }
 }

@@ -4,6 +4,7 @@
  */
 import { ACK, askNetfilter, attribute, attributes, DUMP, HEADER, NESTED } from './netlink.js';
 
+const FAMILIES = { 4: 'ip', 6: 'ip6' } as const;
 const GET = 0x101;
 const DELETE = 0x102;
 const TUPLE_ORIGINAL = 1;
@@ -53,7 +54,7 @@ function tupleOf(bytes: Uint8Array | undefined): Tuple | undefined {
  * @throws Error with `code` when the kernel does not tell of them (no nf_conntrack_netlink).
  */
 export function endKernelFlows(family: 4 | 6, match: (flow: KernelFlow) => boolean): number {
-  const dump = askNetfilter(GET, DUMP, family);
+  const dump = askNetfilter(GET, DUMP, FAMILIES[family]);
   const view = new DataView(dump.buffer, dump.byteOffset, dump.length);
   let ended = 0;
   for (let at = 0; at + HEADER <= dump.length; ) {
@@ -71,7 +72,7 @@ export function endKernelFlows(family: 4 | 6, match: (flow: KernelFlow) => boole
 
 function end(family: 4 | 6, tuple: Uint8Array): boolean {
   try {
-    askNetfilter(DELETE, ACK, family, attribute(TUPLE_ORIGINAL | NESTED, tuple));
+    askNetfilter(DELETE, ACK, FAMILIES[family], attribute(TUPLE_ORIGINAL | NESTED, tuple));
     return true;
   } catch (error) {
     // It ended by itself meanwhile.

@@ -9,7 +9,9 @@ export const DUMP = 0x300;
 export const HEADER = 20;
 const TYPE_MASK = 0x3fff;
 export const NESTED = 0x8000;
-const PROTOCOL_FAMILIES = { 4: 2, 6: 10 } as const;
+/** NFPROTO_ numbers (netfilter.h) by the names that nft has for them. */
+const PROTOCOL_FAMILIES = { ip: 2, ip6: 10, netdev: 5 } as const;
+type NetfilterFamily = keyof typeof PROTOCOL_FAMILIES;
 
 /** Attributes of a netlink message, by type; of each type the last one. */
 export function attributes(bytes: Uint8Array): Map<number, Uint8Array> {
@@ -43,7 +45,7 @@ export function attribute(type: number, value: Uint8Array): Uint8Array {
 export function askNetfilter(
   type: number,
   flags: number,
-  family: 4 | 6,
+  family: NetfilterFamily,
   body: Uint8Array = new Uint8Array(0),
 ): Uint8Array {
   const bytes = new Uint8Array(HEADER + body.length);
@@ -59,8 +61,12 @@ export function askNetfilter(
 const GET_TABLE = 0xa01;
 const TABLE_NAME = 1;
 
+/** A table of nftables. */
+export type Table = `${NetfilterFamily} ${string}`;
+
 /** Whether nftables has a table. @throws Error with `code` when it cannot be asked. */
-export function hasTable(family: 4 | 6, name: string): boolean {
+export function hasTable(table: Table): boolean {
+  const [family, name] = table.split(' ') as [NetfilterFamily, string];
   try {
     askNetfilter(GET_TABLE, ACK, family, attribute(TABLE_NAME, Buffer.from(`${name}\0`)));
     return true;

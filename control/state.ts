@@ -1,6 +1,7 @@
 /** What must survive a crash: what the daemon made of the host. A small file beside the control socket. */
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
+import type { Table } from './netlink.js';
 
 export interface RememberedTap {
   /** Path of the namespace. */
@@ -11,7 +12,7 @@ export interface RememberedTap {
 /** What an uplink of mode host changed. */
 export interface RememberedHost {
   /** nftables tables, `ip NAME`. */
-  readonly tables: readonly string[];
+  readonly tables: readonly Table[];
   /** Interfaces on which forwarding was enabled, `4 eth0`. */
   readonly forwarding: readonly string[];
 }
@@ -30,7 +31,7 @@ function read(path: string): State {
     return {
       taps: taps.filter((tap) => typeof tap.netns === 'string' && typeof tap.interface === 'string'),
       host: {
-        tables: host.tables.filter((table) => /^ip6? weft_\w+$/.test(table)),
+        tables: host.tables.filter((table): table is Table => /^ip6? weft_\w+$/.test(table)),
         forwarding: host.forwarding.filter((key) => /^[46] [^/\s]{1,15}$/.test(key)),
       },
     };

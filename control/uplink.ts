@@ -4,8 +4,8 @@
  *
  * One rule on the card takes unfragmented VXLAN and encapsulated ESP to our VTEP address into the TAP; one on the TAP
  * sends what the engine wrote out of the card. Nothing else of the host is touched: fragments, other ports and other addresses go
- * their usual way. The device goes with the process, however it ends; the table is removed on exit and, after a
- * crash, replaced by the next start.
+ * their usual way. The device goes with the process, however it ends; the table is removed on exit, made again when
+ * somebody flushes it and, after a crash, replaced by the next start.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Tap } from '../native-bindings/index.js';
@@ -13,6 +13,8 @@ import { macBytes, parseIp } from './addresses.js';
 import { runSync, toolEnvironment } from './command.js';
 import { closeQueues, openQueues } from './devices.js';
 import type { LocalInterface } from './interfaces.js';
+import type { Table } from './netlink.js';
+import { makeTables, removeTable, TableWatch } from './nftables.js';
 
 /** Length of the vnet header when the kernel segments UDP tunnels for us. */
 const TUNNEL_VNET = 24;
@@ -20,7 +22,8 @@ const TUNNEL_VNET = 24;
 export interface Uplink {
   /** One queue a worker. */
   readonly taps: readonly Tap[];
-  readonly table: string;
+  readonly table: Table;
+  readonly watch: TableWatch;
 }
 
 /** Where frames for a VTEP go first: MAC of the next hop and of our card, six bytes each. */
@@ -30,14 +33,15 @@ export interface Link {
   readonly source: Uint8Array;
 }
 
-/** Name of our table: one for each VTEP address and port, so that a restart finds what a crash left. */
-export function tableName(address: string, port: number): string {
-  return `weft_${address.replaceAll(/[.:]/g, '_')}_${port}`;
+/** Our table: one for each VTEP address and port, so that a restart finds what a crash left. */
+export function tableOf(address: string, port: number): Table {
+  return `netdev weft_${address.replaceAll(/[.:]/g, '_')}_${port}`;
 }
 
 /**
  * Opens the uplink TAP and installs the rules.
  * @param ports UDP ports whose packets come in through it, that of VXLAN first.
+ * @param log hears when the rules had to be made again.
  * @returns the uplink, or in one line why this host cannot have it.
  */
 export function openUplink(
@@ -45,6 +49,7 @@ export function openUplink(
   ports: readonly [number, ...number[]],
   device: LocalInterface,
   workers: number,
+  log: (line: string) => void,
 ): Uplink | string {
   if (device.linkType !== 'ether') return `${device.name} is no Ethernet interface`;
   let taps: Tap[];
@@ -58,7 +63,8 @@ export function openUplink(
     closeQueues(taps);
     return 'this kernel does not segment UDP tunnels on TAPs (Linux 6.17 does)';
   }
-  const table = tableName(address, ports[0]);
+  const table = tableOf(address, ports[0]);
+  const make = (): void => makeTables(rules(table, address, ports, device.name, tap.name));
   try {
     // No addresses and no neighbours of its own: nothing but our frames is to come out of it.
     const settings = [
@@ -66,22 +72,23 @@ export function openUplink(
       `link set dev ${tap.name} arp off mtu ${device.mtu} up`,
     ];
     runSync('ip', ['-batch', '-'], { input: `${settings.join('\n')}\n` });
-    runSync('nft', ['-f', '-'], { input: rules(table, address, ports, device.name, tap.name) });
+    make();
   } catch (error) {
     closeQueues(taps);
     return `the rules that move frames between card and TAP were refused (${(error as Error).message.split('\n')[0]})`;
   }
-  return { taps, table };
+  const watch = new TableWatch({ name: 'underlay', log, tables: () => [table], make });
+  return { taps, table, watch };
 }
 
-function rules(table: string, address: string, ports: readonly number[], card: string, tap: string): string {
+function rules(table: Table, address: string, ports: readonly number[], card: string, tap: string): string {
   // Fragments carry no port after the first: all of them stay with the host's stack, which reassembles.
   const match = address.includes(':')
     ? `ip6 daddr ${address}`
     : `ip daddr ${address} ip frag-off & 0x3fff == 0`;
-  return `table netdev ${table} {}
-delete table netdev ${table}
-table netdev ${table} {
+  return `table ${table} {}
+delete table ${table}
+table ${table} {
   chain from_card {
     type filter hook ingress device "${card}" priority 0;
     ${match} udp dport { ${ports.join(', ')} } fwd to "${tap}"
@@ -94,18 +101,10 @@ table netdev ${table} {
 `;
 }
 
-export function closeUplink({ taps, table }: Uplink): void {
+export function closeUplink({ taps, table, watch }: Uplink): void {
+  watch.close();
   removeTable(table);
   closeQueues(taps);
-}
-
-/** Removes a table of ours; one that is not there is no error. */
-export function removeTable(table: string): void {
-  try {
-    runSync('nft', ['delete', 'table', 'netdev', table]);
-  } catch {
-    // Not there, or no nft on this host, and then no table either.
-  }
 }
 
 interface Neighbour {

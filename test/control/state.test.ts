@@ -2,13 +2,19 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
-import { rememberedHost, rememberedTaps, rememberHost, rememberTaps } from '../../control/state.js';
+import {
+  type RememberedHost,
+  rememberedHost,
+  rememberedTaps,
+  rememberHost,
+  rememberTaps,
+} from '../../control/state.js';
 
 const directory = mkdtempSync(join(tmpdir(), 'weft-state-'));
 test.after.always(() => rmSync(directory, { recursive: true }));
 
 const TAPS = [{ netns: '/run/netns/c1', interface: 'eth0' }];
-const HOST = { tables: ['ip weft_host_h1_host'], forwarding: ['4 eth0'] };
+const HOST: RememberedHost = { tables: ['ip weft_host_h1_host'], forwarding: ['4 eth0'] };
 
 test('interfaces and what was changed of the host are noted apart; without either there is no file', (t) => {
   const path = join(directory, 'below', 'state');

@@ -352,7 +352,7 @@ live(
     await waitFor(async () => (await leftOvers(host)).tables !== '', { what: 'the table' });
     t.regex(
       engine1.running!.stderr,
-      /uplink host: its table weft_host_h1_host was removed, and is made again/,
+      /uplink host: its table ip weft_host_h1_host was removed, and is made again/,
     );
     await reaches(t, c1, FAR_ADDRESS);
     await host.run('sysctl', ['-qw', 'net.ipv4.conf.out0.forwarding=0']);

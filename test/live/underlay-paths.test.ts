@@ -238,6 +238,23 @@ for (const mode of ['auto', 'socket'] as const) {
 }
 
 live(
+  'rules that somebody flushes are made again: streams pass whole',
+  async (t) => {
+    const { engines, hosts, containers } = await intact();
+    const table = /table netdev weft_192_168_50_1_4789 \{[\s\S]*fwd to "under0"/;
+    t.regex(await ruleset(hosts[0]), table);
+    await hosts[0].run('nft', ['flush', 'ruleset']);
+    await waitFor(async () => table.test(await ruleset(hosts[0])), { what: 'the rules', timeoutMs: 30_000 });
+    t.regex(
+      engines[0].running!.stderr,
+      /underlay: its table netdev weft_192_168_50_1_4789 was removed, and is made again/,
+    );
+    await backOnUplink(t, containers, engines);
+  },
+  requirements,
+);
+
+live(
   'the peer changes its MAC and says so: traffic stays on the uplink',
   async (t) => {
     const { engines, hosts, containers } = await intact();

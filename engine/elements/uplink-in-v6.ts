@@ -81,7 +81,8 @@ export function createUplinkInV6(
       drops.drop(frame, NOT_OURS);
       return;
     }
-    if (!isRoutableV6(u16, ip + IPV6_SOURCE) || sameAddress(u16, ip + IPV6_SOURCE, address, 0)) {
+    const forged = sameAddress(u16, ip + IPV6_SOURCE, address, 0) || gateways.covers6(u16, ip + IPV6_SOURCE);
+    if (forged || !isRoutableV6(u16, ip + IPV6_SOURCE)) {
       drops.drop(frame, BAD_SOURCE);
       return;
     }

@@ -1,7 +1,8 @@
 /**
  * `uplink-in`: what enters at an uplink: ARP goes to the resolver, echo requests to the uplink's address are answered,
  * and IPv4 for that address or for a network of this host goes to address translation, which admits what belongs to a
- * flow or to a published port. Nothing else enters; IPv6 by uplink-in-v6.ts.
+ * flow or to a published port. Nothing else enters, and nothing from an address of a network of this host, which is
+ * nobody's out there (RFC 2827); IPv6 by uplink-in-v6.ts.
  *
  * Not handled: fragmented echo requests.
  */
@@ -73,7 +74,8 @@ export function createUplinkIn(
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     if (destination !== address && !gateways.covers(destination)) drops.drop(frame, NOT_OURS);
-    else if (!isRoutable(source) || source === address) drops.drop(frame, BAD_SOURCE);
+    else if (!isRoutable(source) || source === address || gateways.covers(source))
+      drops.drop(frame, BAD_SOURCE);
     else if ((u16[ip] & 15) > 5 && hasSourceRoute(u16, ip)) drops.drop(frame, SOURCE_ROUTE);
     else if (destination === address && isEcho(u16, ip)) {
       answerEcho(frames, frame);

@@ -80,10 +80,14 @@ function resolverRig({ gateway = ROUTER as string | null } = {}) {
     port: batches[0],
     unreachable: (_, route) => unreachable.push(route ? 'net' : 'host'),
   });
-  const v6 = createUplinkInV6(rig.context, '0', own, new Gateways(), {
+  const gateways = new Gateways();
+  const blue = { address: ip('fd00:9::fe'), subnet: ip('fd00:9::'), length: 64 };
+  gateways.set({ domain: 0, v6: blue, mac: station(9), routed: false, uplink: 0, mtu: 1450 });
+  gateways.reindex();
+  const v6 = createUplinkInV6(rig.context, '0', own, gateways, {
     ...{ resolver, port: batches[0], nat: batches[1] },
   });
-  const input = createUplinkIn(rig.context, '0', { address: 0 }, new Gateways(), {
+  const input = createUplinkIn(rig.context, '0', { address: 0 }, gateways, {
     ...{ resolver: undefined as unknown as Resolver, port: batches[0], nat: batches[1], v6 },
   });
   const flush = () => {
@@ -310,6 +314,8 @@ test('IPv6 for our address goes to translation, echo is answered, all else is dr
     packetV6({ source: FAR, destination: 'fd00:60::11' }),
     packetV6({ source: 'fe80::7', destination: OWN }),
     packetV6({ source: OWN, destination: OWN }),
+    packetV6({ source: 'fd00:9::5', destination: OWN }),
+    packetV6({ source: 'fd00:9::5', destination: OWN, protocol: ICMPV6 }),
     packetV6({ source: FAR, destination: 'ff02::1', to: ALL_NODES }),
     packetV6({
       source: FAR,
@@ -320,7 +326,7 @@ test('IPv6 for our address goes to translation, echo is answered, all else is dr
     packetV6({ source: FAR, destination: OWN }).slice(0, 50),
   ])
     t.deepEqual(hear(other), { sent: [], nat: [] });
-  t.deepEqual(drops(), { 'not-ours': 1, 'bad-source': 2, 'not-unicast': 1, 'source-route': 1, malformed: 1 });
+  t.deepEqual(drops(), { 'not-ours': 1, 'bad-source': 4, 'not-unicast': 1, 'source-route': 1, malformed: 1 });
   rig.finish(t);
 });
 

@@ -52,7 +52,11 @@ function resolverRig({ gateway = ROUTER as string | null } = {}) {
     port: batches[0],
     unreachable: (_, route) => unreachable.push(route ? 'net' : 'host'),
   });
-  const input = createUplinkIn(rig.context, '0', own, new Gateways(), {
+  const gateways = new Gateways();
+  const blue = { address: ip('10.0.9.254'), subnet: ip('10.0.9.0'), length: 24 };
+  gateways.set({ domain: 0, v4: blue, mac: station(9), routed: false, uplink: 0, mtu: 1450 });
+  gateways.reindex();
+  const input = createUplinkIn(rig.context, '0', own, gateways, {
     resolver,
     port: batches[0],
     nat: batches[1],
@@ -214,12 +218,15 @@ test('IPv4 for our address goes to translation, echo is answered, all else is dr
   hear(concat(BROADCAST, to(OWN).slice(6)));
   hear(packet({ source: '127.0.0.1', destination: OWN }));
   hear(packet({ source: OWN, destination: OWN }));
+  // From outside nobody is a container: whoever is published would take it for a neighbour.
+  hear(packet({ source: '10.0.9.5', destination: OWN }));
+  hear(packet({ source: '10.0.9.5', destination: OWN, protocol: ICMP }));
   hear(to(OWN, { options: Uint8Array.of(137, 3, 4, 0) }));
   hear(to(OWN).slice(0, 33));
   hear(ethernet({ type: 0x86dd }, payload(60)));
   hear(new Uint8Array(8));
   t.deepEqual(drops(), {
-    ...{ 'not-ours': 1, 'not-unicast': 1, 'bad-source': 2, 'source-route': 1, malformed: 1, 'not-ip': 2 },
+    ...{ 'not-ours': 1, 'not-unicast': 1, 'bad-source': 4, 'source-route': 1, malformed: 1, 'not-ip': 2 },
   });
   rig.finish(t);
 });

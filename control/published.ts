@@ -137,7 +137,9 @@ class Round {
   }
 
   private automatic(rule: Publish): boolean {
-    const name = ruleOf(rule);
+    // Of rules that are alike each has a name of its own, by its place among them.
+    let name = ruleOf(rule);
+    for (let nth = 2; this.given.has(name); nth++) name = `${ruleOf(rule)} ${nth}`;
     const start = this.givenBefore.get(name) ?? FIRST_AUTOMATIC + (hash(name) % AUTOMATIC);
     for (let i = 0; i < AUTOMATIC; i++) {
       const port = FIRST_AUTOMATIC + ((start - FIRST_AUTOMATIC + i) % AUTOMATIC);
@@ -166,7 +168,7 @@ class Round {
     for (const { to } of hostPorts(this.config, one)) {
       const address = one.address ?? (to.includes(':') ? '::' : '0.0.0.0');
       const place = `${one.protocol} ${one.port} ${address}`;
-      const got = this.before.get(place) ?? bind(one, address);
+      const got = this.before.get(place) ?? this.bindBeside(one, address);
       if (got === undefined) continue;
       if (typeof got === 'number') held.push([place, got]);
       else {
@@ -178,15 +180,31 @@ class Round {
     return undefined;
   }
 
+  /** Binds a port, also where we hold it by another address and are about to let go of that. */
+  private bindBeside(one: PublishedPort, address: string): number | string | undefined {
+    const got = bind(one, address, false);
+    const same = `${one.protocol} ${one.port} `;
+    const ours = [...this.before].filter(([place]) => place.startsWith(same)).map(([, fd]) => fd);
+    if (got !== 'EADDRINUSE' || ours.length === 0) return got;
+    for (const fd of ours) native.portShare(fd, true);
+    const shared = bind(one, address, true);
+    for (const fd of ours) native.portShare(fd, false);
+    return shared;
+  }
+
   letGo(kept: ReadonlyMap<string, number>): void {
     for (const [place, fd] of this.held) if (!kept.has(place)) native.close(fd);
   }
 }
 
 /** A descriptor that holds a port; undefined where nobody can; or the errno's name of why it cannot be had. */
-function bind({ protocol, port }: PublishedPort, address: string): number | string | undefined {
+function bind(
+  { protocol, port }: PublishedPort,
+  address: string,
+  share: boolean,
+): number | string | undefined {
   try {
-    return native.portBind({ protocol: PROTOCOL_NUMBERS[protocol], address, port });
+    return native.portBind({ protocol: PROTOCOL_NUMBERS[protocol], address, port, share });
   } catch (error) {
     const { code = 'EUNKNOWN' } = error as NodeJS.ErrnoException;
     // A kernel without the protocol has nobody who could hold its ports.

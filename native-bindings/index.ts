@@ -159,7 +159,14 @@ interface Addon {
    * Opens a socket that holds a port, so that nobody else gets it, and neither listens nor is read.
    * @throws Error with `code`: EADDRINUSE when the port is taken, EADDRNOTAVAIL, EPROTONOSUPPORT and others.
    */
-  portBind(options: { readonly protocol: number; readonly address: string; readonly port: number }): number;
+  portBind(options: {
+    readonly protocol: number;
+    readonly address: string;
+    readonly port: number;
+    /** Also where the port is held by sockets of which `portShare` said that they share it. */
+    readonly share?: boolean;
+  }): number;
+  portShare(fd: number, on: boolean): void;
   /**
    * Sends one netlink message (netlink(7)), which must ask for a dump or an acknowledgement, and returns all messages
    * that answer it, the last one left out. @throws Error with `code`, the errno's name.

@@ -198,6 +198,7 @@ NAPI_MODULE_INIT()
 		{"packetReceive", packet_receive},
 		{"packetSend", packet_send},
 		{"portBind", port_bind},
+		{"portShare", port_share},
 		{"tapOpen", tap_open},
 		{"tapPersist", tap_persist},
 		{"tapPlain", tap_plain},

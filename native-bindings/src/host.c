@@ -13,8 +13,26 @@
 /* Of all answers to one question. */
 #define MOST_ANSWER (256u << 20)
 
+static int set_reuse(int fd, int on)
+{
+	return setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+}
+
+/* portShare(fd, on): void – whether a portBind that shares may take what this socket holds. */
+napi_value port_share(napi_env env, napi_callback_info info)
+{
+	napi_value args[2];
+	int fd;
+	bool on;
+	if (!arguments(env, info, 2, args, "portShare") || !get_int(env, args[0], &fd)) return NULL;
+	if (napi_get_value_bool(env, args[1], &on) != napi_ok) return throw_usage(env, "portShare: on is a boolean");
+	if (set_reuse(fd, on) < 0) return throw_errno(env, errno, "cannot share a port");
+	return NULL;
+}
+
 /*
- * portBind({protocol, address, port}): number – a socket that holds the port and neither listens nor is read.
+ * portBind({protocol, address, port, share}): number – a socket that holds the port and neither listens nor is read;
+ * with share also where another holds it that portShare said this of.
  */
 napi_value port_bind(napi_env env, napi_callback_info info)
 {
@@ -42,6 +60,7 @@ napi_value port_bind(napi_env env, napi_callback_info info)
 	}
 	int protocol = get_int_property(env, args[0], "protocol", IPPROTO_TCP);
 	int type = protocol == IPPROTO_UDP ? SOCK_DGRAM : SOCK_STREAM;
+	bool share = get_bool_property(env, args[0], "share", false) || type == SOCK_STREAM;
 	int fd = socket(local.any.sa_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
 	if (fd < 0) return throw_errno(env, errno, "cannot open a socket of IP protocol %d", protocol);
 	const int on = 1;
@@ -50,12 +69,10 @@ napi_value port_bind(napi_env env, napi_callback_info info)
 	if (local.any.sa_family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on) < 0)
 		what = "restrict the socket to IPv6";
 	/* Connections that closed a while ago do not hold a port; listeners do. */
-	if (!what && type == SOCK_STREAM && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0)
-		what = "ask for the address";
+	if (!what && share && set_reuse(fd, 1) < 0) what = "ask for the address";
 	if (!what && bind(fd, &local.any, size) < 0) what = "bind";
 	/* Who shares addresses may still bind beside us, but not listen. */
-	const int off = 0;
-	if (!what && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &off, sizeof off) < 0) what = "keep the address";
+	if (!what && set_reuse(fd, 0) < 0) what = "keep the address";
 	if (what) {
 		int error = errno;
 		close(fd);

@@ -87,6 +87,7 @@ napi_value packet_open(napi_env env, napi_callback_info info);
 napi_value packet_receive(napi_env env, napi_callback_info info);
 napi_value packet_send(napi_env env, napi_callback_info info);
 napi_value port_bind(napi_env env, napi_callback_info info);
+napi_value port_share(napi_env env, napi_callback_info info);
 napi_value tap_open(napi_env env, napi_callback_info info);
 napi_value tap_persist(napi_env env, napi_callback_info info);
 napi_value tap_plain(napi_env env, napi_callback_info info);

@@ -81,6 +81,18 @@ test('an automatic port is in its range, its own, and the same whoever else is t
   );
 });
 
+test('rules that are alike have a port each, and each keeps its own', (t) => {
+  const rules = ['c1', 'c1', 'c1'].map((endpoint) => ({ endpoint, target: 80 }));
+  const ports = new PublishedPorts();
+  ports.prepare(FILE, config('router', ...rules)).commit();
+  const first = numbers(ports);
+  t.is(new Set(first).size, 3);
+  ports.prepare(FILE, config('router', ...rules)).commit();
+  t.deepEqual(numbers(ports), first);
+  ports.prepare(FILE, config('router', ...rules.slice(1))).commit();
+  t.deepEqual(numbers(ports), first.slice(0, 2));
+});
+
 test('an automatic port is none of a service', (t) => {
   const rule = { endpoint: 'c1', target: 80 };
   const ports = new PublishedPorts();
@@ -133,6 +145,21 @@ test('with mode host ports are held; one that is taken is said, and nothing of t
   ports.close();
   await (await listen(20_803))();
 });
+
+for (const protocol of ['tcp', 'udp'])
+  test(`a ${protocol} port goes from one address to all, and back, though it is ours meanwhile`, async (t) => {
+    const ports = new PublishedPorts();
+    const all = { endpoint: 'c1', protocol, port: protocol === 'tcp' ? 20_806 : 20_807, target: 80 };
+    const one = { ...all, address: '127.0.0.1' };
+    for (const rule of [all, one, all]) {
+      ports.prepare(FILE, config('host', rule)).abandon();
+      ports.prepare(FILE, config('host', rule)).commit();
+      t.deepEqual(numbers(ports), [rule.port]);
+    }
+    if (protocol === 'tcp') await t.throwsAsync(listen(all.port), { code: 'EADDRINUSE' });
+    ports.close();
+    if (protocol === 'tcp') await (await listen(all.port))();
+  });
 
 test('an automatic port of mode host is one that the host has not', async (t) => {
   const rule = { endpoint: 'c1', protocol: 'udp', address: '127.0.0.1', target: 53 };

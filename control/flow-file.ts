@@ -250,7 +250,8 @@ function readNames(path: string): Names | undefined {
     if (!numbers.every((number) => Number.isInteger(number) && number >= 0 && number < MAX_DOMAINS))
       return undefined;
     if (new Set(numbers).size !== numbers.length) return undefined;
-    return { boot, networks, published: published.filter((name) => PUBLISHED.test(String(name))) };
+    if (!published.every((name) => typeof name === 'string')) return undefined;
+    return { boot, networks, published: published.filter((name) => PUBLISHED.test(name)) };
   } catch {
     return undefined;
   }

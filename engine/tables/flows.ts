@@ -454,7 +454,9 @@ export class Flows {
   private readmit(flow: number, now: number, expiry: number): boolean {
     const { words, doubles } = this;
     const at = flow << FLOW_SHIFT;
-    if (expiry <= now || expiry > now + WHEEL_SECONDS || this.isKnown(at)) return false;
+    // Said so that what is no number, as of a clock that was damaged, is not taken either.
+    const lives = expiry > now && expiry <= now + WHEEL_SECONDS;
+    if (!lives || this.isKnown(at)) return false;
     words[at + NEXT_OF_PORT] = NO_FLOW;
     words[at + PREVIOUS_OF_PORT] = NO_FLOW;
     const bytes = this.bytesOf(flow);

@@ -147,6 +147,15 @@ test('a table is taken for empty when it is another’s, half there, or of an ea
         writeFileSync(`${state}.flows.names`, JSON.stringify({ ...names, networks: { a: 1, b: 1 } }));
       },
     ],
+    ...[[['192.168.60.10 6 8080 1']], [7], [null], { length: 1 }].map(
+      (published): [string, (state: string) => void] => [
+        `published ${JSON.stringify(published)}`,
+        (state) => {
+          const names = JSON.parse(readFileSync(`${state}.flows.names`, 'utf8'));
+          writeFileSync(`${state}.flows.names`, JSON.stringify({ ...names, published }));
+        },
+      ],
+    ),
     [
       'another boot',
       (state) => {

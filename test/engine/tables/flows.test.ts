@@ -317,6 +317,19 @@ test('of what another process left, flows that are over, that come twice or that
   t.not(find(after, ends(0)[0], ends(0)[1], ends(0)[2], ends(0)[3]), NO_FLOW);
 });
 
+test('of a clock that is no number nothing is taken over', (t) => {
+  const memory = new ArrayBuffer(flowBytes(10));
+  add(new Flows(10, SEED, NOW, memory), 0);
+  for (const shift of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
+    const after = new Flows(10, SEED, NOW, memory.slice(0));
+    after.own(0, { over: () => 0, leave: () => {}, adopt: () => true });
+    t.deepEqual(
+      after.adopt(NOW, shift, () => true),
+      { taken: 0, refused: 1 },
+    );
+  }
+});
+
 test('hashes of neighbours spread: no slot of the index is the home of many', (t) => {
   const slots = 1 << 14;
   const homes = new Uint8Array(slots);

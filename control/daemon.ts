@@ -196,7 +196,7 @@ export class Daemon {
       ...this.sockets,
       published,
       uplink: typeof this.uplink === 'string' ? undefined : this.uplink,
-      mtu: this.underlayDevice.mtu,
+      mtu: this.watch?.mtu ?? this.underlayDevice.mtu,
       queues,
       links: this.links,
       mtuOf: (network: string) => this.mtuOf(network, config),
@@ -220,9 +220,12 @@ export class Daemon {
   /** Follows the next hops of all VTEPs that the config names, when there is an uplink to use them. */
   private followLinks(config = this.config): void {
     if (typeof this.uplink === 'string') return;
-    this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice.name, (links) => {
-      this.links = links;
-      this.applyAgain();
+    this.watch ??= new LinkWatch(config.underlay.address, this.underlayDevice, this.uplink, {
+      log: this.options.log,
+      onChange: (links) => {
+        this.links = links;
+        this.applyAgain();
+      },
     });
     const remote = config.endpoints.flatMap((endpoint) =>
       endpoint.kind === 'remote' ? [endpoint.vtep] : [],

@@ -1,6 +1,6 @@
 /**
  * The uplink TAP on the host's side: the device, two nftables rules that move frames between it and the network
- * card, and the watch over next hops.
+ * card, and the watch over next hops and MTU.
  *
  * One rule on the card takes unfragmented VXLAN and encapsulated ESP to our VTEP address into the TAP; one on the TAP
  * sends what the engine wrote out of the card. Nothing else of the host is touched: fragments, other ports and other addresses go
@@ -107,6 +107,13 @@ export function closeUplink({ taps, table, watch }: Uplink): void {
   closeQueues(taps);
 }
 
+/** The network card as `ip -j link` shows it; only what is used here. */
+interface Card {
+  readonly address: string;
+  readonly mtu: number;
+  readonly flags: readonly string[];
+}
+
 interface Neighbour {
   readonly dst: string;
   readonly lladdr?: string;
@@ -121,9 +128,16 @@ const RESTART_MS = 1000;
 /** How often entries that nobody else keeps fresh are confirmed; the kernel's own base reachable time is 30 s. */
 const CONFIRM_MS = 25_000;
 
+interface Listener {
+  readonly log: (line: string) => void;
+  /** Called with all links whenever they, or the MTU, differ from before. */
+  readonly onChange: (links: Link[]) => void;
+}
+
 /**
- * Follows the next hop of each VTEP through the kernel's routes and neighbours. A VTEP whose next hop is not known,
- * or whose route leaves by another interface, has no link, and goes through the socket, where the kernel decides.
+ * Follows the next hop of each VTEP through the kernel's routes and neighbours, and the MTU of the card, which the
+ * uplink TAP is given too. A VTEP whose next hop is not known, or whose route leaves by another interface, has no
+ * link, and goes through the socket, where the kernel decides.
  */
 export class LinkWatch {
   private monitor: ChildProcess | undefined;
@@ -132,13 +146,18 @@ export class LinkWatch {
   private settle: NodeJS.Timeout | undefined;
   private vteps: readonly string[] = [];
   private known = '';
+  private readonly device: string;
+  /** Of the card, bytes. */
+  mtu: number;
 
-  /** @param onChange called with all links whenever they differ from before. */
   constructor(
     private readonly local: string,
-    private readonly device: string,
-    private readonly onChange: (links: Link[]) => void,
+    card: LocalInterface,
+    private readonly uplink: Uplink,
+    private readonly listener: Listener,
   ) {
+    this.device = card.name;
+    this.mtu = card.mtu;
     this.listen();
     this.confirm = setInterval(() => this.look(true), CONFIRM_MS);
     this.confirm.unref();
@@ -173,12 +192,14 @@ export class LinkWatch {
   private look(confirm: boolean): void {
     const before = this.known;
     const links = this.links(confirm);
-    if (this.known !== before) this.onChange(links);
+    if (this.known !== before) this.listener.onChange(links);
   }
 
   /** @param confirm ask the kernel to resolve or confirm next hops that it is not sure of. */
   private links(confirm: boolean): Link[] {
-    const source = this.cardAddress();
+    const [card] = this.read<Card>(['link', 'show', 'dev', this.device]);
+    const source = card?.flags.includes('UP') ? macBytes(card.address) : undefined;
+    if (card !== undefined && card.mtu !== this.mtu) this.followMtu(card.mtu);
     const neighbours = new Map<string, Neighbour>();
     for (const entry of this.read<Neighbour>(['neigh', 'show', 'dev', this.device]))
       neighbours.set(entry.dst, entry);
@@ -193,7 +214,7 @@ export class LinkWatch {
       if (usable) links.push({ vtep: parseIp(vtep).bytes, destination: macBytes(entry.lladdr!), source });
     }
     if (confirm && ask.size > 0) this.resolve(ask);
-    this.known = JSON.stringify(links);
+    this.known = JSON.stringify([this.mtu, links]);
     return links;
   }
 
@@ -206,9 +227,17 @@ export class LinkWatch {
     }
   }
 
-  private cardAddress(): Uint8Array | undefined {
-    const [link] = this.read<{ address: string; flags: string[] }>(['link', 'show', 'dev', this.device]);
-    return link?.flags.includes('UP') ? macBytes(link.address) : undefined;
+  private followMtu(mtu: number): void {
+    const [{ name }] = this.uplink.taps;
+    this.mtu = mtu;
+    try {
+      runSync('ip', ['link', 'set', 'dev', name, 'mtu', String(mtu)]);
+      this.listener.log(`underlay: ${this.device} has an MTU of ${mtu} now, and so has ${name}`);
+    } catch (error) {
+      this.listener.log(
+        `underlay: ${this.device} has an MTU of ${mtu} now, which ${name} cannot have: ${(error as Error).message}`,
+      );
+    }
   }
 
   private nextHop(vtep: string): string | undefined {

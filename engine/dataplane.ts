@@ -112,6 +112,8 @@ export class DataPlane {
   private readonly espPort: Port | null;
   private readonly secureDecap: VxlanDecap | null;
   private readonly uplink: Port | null;
+  /** Of the underlay, as the intent has it now. */
+  private readonly mtu = new Uint32Array(1);
   private readonly local: LocalVtep;
   private readonly gateway: GatewayWay;
   /** Null while there never was a service. */
@@ -134,7 +136,7 @@ export class DataPlane {
   private readonly lost = new Set<number>();
 
   /**
-   * @param first the intent to start with; its underlay stays for life.
+   * @param first the intent to start with; its underlay stays for life, but for the MTU.
    * @param onPortLost called when a port's device is gone, once.
    */
   constructor(
@@ -179,7 +181,7 @@ export class DataPlane {
             id: UPLINK_PORT,
             fd: underlay.uplink,
             v6: encap.v6,
-            mtu: underlay.mtu,
+            mtu: this.mtu,
             ...(secure && secure.esp.port !== 0 ? { esp: { port: secure.esp.port, to: espInput } } : {}),
           });
     const toUplink = this.uplink && new Batch(this.uplink);
@@ -247,7 +249,7 @@ export class DataPlane {
     const decap = { local: this.local, addressed: true, strict: underlay.strict };
     // Container TAPs take UDP super-frames only from Linux 6.2 on; TCP's they all do.
     const toCoalesce = new Batch(createCoalesce(context, toBridge, { udp: first.udpSegmentation }));
-    const toUnfinished = new Batch(createUnfinished(context, underlay.mtu, toCoalesce));
+    const toUnfinished = new Batch(createUnfinished(context, this.mtu, toCoalesce));
     this.decap = createVxlanDecap(context, this.domains, this.vteps, decap, toUnfinished);
     this.underlayInput = new Batch(this.decap);
     this.tapInput = toBridge;
@@ -375,10 +377,9 @@ export class DataPlane {
   /** Makes the data plane what the intent says, touching only what differs. Called between breaths. */
   apply(next: Intent): void {
     const before = this.current;
-    const gonePorts = difference(before.ports, next.ports);
-    const goneStations = difference(before.stations, next.stations);
-    for (const station of goneStations) this.table.remove(...key(station));
-    for (const port of gonePorts) this.removePort(port);
+    this.mtu[0] = next.underlay.mtu;
+    for (const station of difference(before.stations, next.stations)) this.table.remove(...key(station));
+    for (const port of difference(before.ports, next.ports)) this.removePort(port);
     for (const domain of before.domains)
       if (!next.domains.some(({ id }) => id === domain.id)) this.removeDomain(domain);
     for (const domain of difference(next.domains, before.domains)) this.setDomain(domain);

@@ -32,8 +32,8 @@ import { NO_TRANSPORT, networkOffset, transportOffset } from '../wire/layers.js'
 const TCP_CHECKSUM = 16;
 const UDP_CHECKSUM = 6;
 
-/** @param mtu of the underlay, bytes: no finished inner frame is longer. */
-export function createUnfinished(context: Context, mtu: number, out: Batch): Consumer {
+/** @param mtu of the underlay as it is now, bytes, one element: no finished inner frame is longer. */
+export function createUnfinished(context: Context, mtu: Uint32Array, out: Batch): Consumer {
   const { frames } = context;
   const { u16, off, len, offload, csumStart, csumOffset, gsoSize, hdrLen } = frames;
   const { values } = context.counters;
@@ -75,7 +75,7 @@ export function createUnfinished(context: Context, mtu: number, out: Batch): Con
     csumStart[frame] = l4;
     csumOffset[frame] = at;
     values[base]++;
-    if (protocol === PROTOCOL_TCP && length > mtu) markSuper(frame, type, l4, left);
+    if (protocol === PROTOCOL_TCP && length > mtu[0]) markSuper(frame, type, l4, left);
   }
 
   function markSuper(frame: number, type: number, l4: number, left: number): void {
@@ -84,7 +84,7 @@ export function createUnfinished(context: Context, mtu: number, out: Batch): Con
     offload[frame] |= (type === ETHERTYPE_IPV6_LE ? GSO_TCPV6 : GSO_TCPV4) << OFFLOAD_GSO_SHIFT;
     hdrLen[frame] = l4 + tcp;
     // What the sender's segments were is lost; the largest that the underlay carries is what they are nearly always.
-    gsoSize[frame] = Math.min(left - tcp, Math.max(1, mtu - 50 - (l4 - ETHERNET_HEADER) - tcp));
+    gsoSize[frame] = Math.min(left - tcp, Math.max(1, mtu[0] - 50 - (l4 - ETHERNET_HEADER) - tcp));
     values[base + 1]++;
   }
 

@@ -48,8 +48,8 @@ export interface UplinkOptions {
   /** Descriptor of one queue, with a 24-byte vnet header agreed on. */
   readonly fd: number;
   readonly v6: boolean;
-  /** MTU of the network card, bytes of IP packet. */
-  readonly mtu: number;
+  /** MTU of the network card as it is now, bytes of IP packet: one element. */
+  readonly mtu: Uint32Array;
   /** UDP port of encapsulated ESP and where its packets go, super-frames uncut; everything else is VXLAN. */
   readonly esp?: { readonly port: number; readonly to: Batch };
 }
@@ -58,13 +58,12 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
   const { frames } = context;
   const { off, len, u16, offload, hdrLen, gsoSize, csumStart, csumOffset } = frames;
   const { values } = context.counters;
-  const { id, fd, v6, esp } = options;
+  const { id, fd, v6, esp, mtu } = options;
   /** UDP destination port of ESP as the view gives it, and in which word of a packet it stands. */
   const espPortLe = esp === undefined ? -1 : swap16(esp.port);
   const portWord = (v6 ? OUTER_IPV6 : OUTER_IPV4) / 2 - 7;
   const outer = v6 ? OUTER_IPV6 : OUTER_IPV4;
   const tunnel = v6 ? TUNNEL_IPV6 : TUNNEL_IPV4;
-  const longest = options.mtu + ETHERNET_HEADER;
   /** What lies in front of the inner frame: it is read to where a container's TAP would have put it. */
   const before = outer + TUNNEL_VNET_HEADER;
   const drops = new Drops(context, `port:${id}`, REASONS);
@@ -134,6 +133,7 @@ export function createUplinkTap(context: Context, options: UplinkOptions): Port 
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
+    const longest = mtu[0] + ETHERNET_HEADER;
     let bytes = 0;
     let superFrames = 0;
     let n = 0;

@@ -4,6 +4,7 @@ import { echoServer, offloads, pythonMissing } from '../../bench/wire-traffic.js
 import { kernelVxlan, type Namespace, ping, waitFor } from '../../cli/lab.js';
 import {
   type Engine,
+  linkOf,
   linksOf,
   live,
   MAIN,
@@ -250,6 +251,45 @@ live(
       /underlay: its table netdev weft_192_168_50_1_4789 was removed, and is made again/,
     );
     await backOnUplink(t, containers, engines);
+  },
+  requirements,
+);
+
+/** Gives every interface of the underlay an MTU, and waits until both engines have it. */
+async function setMtu(t: ExecutionContext, { hosts, switch: at, engines }: Mesh, mtu: number): Promise<void> {
+  for (const port of ['p0', 'p1']) at.ip('link', 'set', port, 'mtu', String(mtu));
+  for (const [i, host] of hosts.entries()) {
+    host.ip('link', 'set', 'under0', 'mtu', String(mtu));
+    const said = new RegExp(`under0 has an MTU of ${mtu} now`);
+    await engines[i].running!.output(said, { stream: 'stderr', timeoutMs: 30_000 });
+    t.is(linkOf(host, 'weft0')?.mtu, mtu);
+    // Asked behind what the worker was told.
+    await engines[i].status();
+  }
+}
+
+live(
+  "the MTU of the underlay's interface is followed, down and up",
+  async (t) => {
+    const { engines, containers, hosts } = await intact();
+    const dropped = await engines[0].watchDrops();
+    const answers = async (size: number): Promise<number> =>
+      (await ping(containers[0], overlayAddress(2), { count: 1, size, df: true, deadlineS: 5 })).received;
+    t.is(await answers(1400), 1);
+    await setMtu(t, mesh(), 1400);
+    t.is((await ping(containers[0], overlayAddress(2), { count: 2, size: 1400, df: true })).received, 0);
+    t.deepEqual(await dropped(), { 'uplink too-big': 2 });
+    t.is(linkOf(containers[0], 'eth0')?.mtu, 1450, 'networks follow at a reload');
+    await engines[0].change(mesh().fileOf(1));
+    t.is(linkOf(containers[0], 'eth0')?.mtu, 1350);
+    await streams(t, containers);
+    await setMtu(t, mesh(), 2000);
+    containers[0].ip('link', 'set', 'eth0', 'mtu', '1950');
+    t.is(await answers(1900), 1);
+    t.deepEqual(await dropped(), { 'uplink too-big': 2 });
+    await setMtu(t, mesh(), 1500);
+    await engines[0].change(mesh().fileOf(1));
+    t.is(linkOf(hosts[0], 'weft0')?.mtu, 1500);
   },
   requirements,
 );

@@ -62,7 +62,7 @@ async function bridged(t: ExecutionContext, lab: Lab, v6: boolean) {
     const tap = native.tapOpen({ name: `t${id}`, netns: host.path, persist: false, tunnel: true });
     t.teardown(() => native.close(tap.fd));
     host.ip('link', 'set', `t${id}`, 'master', 'br0');
-    return createUplinkTap(rig.context, { id, fd: tap.fd, v6, mtu: 1500 });
+    return createUplinkTap(rig.context, { id, fd: tap.fd, v6, mtu: new Uint32Array([1500]) });
   });
   for (const name of ['t1', 't2', 'br0'])
     host.ip('link', 'set', name, 'mtu', '9000', 'addrgenmode', 'none', 'up');

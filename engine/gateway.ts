@@ -17,6 +17,7 @@
  */
 import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
+import { difference } from './difference.js';
 import { createResets } from './elements/balancer/resets.js';
 import { createClampMss } from './elements/clamp-mss.js';
 import { createGateway } from './elements/gateway.js';
@@ -246,6 +247,7 @@ export class GatewayWay {
     this.mesh?.origins.set(next.services ?? []);
     this.mesh?.ingress.set([next.ingress?.domain ?? -1, next.ingress?.mtu ?? 0]);
     const domains = new Set(gone.map(({ domain }) => domain));
+    const endpoints = difference(before.neighbours, next.neighbours);
     this.uplinks.forEach(({ routes }, index) => {
       routes?.set(next.gateways.filter(({ uplink }) => uplink === index));
     });
@@ -256,7 +258,7 @@ export class GatewayWay {
         uplink === tables.owner && address.length === bytes;
       const services = (next.services ?? []).filter((service) => hasGateway(next, service));
       publisher.set([...next.publish, ...services.flatMap(publishedBy)].filter(mine));
-      publisher.endDomains(domains);
+      publisher.endGone(domains, endpoints);
     }
   }
 }

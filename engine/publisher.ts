@@ -1,8 +1,9 @@
-/** The published ports of an uplink, and the end of flows whose networks are gone. Runs between breaths. */
+/** The published ports of an uplink, and the end of flows whose networks or endpoints are gone. Runs between breaths. */
 
 import { type NatTables, spaceOf } from './elements/nat/tables.js';
-import type { PublishIntent } from './intent.js';
-import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY, OWNER_KEY } from './tables/flows.js';
+import type { NeighbourIntent, PublishIntent } from './intent.js';
+import { NO_ADDRESS } from './tables/addresses6.js';
+import { FLOW_SHIFT, INSIDE, NO_FLOW, OUT_KEY, OWNER_KEY, STATE, STATE_MASK } from './tables/flows.js';
 
 /** Which flows are meant. */
 export interface FlowFilter {
@@ -35,11 +36,29 @@ export class Publisher {
     if (!this.tables.publish(rule)) throw new Error(`port ${rule.port} is published twice`);
   }
 
-  /** Ends all flows of the domains. */
-  endDomains(domains: ReadonlySet<number>): void {
-    if (domains.size === 0) return;
-    const { flows } = this.tables;
-    this.endWhere((at) => domains.has((flows.words[at + OUT_KEY] >>> 16) - 1));
+  /**
+   * Ends all flows of the domains, and those of endpoints: whoever gets an address next is not to get with it what
+   * others still say to who had it. Flows of services end with their backends, in ways of their own.
+   */
+  endGone(
+    domains: ReadonlySet<number>,
+    endpoints: readonly Pick<NeighbourIntent, 'domain' | 'address'>[],
+  ): void {
+    const { tables } = this;
+    const { words } = tables.flows;
+    const places = new Set(
+      endpoints.flatMap(({ domain, address }) => {
+        const v4 = address.length === 4;
+        const inside = tables.numberOf(v4 ? address : undefined, v4 ? undefined : address);
+        return inside === undefined || inside === NO_ADDRESS ? [] : placeOf(domain, inside);
+      }),
+    );
+    if (domains.size + places.size === 0) return;
+    this.endWhere((at) => {
+      const domain = (words[at + OUT_KEY] >>> 16) - 1;
+      if (domains.has(domain)) return true;
+      return words[at + STATE] <= STATE_MASK && places.has(placeOf(domain, words[at + INSIDE]));
+    });
   }
 
   /** Ends the flows of an endpoint, or, without an address, of a domain, or, without either, all. Returns how many. */
@@ -70,4 +89,9 @@ export class Publisher {
 
 function keyOf({ protocol, port, domain, address, target, service }: PublishIntent): string {
   return `${protocol} ${port} ${domain} ${address.join('.')} ${target} ${service}`;
+}
+
+/** One number of a domain and what flows have for an address. */
+function placeOf(domain: number, inside: number): number {
+  return domain * 2 ** 32 + (inside >>> 0);
 }

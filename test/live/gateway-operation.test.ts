@@ -113,6 +113,27 @@ live(
 );
 
 live(
+  'with an endpoint that goes by SIGHUP its flows go',
+  async (t) => {
+    const { c2, far, engine1 } = rig();
+    const server = await serve(far, 'TCP', 7005);
+    t.is(await askTcp(c2, FAR_ADDRESS, 7005, 'a'), `${UPLINK_ADDRESS} a`);
+    const ofC2 = async (): Promise<number> => {
+      const { flows } = await json<ConntrackList>(engine1, 'conntrack', 'ls', '--network', 'blue');
+      return flows.filter(({ inside }) => inside.startsWith('10.0.9.2:')).length;
+    };
+    t.true((await ofC2()) > 0);
+    const file = rig().file();
+    await engine1.change({ ...file, endpoints: file.endpoints.filter(({ name }) => name !== 'c2') });
+    t.is(await ofC2(), 0);
+    await engine1.change(file);
+    t.is(await askTcp(c2, FAR_ADDRESS, 7005, 'b'), `${UPLINK_ADDRESS} b`);
+    await server.stop();
+  },
+  SOCAT,
+);
+
+live(
   'an engine that is killed and started again: a connection goes on when the container speaks',
   async (t) => {
     const { c1, far, engine1 } = rig();

@@ -235,7 +235,10 @@ export function chainOver(
     local: { address: local, port, ttl: TTL },
     remote,
     stations: loaded.stations + Math.min(hidden, MOST_HIDDEN),
-    vteps: through.includes('vxlan-decap') ? 65534 : 1 + associations.length,
+    // No more are learned than there are frames.
+    vteps: through.includes('vxlan-decap')
+      ? Math.min(65534, 1 + associations.length + list.count)
+      : 1 + associations.length,
     associations,
     espPort: esp.port,
     rawEsp: esp.encapsulation === 'esp',

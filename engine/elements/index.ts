@@ -112,7 +112,7 @@ export const ELEMENTS: ReadonlyMap<string, ElementDefinition> = new Map<string, 
 ]);
 
 function buildBridge({ context, stations, domains }: ChainTools, out: Batch): ChainElement {
-  const ports = Array.from({ length: CHAIN_PORT + 1 }, () => out);
+  const ports = new Array<Batch>(CHAIN_PORT + 1).fill(out);
   const group = new FloodAtOnce(out.next);
   const bridge = createBridge(context, stations, domains, { ports, tunnel: out, group });
   group.flood = bridge.flood;

@@ -2,7 +2,7 @@
 import { request } from 'node:http';
 import { createInterface } from 'node:readline';
 import type { Command } from 'commander';
-import { DEFAULT_SOCKET } from '../control/api.js';
+import { DEFAULT_SOCKET } from '../control/protocol.js';
 import { CommandError, EXIT } from './output.js';
 
 export interface ClientOptions {

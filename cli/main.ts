@@ -3,22 +3,32 @@
 import { Command, CommanderError } from 'commander';
 import { CommandError, EXIT, say } from './output.js';
 
-/** The commands in the order of the help. A new one is a line here and a file in commands/. */
-const COMMANDS: readonly (() => Promise<{ register(program: Command): void }>)[] = [
-  () => import('./commands/up.js'),
-  () => import('./commands/status.js'),
-  () => import('./commands/fdb.js'),
-  () => import('./commands/sa.js'),
-  () => import('./commands/conntrack.js'),
-  () => import('./commands/publish.js'),
-  () => import('./commands/service.js'),
-  () => import('./commands/drops.js'),
-  () => import('./commands/replay.js'),
-  () => import('./commands/bench.js'),
-  () => import('./commands/doctor.js'),
-  () => import('./commands/peer.js'),
-  () => import('./commands/demo.js'),
-];
+interface CommandModule {
+  register(program: Command): void;
+}
+
+/** The commands by name, in the order of the help. A new one is a line here and a file in commands/. */
+const COMMANDS: ReadonlyMap<string, () => Promise<CommandModule>> = new Map([
+  ['up', () => import('./commands/up.js')],
+  ['status', () => import('./commands/status.js')],
+  ['fdb', () => import('./commands/fdb.js')],
+  ['sa', () => import('./commands/sa.js')],
+  ['conntrack', () => import('./commands/conntrack.js')],
+  ['publish', () => import('./commands/publish.js')],
+  ['service', () => import('./commands/service.js')],
+  ['drops', () => import('./commands/drops.js')],
+  ['replay', () => import('./commands/replay.js')],
+  ['bench', () => import('./commands/bench.js')],
+  ['doctor', () => import('./commands/doctor.js')],
+  ['peer', () => import('./commands/peer.js')],
+  ['demo', () => import('./commands/demo.js')],
+]);
+
+/** What is to be registered: the command that is called, or all of them for the help and for who calls none. */
+function called(name = ''): Iterable<() => Promise<CommandModule>> {
+  const load = COMMANDS.get(name);
+  return load ? [load] : COMMANDS.values();
+}
 
 async function main(): Promise<number> {
   const program = new Command('weft')
@@ -27,7 +37,7 @@ async function main(): Promise<number> {
     .exitOverride()
     .showHelpAfterError('see "weft --help", or "weft COMMAND --help"')
     .configureOutput({ outputError: (text, write) => write(text) });
-  for (const load of COMMANDS) (await load()).register(program);
+  for (const load of called(process.argv[2])) (await load()).register(program);
   try {
     await program.parseAsync(process.argv);
     return Number(process.exitCode ?? EXIT.done);

@@ -2,7 +2,7 @@
  * How commands speak: data on stdout, talk on stderr, and an exit code that a script can trust.
  */
 
-import { SCHEMA_VERSION } from '../control/api.js';
+import { SCHEMA_VERSION } from '../control/protocol.js';
 
 /** Exit codes of every command. */
 export const EXIT = {

@@ -21,6 +21,7 @@ import { type FlowEvent, type FlowEventLine, streamEvents } from './flow-watch.j
 import { Ending } from './hand-over.js';
 import type { SaRow } from './keying/store.js';
 import { UnknownPeer } from './keying/unknown-peer.js';
+import { SCHEMA_VERSION } from './protocol.js';
 import {
   type BackendRow,
   removeService,
@@ -31,10 +32,6 @@ import {
 import { UnknownName } from './unknown-name.js';
 
 export type { BackendRow, ConntrackList, FlowEvent, FlowEventLine, PublishRow, SaRow, ServiceRow };
-
-export const DEFAULT_SOCKET = '/run/weft/weft.sock';
-/** Version of the shape of everything that is answered or printed as JSON. */
-export const SCHEMA_VERSION = 1;
 
 export interface FdbRow {
   readonly network: string;

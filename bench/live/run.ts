@@ -3,7 +3,7 @@
  * each measurement is taken of one after the other before the next measurement begins: what disturbs the machine
  * for seconds meets all of them alike. Who comes first changes from measurement to measurement and round to round.
  */
-import { SCHEMA_VERSION } from '../../control/api.js';
+import { SCHEMA_VERSION } from '../../control/protocol.js';
 import type { Contender } from './contenders.js';
 import { TOPOLOGY_TITLES } from './contenders.js';
 import { type Environment, environment } from './environment.js';

@@ -1,8 +1,9 @@
 /** `weft doctor`: what this host has, what it lacks, and what to do about it. */
 import type { Command } from 'commander';
-import { DEFAULT_SOCKET, type Status } from '../../control/api.js';
+import type { Status } from '../../control/api.js';
 import type { Check } from '../../control/doctor/check.js';
 import type { Holder } from '../../control/doctor/node-file.js';
+import { DEFAULT_SOCKET } from '../../control/protocol.js';
 import { ask } from '../client.js';
 import { EXIT, printJson, printTable } from '../output.js';
 

@@ -1,9 +1,10 @@
 /** `weft up`: brings a node up and stays in the foreground until it is told to stop. */
 import type { Command } from 'commander';
-import { claimSocket, DEFAULT_SOCKET, SCHEMA_VERSION, serve } from '../../control/api.js';
+import { claimSocket, serve } from '../../control/api.js';
 import { ConfigError, type Problem } from '../../control/config.js';
 import type { Daemon } from '../../control/daemon.js';
 import { Ending } from '../../control/hand-over.js';
+import { DEFAULT_SOCKET, SCHEMA_VERSION } from '../../control/protocol.js';
 import { ask } from '../client.js';
 import { CommandError, EXIT, say } from '../output.js';
 

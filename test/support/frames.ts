@@ -29,7 +29,13 @@ export function ip(text: string): Uint8Array {
 }
 
 export function concat(...parts: readonly Uint8Array[]): Uint8Array {
-  return Uint8Array.from(parts.flatMap((part) => [...part]));
+  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
 }
 
 export function be16(...values: readonly number[]): Uint8Array {
@@ -38,7 +44,7 @@ export function be16(...values: readonly number[]): Uint8Array {
 
 /** Bytes whose content says where they were, so that a shift or a hole shows. */
 export function payload(length: number, first = 0): Uint8Array {
-  return Uint8Array.from({ length }, (_, i) => (first + i * 7 + (i >>> 8)) & 0xff);
+  return new Uint8Array(length).map((_, i) => (first + i * 7 + (i >>> 8)) & 0xff);
 }
 
 /** RFC 1071 by the book: 16-bit words in wire order, one at a time, the carry added at once. */

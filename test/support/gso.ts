@@ -151,7 +151,11 @@ export function build(of: Spec, partial = false): Uint8Array {
     ip.push(of.ttl, protocol, 0, 0, ...of.source, ...of.destination, ...ipOptions);
     ip.splice(10, 2, ...be16(0xffff - sum(Uint8Array.from(ip))));
   }
-  return Uint8Array.from([...ethernet, ...(v6 ? [0x86, 0xdd] : [0x08, 0x00]), ...ip, ...body]);
+  const head = [...ethernet, ...(v6 ? [0x86, 0xdd] : [0x08, 0x00]), ...ip];
+  const frame = new Uint8Array(head.length + body.length);
+  frame.set(head);
+  frame.set(body, head.length);
+  return frame;
 }
 
 export const l4Offset = (of: Spec): number =>
@@ -316,5 +320,5 @@ export interface Received {
 
 /** `length` bytes that repeat only after a prime number of them. */
 export function payload(length: number, seed = 1): Uint8Array {
-  return Uint8Array.from({ length }, (_, i) => (((i + seed) % 251) * 7 + (i >>> 8) * 13) & 255);
+  return new Uint8Array(length).map((_, i) => (((i + seed) % 251) * 7 + (i >>> 8) * 13) & 255);
 }

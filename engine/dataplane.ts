@@ -314,7 +314,7 @@ export class DataPlane {
    */
   breathe(microseconds: number): number {
     const { ready } = this;
-    const count = native.wait(this.wait, ready, microseconds, this.spin);
+    const count = native.wait(this.wait, ready, this.gateway.patience(microseconds), this.spin);
     this.context.setTime(performance.now());
     this.gossip?.hear();
     let watched = 0;
@@ -332,6 +332,7 @@ export class DataPlane {
     if (count > 0) this.worked = this.context.now;
     if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;
     if (this.context.now - this.ticked >= 100) this.tick();
+    else this.gateway.catchUp();
     return watched;
   }
 
@@ -390,9 +391,8 @@ export class DataPlane {
     this.setLinks(next);
     for (const gone of difference(before.neighbours, next.neighbours))
       this.neighbours.remove(gone.domain, gone.address);
-    for (const added of difference(next.neighbours, before.neighbours)) {
+    for (const added of difference(next.neighbours, before.neighbours))
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
-    }
     this.gateway.apply(before, next);
     if (next.ingress) this.domains.addPort(next.ingress.domain, MESH_PORT);
     if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();

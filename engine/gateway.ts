@@ -54,6 +54,9 @@ import { Routes } from './tables/routes.js';
 import { type UplinkV6, wireV6 } from './uplink-v6.js';
 import { ADMINISTRATIVELY_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, UNREACHABLE } from './wire/icmp.js';
 
+/** Longest sleep while flows are over that have not gone: 256 go in a breath, in less than a tenth of this. */
+const BEHIND_MICROSECONDS = 1000;
+
 /** A batch whose consumer is wired last. */
 const NOWHERE: Consumer = {
   process() {
@@ -118,8 +121,13 @@ export class GatewayWay {
   /** What the bridge of the ingress network delivers. */
   readonly fromIngress = new Batch(NOWHERE);
   private announced = 0;
+  /** Whose flows expire here; null where nothing is translated. */
+  private readonly expiring: Flows | null;
 
-  constructor(context: Context, options: GatewayOptions) {
+  constructor(
+    private readonly context: Context,
+    options: GatewayOptions,
+  ) {
     const { uplinks, flows, neighbours, ports, bridge } = options;
     if (uplinks.length > 0 && flows === null) throw new Error('internal: uplinks without a flow table');
     const errors = { v4: createIcmpErrors(context), v6: createIcmpv6Errors(context) };
@@ -131,6 +139,7 @@ export class GatewayWay {
     this.uplinks = uplinks.map((uplink, index) =>
       wireClamped(context, uplink, { ...options, index, gateways, errors, inward }),
     );
+    this.expiring = this.translations.length > 0 ? flows : null;
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
       bridge,
@@ -196,11 +205,31 @@ export class GatewayWay {
     return moved > 0;
   }
 
-  /** Called every 100 ms, between breaths; the stages must run afterwards. */
-  tick(): void {
-    for (const { translation, resolver, v6 } of this.uplinks) {
+  /** How long to wait for frames: not long while flows wait to go. */
+  patience(microseconds: number): number {
+    return this.isBehind ? BEHIND_MICROSECONDS : microseconds;
+  }
+
+  /** Called after each breath: as many flows may go in it as come, so that they are over when they are. */
+  catchUp(): void {
+    if (this.isBehind) this.expire();
+  }
+
+  private get isBehind(): boolean {
+    return this.expiring?.isBehind(this.context.seconds) ?? false;
+  }
+
+  private expire(): void {
+    for (const { translation, v6 } of this.uplinks) {
       translation?.nat.age();
       v6?.translation?.nat.age();
+    }
+  }
+
+  /** Called every 100 ms, between breaths; the stages must run afterwards. */
+  tick(): void {
+    this.expire();
+    for (const { resolver, v6 } of this.uplinks) {
       for (const one of v6 ? [resolver, v6.resolver] : [resolver]) {
         one.tick();
         // Twice, for the first may come before the link forwards (RFC 5227, 2.3).

@@ -374,6 +374,11 @@ export class Flows {
     return removed;
   }
 
+  /** Whether flows may wait to go whose second is over. */
+  isBehind(now: number): boolean {
+    return this.emptying < now;
+  }
+
   /**
    * Finds the flow that is least worth keeping among some that are looked at in turn, all over the table; of those of
    * equal worth the one that would expire first.

@@ -209,11 +209,14 @@ test('expiry never looks at more than its budget, and comes to its end', (t) => 
     t.true(removed <= 64);
     t.is(flows.size, before - removed);
     left = flows.size;
+    // A second later it is known whether all went.
+    t.is(flows.isBehind(NOW + 12), true);
     t.true(calls < 50);
   }
   // Each was looked at once: what stays is in another bucket.
   t.true(calls >= Math.floor(1000 / 64));
   t.is(flows.expire(NOW + 4999, 1e6), 0);
+  t.false(flows.isBehind(NOW + 4999));
   t.is(flows.expire(NOW + 5000, 1e6), 333);
   t.is(flows.size, 0);
 });

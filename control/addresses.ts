@@ -155,17 +155,30 @@ export function parsePrefix(text: string): Prefix {
 }
 
 /**
+ * Reads an address, or a prefix without host bits: what a rule matches.
+ * @throws ValueError.
+ */
+export function parseRange(text: string): Prefix {
+  if (text.includes('/')) return withoutHostBits(parsePrefix(text));
+  const address = parseIp(text);
+  return { address, length: address.family === 4 ? 32 : 128, network: address, text: address.text };
+}
+
+/** The prefix that is given. @throws ValueError */
+function withoutHostBits(prefix: Prefix): Prefix {
+  if (prefix.address.text === prefix.network.text) return prefix;
+  throw new ValueError(
+    `${prefix.text} has bits set after its prefix`,
+    `write ${prefix.network.text}/${prefix.length}`,
+  );
+}
+
+/**
  * Reads the prefix of a network: no host bits, not empty of hosts, unicast.
  * @throws ValueError.
  */
 export function parseSubnet(text: string): Prefix {
-  const prefix = parsePrefix(text);
-  if (prefix.address.text !== prefix.network.text) {
-    throw new ValueError(
-      `${prefix.text} has bits set after its prefix`,
-      `write ${prefix.network.text}/${prefix.length}`,
-    );
-  }
+  const prefix = withoutHostBits(parsePrefix(text));
   if (prefix.length === 0) {
     throw new ValueError(`${prefix.text} covers every address`, 'write the prefix of this network alone');
   }

@@ -15,7 +15,7 @@ import {
   type StationIntent,
 } from '../engine/intent.js';
 import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
-import { deriveMac, formatIp, macBytes, parseIp, parsePrefix, virtualMac } from './addresses.js';
+import { deriveMac, formatIp, macBytes, parseIp, parseRange, virtualMac } from './addresses.js';
 import { FIRST_MARK } from './config/service-schema.js';
 import type { Backend, Config, Health, MarkRule, Service } from './config.js';
 import { UnknownName } from './unknown-name.js';
@@ -23,7 +23,6 @@ import { UnknownName } from './unknown-name.js';
 /** Seconds for which the number of what is gone is nobody's: flows of it are gone then. */
 const REST = 300;
 const PROTOCOLS = { tcp: 6, udp: 17 } as const;
-const EVERYWHERE = new Uint8Array(4);
 
 /** What of a node's file services are made of. */
 type ServicesConfig = Pick<Config, 'endpoints' | 'services' | 'marks'>;
@@ -225,7 +224,7 @@ export class ServiceBook {
     const services = present.map((service) => this.intentOf(service, numbers));
     return {
       services,
-      marks: config.marks.map((rule) => markIntentOf(rule, numbers)),
+      marks: config.marks.flatMap((rule) => markIntentsOf(rule, config.services, numbers)),
       stations: services.map(({ domain, address }) => ({ domain, mac: macAt(address), at: BALANCER_PORT })),
       neighbours: this.neighboursOf(present, services),
     };
@@ -253,8 +252,8 @@ export class ServiceBook {
       address: bytesOf(service.vip),
       scheduler: service.scheduler,
       direct: service.forwarding === 'dsr',
-      // Marks are of IPv4.
-      mark: service.vip.includes(':') ? 0 : (service.fwmark ?? known.mark),
+      // One for both halves, and it is the first to which one is given.
+      mark: service.fwmark ?? this.known.get(service.name)!.mark,
       affinity: service.affinity,
       idle: service.idleTimeout,
       ports: service.ports.map(({ protocol, port, target }) => ({
@@ -385,20 +384,30 @@ function healthIntentOf({
   return { kind, port, path, interval: interval * 1000, timeout: timeout * 1000, failures, successes };
 }
 
-function markIntentOf(
-  { mark, network, protocol, address, ports, source, endpoint }: MarkRule,
-  numbers: ServiceNumbers,
-): MarkIntent {
-  const from = source === undefined ? undefined : parsePrefix(source);
-  return {
-    mark,
-    domain: numbers.domainOf(network),
-    protocol: protocol === undefined ? 0 : PROTOCOLS[protocol],
-    ...(address !== undefined && { address: bytesOf(address) }),
-    firstPort: ports.first,
-    lastPort: ports.last,
-    source: from === undefined ? EVERYWHERE : Uint8Array.from(from.network.bytes),
-    length: from?.length ?? 0,
-    port: endpoint === undefined ? -1 : numbers.portOf(endpoint),
-  };
+/** A rule of a file is one in each family that it may mean: that of its addresses, or those of its service. */
+function markIntentsOf(rule: MarkRule, services: readonly Service[], numbers: ServiceNumbers): MarkIntent[] {
+  const { mark, network, protocol, address, ports, source, endpoint } = rule;
+  const written = address ?? source;
+  const { vip, vip6 } = services.find(({ fwmark }) => fwmark === mark)!;
+  const told = written === undefined ? [vip, ...(vip6 === undefined ? [] : [vip6])] : [written];
+  return told.map((text) => {
+    const { bytes } = parseRange(text).address;
+    return {
+      mark,
+      domain: numbers.domainOf(network),
+      protocol: protocol === undefined ? 0 : PROTOCOLS[protocol],
+      source: rangeOf(source, bytes.length),
+      destination: rangeOf(address, bytes.length),
+      firstPort: ports?.first ?? 0,
+      lastPort: ports?.last ?? 65535,
+      port: endpoint === undefined ? -1 : numbers.portOf(endpoint),
+    };
+  });
+}
+
+/** What a rule says of an address; all of so many bytes when it says nothing. */
+function rangeOf(text: string | undefined, size: number): MarkIntent['source'] {
+  if (text === undefined) return { address: new Uint8Array(size), length: 0 };
+  const { network, length } = parseRange(text);
+  return { address: Uint8Array.from(network.bytes), length };
 }

@@ -199,7 +199,7 @@ export interface ServiceIntent {
   readonly scheduler: SchedulerName;
   /** Packets keep their addresses on their way to the backend, which has the virtual one itself. */
   readonly direct: boolean;
-  /** What is marked so is for the service, whatever its address; 0: none, as of every one of IPv6. */
+  /** What is marked so is for the service, whatever its address; of each family one service may have it. 0: none. */
   readonly mark: number;
   /** Seconds for which a client comes to the same backend again; 0: each flow anew. */
   readonly affinity: number;
@@ -256,19 +256,24 @@ interface ServicePublishIntent {
   readonly target: number;
 }
 
-/** A rule that marks packets, as the mangle table does. The first that matches decides. */
+/** Addresses of a family: 4 or 16 bytes, of which the first `length` bits count; length 0: all. */
+interface RangeIntent {
+  readonly address: Uint8Array;
+  readonly length: number;
+}
+
+/** A rule that marks packets of one family, as the mangle table does. The first that matches decides. */
 export interface MarkIntent {
   readonly mark: number;
   readonly domain: number;
   /** 0: any that has ports. */
   readonly protocol: number;
-  /** Destination, four bytes; absent: any. */
-  readonly address?: Uint8Array;
+  /** Both of the family of the packets that are meant. */
+  readonly source: RangeIntent;
+  readonly destination: RangeIntent;
+  /** Ports of the destination; 0 to 65535: any, and packets without ports. */
   readonly firstPort: number;
   readonly lastPort: number;
-  /** Prefix of the source, four bytes; length 0: any. */
-  readonly source: Uint8Array;
-  readonly length: number;
   /** Number of a local port; -1: any. */
   readonly port: number;
 }

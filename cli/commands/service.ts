@@ -86,16 +86,17 @@ function serviceLines(row: ServiceRow): string[] {
   const flags = affinitySeconds === 0 ? '' : ` persistent ${affinitySeconds}`;
   const all = ['tcp', 'udp'].map((protocol) => ({ protocol, port: 0, target: 0 }));
   const listed = ports.length === 0 ? all : ports;
+  const virtual = [vip, ...(vip6 === undefined ? [] : [vip6])];
   const targets = new Set(listed.map(({ target }) => target));
   const target = targets.size === 1 ? listed[0].target : 0;
   return [
     name,
-    ...[vip, ...(vip6 === undefined ? [] : [vip6])].flatMap((address) =>
+    ...virtual.flatMap((address) =>
       listed.map(
         ({ protocol, port }) => `${protocol.toUpperCase()}  ${inUrl(address)}:${port} ${scheduler}${flags}`,
       ),
     ),
-    `FWM  ${fwmark} ${scheduler}${flags}`,
+    ...virtual.map((address) => `FWM  ${fwmark}${address.includes(':') ? ' IPv6' : ''} ${scheduler}${flags}`),
     ...row.backends.map(({ address, weight, active, inactive, state }) =>
       remoteLine([
         ...[`${inUrl(address)}:${target}`, forwarding === 'dsr' ? 'Route' : 'Masq', String(weight)],

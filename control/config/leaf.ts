@@ -1,6 +1,6 @@
 /** What schemas of a node's file are made of: leaves, each with the form its value takes and its meaning. */
 import { z } from 'zod';
-import { parseIp, parsePrefix, parseSubnet, parseVtep, quote, ValueError } from '../addresses.js';
+import { parseIp, parsePrefix, parseRange, parseSubnet, parseVtep, quote, ValueError } from '../addresses.js';
 
 interface Leaf {
   /** What to write there, to complete "write …". */
@@ -43,6 +43,7 @@ export const IP_FORM = 'an IPv4 or IPv6 address in text';
 export const VTEP_FORM = "the unicast address of a host on the underlay, of the underlay's family";
 export const ip = () => reads(z.string(), parseIp);
 export const prefix = () => reads(z.string(), parsePrefix);
+export const range = () => reads(z.string(), parseRange);
 export const subnet = () => reads(z.string(), parseSubnet);
 export const vtep = () => reads(z.string(), parseVtep);
 

@@ -10,6 +10,7 @@ import {
   leaf,
   NAME_FORM,
   name,
+  range,
   reads,
   subnet,
   TRUTH,
@@ -172,6 +173,7 @@ export const serviceSchema = z.strictObject({
   health: healthSchema.optional().meta({ description: 'How it is found out whether a backend lives.' }),
 });
 
+const RANGE_FORM = 'an address or a prefix, such as 10.0.9.1 or fd00:9::/64';
 const PORTS_FORM = 'a port or two and a dash, such as 80 or 8000-8010';
 
 /** Lowest and highest port of what a rule matches. */
@@ -192,13 +194,13 @@ export const markSchema = z.strictObject({
   ),
   network: leaf(name(), 'the name of a network of this file', 'Network in which it is looked for.'),
   protocol: leaf(protocol().optional(), 'tcp or udp', 'Protocol; any that has ports when absent.'),
-  address: leaf(ip().optional(), IPV4_FORM, 'Destination; any when absent.'),
+  address: leaf(range().optional(), RANGE_FORM, 'Destination; any when absent.'),
   ports: leaf(
-    reads(z.union([z.number(), z.string()]), readPorts).default({ first: 1, last: 65535 }),
+    reads(z.union([z.number(), z.string()]), readPorts).optional(),
     PORTS_FORM,
     'Ports of the destination; all when absent.',
   ),
-  source: leaf(subnet().optional(), 'a prefix such as 10.0.9.0/28', 'Prefix of the source; any when absent.'),
+  source: leaf(range().optional(), RANGE_FORM, 'Where it comes from; anywhere when absent.'),
   endpoint: leaf(
     name().optional(),
     'the name of a local endpoint of this file',

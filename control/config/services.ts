@@ -323,14 +323,8 @@ function checkMark(
   const { mark, network, endpoint } = fields;
   const known =
     network === undefined ? undefined : find(networks, 'network', network, [...path, 'network'], findings);
-  for (const key of ['address', 'source'] as const) {
-    const value = fields[key];
-    if (value === undefined) continue;
-    const family = 'family' in value ? value.family : value.address.family;
-    if (family === 6)
-      findings.add([...path, key], `${key} ${value.text} is of IPv6, which is not marked yet`, 'write IPv4');
-  }
   if (mark !== undefined) checkTarget(mark, known?.fields.name, [...path, 'mark'], services, findings);
+  checkFamilies({ path, fields }, services, findings);
   if (endpoint === undefined) return;
   const at = [...path, 'endpoint'];
   const found = find(endpoints, 'endpoint', endpoint, at, findings);
@@ -341,6 +335,32 @@ function checkMark(
     const message = `endpoint "${endpoint}" is in network "${found.fields.network}"`;
     findings.add(at, message, `name one of network "${network}"`);
   }
+}
+
+/** What a rule matches is of one family, in which the service of its mark has an address. */
+function checkFamilies(
+  { path, fields }: MarkDraft,
+  services: readonly ServiceDraft[],
+  findings: Findings,
+): void {
+  const { mark, address, source } = fields;
+  const service = services.find(({ fields: { fwmark } }) => fwmark !== undefined && fwmark === mark);
+  const of = [service?.fields.vip?.family, service?.fields.vip6?.family];
+  for (const key of ['address', 'source'] as const) {
+    const range = fields[key];
+    if (range === undefined || service?.fields.vip === undefined) continue;
+    const { family } = range.address;
+    if (of.includes(family)) continue;
+    const message = `${key} ${range.text} is of IPv${family}, and service "${service.fields.name}" of fwmark ${mark} has no such address`;
+    const remedy = family === 6 ? 'write IPv4, or add vip6 to the service' : 'write IPv6';
+    findings.add([...path, key], message, remedy);
+    return;
+  }
+  if (address === undefined || source === undefined) return;
+  const [there, here] = [address.address.family, source.address.family];
+  if (there === here) return;
+  const message = `source ${source.text} is of IPv${here}, and address ${address.text} of IPv${there}`;
+  findings.add([...path, 'source'], message, 'write both of one family, or two rules');
 }
 
 /** A mark leads to the service that has it. */
@@ -423,7 +443,7 @@ export function buildMark({ fields }: MarkDraft): MarkRule {
     network: fields.network!,
     protocol: fields.protocol,
     address: fields.address?.text,
-    ports: fields.ports!,
+    ports: fields.ports,
     source: fields.source?.text,
     endpoint: fields.endpoint,
   };

@@ -203,11 +203,11 @@ export interface MarkRule {
   readonly network: string;
   /** Undefined: any that has ports. */
   readonly protocol: 'tcp' | 'udp' | undefined;
-  /** Destination, IPv4; undefined: any. */
+  /** Destination, an address or a prefix, of the family of `source`; undefined: any. */
   readonly address: string | undefined;
-  /** Of the destination. */
-  readonly ports: { readonly first: number; readonly last: number };
-  /** IPv4 prefix of the source; undefined: any. */
+  /** Of the destination; undefined: any. */
+  readonly ports: { readonly first: number; readonly last: number } | undefined;
+  /** An address or a prefix; undefined: any. */
   readonly source: string | undefined;
   /** Name of a local endpoint of the network, from which it comes; undefined: any. */
   readonly endpoint: string | undefined;

@@ -6,7 +6,7 @@
  * One packet after the other, as in nat-v6.ts. Neighbour Solicitations to a virtual address pass, for the station that
  * it is on its link answers them; echo is answered here.
  *
- * Not handled: marks, which are of IPv4; fragments of a backend that overtake their first one.
+ * Not handled: fragments of a backend that overtake their first one.
  */
 import { type Batch, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
@@ -122,7 +122,7 @@ export interface BalancerV6 {
 /** @param out takes what passes, to the bridge. */
 export function createBalancerV6(context: Context, options: BalancerV6Options, out: Batch): BalancerV6 {
   const { frames } = context;
-  const { u16, off, len, domain, ingress, offload, csumStart } = frames;
+  const { u16, off, len, domain, ingress, mark, offload, csumStart } = frames;
   const { flows, addresses, services, neighbours, timeouts, errors, checks } = options;
   const { words, doubles, seed, find } = flows;
   const { backends, macs, idle, keeps } = services;
@@ -157,6 +157,10 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
       out.push(frame);
       return;
     }
+    if (mark[frame] !== 0) {
+      marked(frame, ip);
+      return;
+    }
     const called = addresses.find(u16, ip + IPV6_DESTINATION);
     if (called !== NO_ADDRESS && (services.filter(space, called) & MAY_BE_VIRTUAL) !== 0)
       if (services.isVirtual(space, called)) {
@@ -170,7 +174,18 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     else outward(frame, ip, sender);
   }
 
-  /** A packet to a virtual address, whose number is given. */
+  /** A packet that a mark leads here: its destination need not be one that somebody holds. */
+  function marked(frame: number, ip: number): void {
+    const own = addresses.hold(u16, ip + IPV6_DESTINATION);
+    if (own === NO_ADDRESS) {
+      drops.drop(frame, TABLE_FULL);
+      return;
+    }
+    inward(frame, ip, own);
+    addresses.release(own);
+  }
+
+  /** A packet to a service, at the address whose number is given. */
   function inward(frame: number, ip: number, own: number): void {
     const total = ipv6Length(u16, ip, len[frame] - ETHERNET_HEADER);
     const upper = total === 0 ? -1 : upperLayer(u16, ip, total);
@@ -244,7 +259,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     const remote = addresses.hold(u16, ip + IPV6_SOURCE);
     if (remote === NO_ADDRESS) return -1 - TABLE_FULL;
     const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : SYN_LE;
-    const made = chooser.make(0, own, remote, pair, key, flags);
+    const made = chooser.make(mark[frame], own, remote, pair, key, flags);
     addresses.release(remote);
     if (made >= 0) values[base + MADE]++;
     return made;
@@ -431,7 +446,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   }
 
   function isDirect(frame: number, own: number): boolean {
-    return services.isDirect(domain[frame] | IPV6_SPACE, own, 0);
+    return services.isDirect(domain[frame] | IPV6_SPACE, own, mark[frame]);
   }
 
   flows.own(

@@ -4,7 +4,8 @@
  *
  * Found by open addressing over one Int32Array, eight words an entry: domain + 1 and protocol, address, port, service
  * + 1, target. A virtual address has an entry of its own beside those of its ports (protocol ADDRESS), and one for
- * every port (protocol ANY) when it has no ports of its own. Marks are in the same table, under domain 0.
+ * every port (protocol ANY) when it has no ports of its own. Marks are in the same table, of each family under the one
+ * domain that is none.
  *
  * A filter of one byte per hash says of an address whether it may be virtual or a backend's: most frames are neither,
  * and cost two loads. Addresses and ports are words as little-endian loads give them; of IPv6 an address is its number
@@ -120,9 +121,9 @@ export class Services {
     return exact === NOTHING ? this.entry(((domain + 1) << 8) | ANY, address, 0) : exact;
   }
 
-  /** The service of a mark, NOTHING when there is none. */
-  marked(mark: number): number {
-    const at = this.entry(MARK, mark, 0);
+  /** The service that packets of a mark are for, in the domain or IPv6 space; NOTHING when there is none. */
+  marked(domain: number, mark: number): number {
+    const at = this.entry(markKey(domain), mark | 0, 0);
     return at === NOTHING ? NOTHING : this.serviceAt(at);
   }
 
@@ -133,7 +134,7 @@ export class Services {
 
   /** Whether packets to an address, or of a mark, are for a service that is direct. */
   isDirect(domain: number, address: number, mark: number): boolean {
-    const marked = mark === 0 ? NOTHING : this.marked(mark);
+    const marked = mark === 0 ? NOTHING : this.marked(domain, mark);
     if (marked !== NOTHING) return this.direct[marked] === 1;
     const at = this.entry(((domain + 1) << 8) | ADDRESS, address, 0);
     return at !== NOTHING && this.direct[this.serviceAt(at)] === 1;
@@ -360,6 +361,11 @@ function spaceOf(domain: number, address: Uint8Array): number {
   return address.length === 16 ? domain | IPV6_SPACE : domain;
 }
 
+/** Key of marks; a service is of one network, but its mark is nobody else's. */
+function markKey(domain: number): number {
+  return ((domain & IPV6_SPACE) << 8) | MARK;
+}
+
 /** @param word what the address is in flows; of others likewise. */
 function addressEntry({ id, domain, address }: ServiceIntent, word: number): Entry {
   return [((spaceOf(domain, address) + 1) << 8) | ADDRESS, word, 0, id, 0];
@@ -372,7 +378,7 @@ function entriesOf(service: ServiceIntent, word: number): Entry[] {
   for (const { protocol, port, target } of ports)
     found.push([key | protocol, word, swap16(port), id, swap16(target)]);
   if (ports.length === 0) found.push([key | ANY, word, 0, id, -1]);
-  if (mark !== 0) found.push([MARK, mark | 0, 0, id, -1]);
+  if (mark !== 0) found.push([markKey(spaceOf(domain, address)), mark | 0, 0, id, -1]);
   return found;
 }
 

@@ -4,7 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
 import { openCapture } from '../../control/capture-files.js';
-import { badChecksums, ends } from '../support/nat.js';
+import { badChecksums, ends, SYN } from '../support/nat.js';
+import { endsV6, packetV6, soundV6 } from '../support/nat6.js';
+import { pcap } from '../support/pcap-fixtures.js';
 import { own, packet, weft } from '../support/replay.js';
 
 const scratch = mkdtempSync(join(tmpdir(), 'weft-balance-'));
@@ -109,6 +111,27 @@ test.serial('IPv6: a virtual address answers pings', async (t) => {
   const echoes = frames.filter((frame) => frame[20] === 58 && (frame[54] === 128 || frame[54] === 129));
   const requests = echoes.filter((frame) => frame[54] === 128 && frame[53] === 2);
   t.deepEqual([requests.length, echoes.length > 0], [0, true], 'each is its reply');
+});
+
+test.serial('IPv6: mark,balance: what a rule marks is for the half of IPv6 of the mark', async (t) => {
+  const text = WEB.replace('vip: 10.0.9.2', 'vip: 10.0.9.100\n    vip6: "fd00:9::100"\n    fwmark: 7')
+    .replace('10.0.9.11 }', '10.0.9.11, address6: "fd00:9::11" }')
+    .concat('marks: [ { mark: 7, network: blue, protocol: tcp, ports: 8000-8100 } ]\n');
+  const tcp = { protocol: 6, flags: SYN, source: 'fd00:9::1', destination: '2001:db8::9' };
+  const [capture, out] = [join(scratch, 'marked.pcap'), join(scratch, 'marked-out.pcapng')];
+  const sent = [8080, 8101].map((destinationPort) => packetV6({ ...tcp, destinationPort }));
+  writeFileSync(capture, pcap(sent.map((data) => ({ data }))));
+  const through = ['--through', 'mark,balance', '--services', file(text), '--write', out, '--json'];
+  const { code, stdout, stderr } = await weft(capture, ...through);
+  t.is(code, 0, stderr);
+  t.like(JSON.parse(stdout), { flows: 1, delivered: 2, drops: {} });
+  const written = openCapture(out);
+  const frames = [0, 1].map((i) => packet(written, i));
+  t.deepEqual(frames.map(endsV6), [
+    '[fd00:9::1]:4000 > [fd00:9::11]:8080',
+    '[fd00:9::1]:4000 > [2001:db8::9]:8101',
+  ]);
+  t.true(frames.every(soundV6));
 });
 
 test.serial('what begins nothing is dropped, and no error is made about it', async (t) => {

@@ -23,7 +23,7 @@ const CONFIG = parseConfig(
 node: a
 underlay: { address: 192.168.50.1 }
 ingress: { vni: 4096, subnet: 10.255.0.0/16 }
-networks: [{ name: blue, vni: 42, subnet: 10.0.9.0/24, gateway: 10.0.9.254, uplink: out }]
+networks: [{ name: blue, vni: 42, subnet: 10.0.9.0/24, subnet6: "fd00:9::/64", gateway: 10.0.9.254, uplink: out }]
 uplinks: [{ name: out, interface: eth0, address: 192.168.60.10/24 }]
 services:
   - name: web
@@ -34,7 +34,7 @@ services:
     publish: [{ protocol: tcp, port: 8080, target: 80, mode: ingress }]
     backends: [{ address: 10.0.9.1 }, { address: 10.0.9.2, weight: 0 }]
     health: { http: { port: 8080, path: /alive }, interval: 5s }
-  - { name: dns, network: blue, vip: 10.0.9.101, scheduler: sh, forwarding: dsr, fwmark: 700, backends: [{ address: 10.0.9.3 }] }
+  - { name: dns, network: blue, vip: 10.0.9.101, scheduler: sh, forwarding: dsr, vip6: "fd00:9::101", fwmark: 700, backends: [{ address: 10.0.9.3 }] }
 `,
   'f',
 );
@@ -74,7 +74,10 @@ async function socketOf(t: ExecutionContext) {
       );
     });
   const weft = (...args: string[]) => run('service', ...args);
-  const weights = () => tell().map(({ backends }) => backends.map(({ weight }) => weight));
+  const weights = () =>
+    tell()
+      .filter(({ address }) => address.length === 4)
+      .map(({ backends }) => backends.map(({ weight }) => weight));
   return { book, socket, state, run, weft, weights };
 }
 
@@ -96,7 +99,10 @@ test('service ls prints what ipvsadm does', async (t) => {
     'dns',
     'TCP  10.0.9.101:0 sh',
     'UDP  10.0.9.101:0 sh',
+    'TCP  [fd00:9::101]:0 sh',
+    'UDP  [fd00:9::101]:0 sh',
     'FWM  700 sh',
+    'FWM  700 IPv6 sh',
     '  -> 10.0.9.3:0                  Route   1      0          0          down',
     '',
   ]);

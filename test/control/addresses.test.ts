@@ -10,6 +10,7 @@ import {
   parseIp,
   parseMac,
   parsePrefix,
+  parseRange,
   parseSubnet,
   parseVtep,
   quote,
@@ -129,6 +130,24 @@ test('prefixes: length in range, network computed at every bit', (t) => {
   t.regex(
     refusal(() => parsePrefix('10.0.9.1')),
     /has no prefix length; write address\/length/,
+  );
+});
+
+test('what a rule matches is an address or a prefix without host bits', (t) => {
+  const told = ['10.0.9.7', '10.0.8.0/23', '0.0.0.0/0', 'FD00:9::7', 'fd00:9::/64'].map((text) => {
+    const { network, length, text: own } = parseRange(text);
+    return [own, network.text, length];
+  });
+  t.deepEqual(told, [
+    ['10.0.9.7', '10.0.9.7', 32],
+    ['10.0.8.0/23', '10.0.8.0', 23],
+    ['0.0.0.0/0', '0.0.0.0', 0],
+    ['fd00:9::7', 'fd00:9::7', 128],
+    ['fd00:9::/64', 'fd00:9::', 64],
+  ]);
+  t.is(
+    refusal(() => parseRange('fd00:9::1/64')),
+    'fd00:9::1/64 has bits set after its prefix; write fd00:9::/64',
   );
 });
 

@@ -75,12 +75,14 @@ test('a service is told with all its keys; its virtual address is a station and 
   ]);
   t.deepEqual(marks, [
     {
-      ...{ mark: 4294967295, domain: 1, protocol: 6, address: Uint8Array.of(10, 1, 2, 3) },
-      ...{ firstPort: 80, lastPort: 90, source: Uint8Array.of(10, 0, 8, 0), length: 22, port: -1 },
+      ...{ mark: 4294967295, domain: 1, protocol: 6, firstPort: 80, lastPort: 90, port: -1 },
+      source: { address: Uint8Array.of(10, 0, 8, 0), length: 22 },
+      destination: { address: Uint8Array.of(10, 1, 2, 3), length: 32 },
     },
     {
-      ...{ mark: 4294967295, domain: 1, protocol: 0, firstPort: 1, lastPort: 65535 },
-      ...{ source: new Uint8Array(4), length: 0, port: -1 },
+      ...{ mark: 4294967295, domain: 1, protocol: 0, firstPort: 0, lastPort: 65535, port: -1 },
+      source: { address: new Uint8Array(4), length: 0 },
+      destination: { address: new Uint8Array(4), length: 0 },
     },
   ]);
   const mac = Uint8Array.of(0x06, 0x57, 10, 0, 9, 100);
@@ -279,8 +281,8 @@ const DUAL = HEAD.replace('subnet: 10.0.9.0/24', '$&, subnet6: "fd00:9::/64"').r
   'address: 10.0.9.1/24',
   '$&, address6: "fd00:9::1/64"',
 );
-const dual = (services: readonly string[]) =>
-  parseConfig(`${DUAL}services:\n${services.map((one) => `  - { ${one} }\n`).join('')}`, 'f');
+const dual = (services: readonly string[], more = '') =>
+  parseConfig(`${DUAL}services:\n${services.map((one) => `  - { ${one} }\n`).join('')}${more}`, 'f');
 const web6 = (backends: string) => web(backends, 'vip6: "fd00:9::100",');
 
 test('a service with a second virtual address is two: of each family, with the backends that have an address there', (t) => {
@@ -290,7 +292,7 @@ test('a service with a second virtual address is two: of each family, with the b
   );
   const [v4, v6] = services;
   t.is(services.length, 2);
-  const own = { id: v6!.id, address: Uint8Array.from(parseIp('fd00:9::100').bytes), mark: 0 };
+  const own = { id: v6!.id, address: Uint8Array.from(parseIp('fd00:9::100').bytes) };
   t.deepEqual(v6, { ...v4!, ...own, backends: v6!.backends });
   t.is(v4!.mark, 256);
   const of = ({ backends }: typeof v4) =>
@@ -326,6 +328,26 @@ test('a service with a second virtual address is two: of each family, with the b
     book.list().map(({ backends, service }) => [service.vip6, backends.map(({ address }) => address)]),
     [['fd00:9::100', ['10.0.9.1', '10.0.9.2', '10.0.9.7', 'fd00:9::1', 'fd00:9::7']]],
   );
+});
+
+test('a rule means the families of its service, or that of its addresses', (t) => {
+  const { look } = bookOf(t);
+  const of = (rule: string, services: string[]) =>
+    look(dual(services, `marks: [{ mark: 300, network: blue${rule} }]\n`)).marks.map(
+      ({ source, destination }) =>
+        [source, destination].map((one) => `${formatIp(one.address)}/${one.length}`),
+    );
+  const one = web(at(1), 'fwmark: 300,');
+  const both = web(at(1), 'vip6: "fd00:9::100", fwmark: 300,');
+  t.deepEqual(of('', [one]), [['0.0.0.0/0', '0.0.0.0/0']]);
+  t.deepEqual(of('', [both]), [
+    ['0.0.0.0/0', '0.0.0.0/0'],
+    ['::/0', '::/0'],
+  ]);
+  t.deepEqual(of(', address: "2001:db8::/48"', [both]), [['::/0', '2001:db8::/48']]);
+  t.deepEqual(of(', address: 10.1.2.3', [both]), [['0.0.0.0/0', '10.1.2.3/32']]);
+  t.deepEqual(of(', source: "fd00:9::1"', [both]), [['fd00:9::1/128', '::/0']]);
+  t.deepEqual(of(', source: 0.0.0.0/0', [both]), [['0.0.0.0/0', '0.0.0.0/0']]);
 });
 
 test('either address of a backend means both; health is of each', (t) => {

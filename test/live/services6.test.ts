@@ -16,6 +16,9 @@ import { curl, KeptConnection, Nginx, nginxMissing } from '../support/servers.js
 const WEB = { tools: ['curl'], skip: nginxMissing() };
 const NODES = [1, 2, 3];
 const own = (n: number): string => overlayAddress(n, true);
+/** Addresses that nobody has, and a rule gives to the service. */
+const MARKED = '203.0.113.9';
+const MARKED6 = '2001:db8::9';
 
 const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
   { title: 'plain', options: {} },
@@ -25,8 +28,10 @@ const forms: readonly { title: string; options: Partial<MeshOptions> }[] = [
 for (const { title, options } of forms) {
   const servers: Nginx[] = [];
   const rig = shared(async () => {
-    const services = [webService({ vip6: VIP6 })];
-    const made = await new IngressRig({ ...options, services }).begin();
+    const services = [webService({ vip6: VIP6, fwmark: 300 })];
+    const rule = { mark: 300, network: 'blue', protocol: 'tcp' };
+    const marks = ['203.0.113.0/24', '2001:db8::/32'].map((address) => ({ ...rule, address }));
+    const made = await new IngressRig({ ...options, services, marks }).begin();
     if (options.network) for (const engine of made.engines) await sending(engine, 2);
     for (const container of made.containers) servers.push(await Nginx.start(made, container));
     await made.resolve6();
@@ -63,6 +68,19 @@ for (const { title, options } of forms) {
           NODES.map((n) => (n === i + 1 ? VIP6 : own(i + 1))),
         );
       }
+    },
+    WEB,
+  );
+
+  live(
+    `${title}: addresses of both families that a rule marks, from a backend`,
+    async (t) => {
+      const [container] = rig().containers;
+      t.deepEqual(await seenBy(container, `[${MARKED6}]`, 'marked6'), [MARKED6, own(1), own(1)]);
+      const v4 = overlayAddress(1);
+      t.deepEqual(await seenBy(container, MARKED, 'marked'), [MARKED, v4, v4]);
+      const { stdout } = await rig().engines[0].cli('service', 'ls');
+      t.regex(stdout, /^FWM {2}300 rr\nFWM {2}300 IPv6 rr$/m);
     },
     WEB,
   );

@@ -19,7 +19,12 @@ const NETWORK = { gateway: '10.0.9.254', gateway6: 'fd00:9::fe', uplink: 'out' }
 export class IngressRig extends Mesh {
   readonly clients: readonly Namespace[];
 
-  constructor(options: Partial<MeshOptions> & { readonly services: readonly Record<string, unknown>[] }) {
+  constructor(
+    options: Partial<MeshOptions> & {
+      readonly services: readonly Record<string, unknown>[];
+      readonly marks?: readonly Record<string, unknown>[];
+    },
+  ) {
     super({ hosts: 3, ...options, network: { ...NETWORK, ...options.network } });
     this.clients = [1, 2].map((n) => this.lab.host(`k${n}`));
     const ends = [...this.hosts, ...this.clients];
@@ -49,6 +54,7 @@ export class IngressRig extends Mesh {
             ...((options.network?.['encrypted'] as boolean) ? { encrypted: true } : {}),
           },
           services: options.services,
+          ...(options.marks && { marks: options.marks }),
         }),
       );
     }

@@ -98,7 +98,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const port = pair & 0xffff;
     const space = ((key >>> 16) - 1) | ((key & IPV6_FLOW) << 8);
     const entry = services.find(space, own, protocol, port);
-    const marked = mark === 0 ? NOTHING : services.marked(mark);
+    const marked = mark === 0 ? NOTHING : services.marked(space, mark);
     const service = marked !== NOTHING ? marked : entry === NOTHING ? NOTHING : services.serviceAt(entry);
     if (protocol === PROTOCOL_TCP && (flags & TURNING) !== SYN_LE) return -1 - NO_SUCH_FLOW;
     if (service === NOTHING) return -1 - NO_SERVICE_THERE;

@@ -218,12 +218,14 @@ const validFile = fc
           }
         : undefined,
       services,
-      marks: services.flatMap(({ fwmark: mark, network }) =>
+      marks: services.flatMap(({ fwmark: mark, network, vip6 }) =>
         mark === undefined
           ? []
           : {
-              ...{ mark, network, protocol: 'udp' as const, address: '10.9.9.9', source: '10.8.0.0/13' },
-              ...{ ports: { first: mark, last: 65535 }, endpoint: undefined },
+              ...{ mark, network, protocol: 'udp' as const, endpoint: undefined },
+              ...(vip6 === undefined
+                ? { address: '10.9.9.9', source: '10.8.0.0/13', ports: { first: mark, last: 65535 } }
+                : { address: '2001:db8::/48', source: undefined, ports: undefined }),
             },
       ),
       encryption,

@@ -134,6 +134,8 @@ test('a service of the fewest keys, and the other ways to write the rest', (t) =
       marks: [
         'mark: 300, network: red',
         'mark: 300, network: red, protocol: udp, address: 10.1.2.3, ports: 53, source: 10.0.8.0/28',
+        'mark: 300, network: red, address: 10.1.0.0/16, ports: 1-65535, source: 10.0.8.7',
+        'mark: 300, network: red, address: 0.0.0.0/0',
       ],
     }),
     'f',
@@ -147,13 +149,41 @@ test('a service of the fewest keys, and the other ways to write the rest', (t) =
   t.deepEqual(config.marks, [
     {
       ...{ mark: 300, network: 'red', protocol: undefined, address: undefined, source: undefined },
-      ...{ ports: { first: 1, last: 65535 }, endpoint: undefined },
+      ...{ ports: undefined, endpoint: undefined },
     },
     {
       ...{ mark: 300, network: 'red', protocol: 'udp', address: '10.1.2.3', source: '10.0.8.0/28' },
       ...{ ports: { first: 53, last: 53 }, endpoint: undefined },
     },
+    {
+      ...{ mark: 300, network: 'red', protocol: undefined, address: '10.1.0.0/16', source: '10.0.8.7' },
+      ...{ ports: { first: 1, last: 65535 }, endpoint: undefined },
+    },
+    {
+      ...{ mark: 300, network: 'red', protocol: undefined, address: '0.0.0.0/0', source: undefined },
+      ...{ ports: undefined, endpoint: undefined },
+    },
   ]);
+});
+
+test('rules may be of either family of a dual-stack service, and of the one of another', (t) => {
+  const rule = 'mark: 300, network: blue';
+  const of6 = `${rule}, address: "2001:0DB8::/48", source: "fd00:9::1"`;
+  const { marks } = parseConfig(
+    dual(`${VIP}, vip6: "fd00:9::100", fwmark: 300`) +
+      `marks: [{ ${of6} }, { ${rule}, address: 10.1.2.3 }, { ${rule} }]\n`,
+    'f',
+  );
+  t.deepEqual(
+    marks.map(({ address, source }) => [address, source]),
+    [
+      ['2001:db8::/48', 'fd00:9::1'],
+      ['10.1.2.3', undefined],
+      [undefined, undefined],
+    ],
+  );
+  const six = `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: "fd00:9::100", fwmark: 300 }]\n`;
+  t.is(parseConfig(`${six}marks: [{ ${of6} }]\n`, 'f').marks.length, 1);
 });
 
 test('a published port is at the uplink of the network when there are several', (t) => {
@@ -271,8 +301,12 @@ const ROWS: readonly Row[] = [
   ['mark of an unknown network', marked('mark: 300, network: ▸blu'), 'marks[0].network | there is no network "blu" | did you mean blue?', ],
   ['mark by protocol', marked('mark: 300, network: blue, protocol: ▸icmp'), 'marks[0].protocol | the text "icmp" | tcp or udp'],
   ['mark by ports', marked('mark: 300, network: blue, ports: ▸90-80'), 'marks[0].ports | "90-80" is no port and no range of ports | such as 80 or 8000-8010'],
-  ['mark by address of IPv6', marked('mark: 300, network: blue, address: ▸"fd00::1"'), 'marks[0].address | address fd00::1 is of IPv6, which is not marked yet | write IPv4'],
-  ['mark by source of IPv6', marked('mark: 300, network: blue, source: ▸"fd00::/64"'), 'marks[0].source | source fd00::/64 is of IPv6 | write IPv4'],
+  ['mark by address of IPv6, the service of IPv4', marked('mark: 300, network: blue, address: ▸"fd00::1", source: "fd00::/64"'), 'marks[0].address | address fd00::1 is of IPv6, and service "web" of fwmark 300 has no such address | write IPv4, or add vip6 to the service'],
+  ['mark by source of IPv6, the service of IPv4', marked('mark: 300, network: blue, address: 10.1.2.3, source: ▸"fd00::/64"'), 'marks[0].source | source fd00::/64 is of IPv6, and service "web" | write IPv4'],
+  ['mark by address of IPv4, the service of IPv6', `${HEAD}networks: [{ name: blue, vni: 42, subnet: "fd00:9::/64" }]\nservices: [{ ${WEB}, vip: "fd00:9::100", fwmark: 300 }]\nmarks: [{ mark: 300, network: blue, address: ▸10.1.2.3 }]\n`, 'marks[0].address | address 10.1.2.3 is of IPv4, and service "web" of fwmark 300 has no such address | write IPv6'],
+  ['mark by addresses of two families', `${dual(`${VIP}, vip6: "fd00:9::100", fwmark: 300`)}marks: [{ mark: 300, network: blue, address: 10.1.2.3, source: ▸"fd00::/64" }]\n`, 'marks[0].source | source fd00::/64 is of IPv6, and address 10.1.2.3 of IPv4 | both of one family, or two rules'],
+  ['mark by what is no address', marked('mark: 300, network: blue, address: ▸10.1.2'), 'marks[0].address | 10.1.2 | write an IPv4 address'],
+  ['mark by address with host bits', marked('mark: 300, network: blue, address: ▸10.1.2.3/24'), 'marks[0].address | bits set after its prefix | write 10.1.2.0/24'],
   ['mark by source with host bits', marked('mark: 300, network: blue, source: ▸10.0.9.1/24'), 'marks[0].source | bits set after its prefix | write 10.0.9.0/24'],
   ['mark by unknown endpoint', marked('mark: 300, network: blue, endpoint: ▸c3'), 'marks[0].endpoint | there is no endpoint "c3" | write one of c1, c2'],
   ['mark by remote endpoint', marked('mark: 300, network: blue, endpoint: ▸c2'), 'marks[0].endpoint | endpoint "c2" is on another host | name a local endpoint'],

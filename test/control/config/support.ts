@@ -124,7 +124,10 @@ export function formatConfig(config: Config): string {
     },
     ingress: config.ingress && formatIngress(config.ingress),
     services: config.services.map(formatService),
-    marks: config.marks.map(({ ports, ...same }) => ({ ...same, ports: `${ports.first}-${ports.last}` })),
+    marks: config.marks.map(({ ports, ...same }) => ({
+      ...same,
+      ports: ports && `${ports.first}-${ports.last}`,
+    })),
     encryption: encryption && {
       keys: encryption.keys,
       encapsulation: encryption.encapsulation,

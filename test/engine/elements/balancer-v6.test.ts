@@ -2,10 +2,11 @@ import test from 'ava';
 import fc from 'fast-check';
 import { BALANCER_PORT } from '../../../engine/intent.js';
 import { OFFLOAD_NEEDS_CSUM } from '../../../engine/memory/frames.js';
-import { BalancerRig, VIP } from '../../support/balancer.js';
+import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
 import { BalancerRigV6, backend6, CLIENT6, service6, VIP6 } from '../../support/balancer6.js';
-import { be16, concat, mac, station } from '../../support/frames.js';
-import { ACK, FIN, packet, RST, SYN } from '../../support/nat.js';
+import { syn as synV4 } from '../../support/connections.js';
+import { be16, concat, ip, mac, station } from '../../support/frames.js';
+import { ACK, ends, FIN, packet, RST, SYN } from '../../support/nat.js';
 import {
   answerToV6,
   destinationV6,
@@ -32,6 +33,17 @@ const tcp = (sourcePort: number, flags: number, more: PacketV6 = {}): Uint8Array
 const syn = (sourcePort: number, more: PacketV6 = {}) => tcp(sourcePort, SYN, more);
 const ack = (sourcePort: number, more: PacketV6 = {}) => tcp(sourcePort, ACK, more);
 const flagsOf = (frame: Uint8Array): number => frame[54 + 13]!;
+
+/** The two fragments of a packet of UDP. */
+function cut(p: PacketV6): [Uint8Array, Uint8Array] {
+  const whole = transportV6({ content: new Uint8Array(40), ...p });
+  const piece = (offset: number, more: number, content: Uint8Array): Uint8Array =>
+    framedV6(
+      { ...p, first: 44, extensions: concat(Uint8Array.of(UDP, 0), be16((offset & ~7) | more, 0, 7)) },
+      content,
+    );
+  return [piece(0, 1, whole.slice(0, 24)), piece(24, 0, whole.slice(24))];
+}
 
 test('a connection goes to one backend and comes back as from the service, every checksum right', (t) => {
   const b = new BalancerRigV6();
@@ -214,17 +226,93 @@ test('errors are translated with the packet that they carry, both ways', (t) => 
   b.rig.finish(t);
 });
 
+test('a mark leads to its service, whatever the address; it comes back from there', (t) => {
+  const elsewhere = { destination: '2001:db8::9', destinationPort: 8080 };
+  const b = new BalancerRigV6([service6({ mark: 300, backends: [backend6(1)] })]);
+  const request = b.one(syn(4000, elsewhere), { mark: 300 });
+  t.is(endsV6(request), `[${CLIENT6}]:4000 > [fd00:9::1]:8080`, 'the port stays');
+  t.deepEqual(request.slice(0, 6), station(1));
+  const answer = b.one(answerToV6(request, SYN | ACK));
+  t.is(endsV6(answer), `[2001:db8::9]:8080 > [${CLIENT6}]:4000`);
+  t.true(soundV6(request) && soundV6(answer));
+  t.is(endsV6(b.one(ack(4000, elsewhere), { mark: 300 })), endsV6(request));
+  t.deepEqual(b.one(syn(4001, elsewhere)), syn(4001, elsewhere), 'unmarked it is nobody’s');
+  b.rig.finish(t);
+});
+
+test('a marked address has a number as long as it has flows', (t) => {
+  const b = new BalancerRigV6([service6({ mark: 300 })], 10, 7);
+  const marked = (p: PacketV6) => b.feed([packetV6({ source: CLIENT6, ...p })], { mark: 300 });
+  t.is(b.addresses.size, 4);
+  t.is(marked({ destination: '2001:db8::9' }).length, 1);
+  t.is(b.addresses.size, 6, 'of it and of its client');
+  // Refused: an RST of no connection, and one that does not add up.
+  marked({ destination: '2001:db8::a', protocol: TCP, flags: RST });
+  marked({ destination: '2001:db8::b', first: 0, extensions: new Uint8Array(0) });
+  t.is(b.addresses.size, 6);
+  t.deepEqual(b.drops(), { 'no-flow': 1, malformed: 1 });
+  marked({ destination: '2001:db8::c' });
+  t.is(b.addresses.size, 7);
+  t.deepEqual(marked({ destination: '2001:db8::d' }), [], 'there is none left');
+  t.is(b.drops()['table-full'], 1);
+  for (let second = 1001; second < 1400; second++) b.age(second);
+  t.is(b.addresses.size, 4);
+  b.rig.finish(t);
+});
+
+test('one mark is of a service of each family: packets of IPv4 are for the one, of IPv6 for the other', (t) => {
+  const b = new BalancerRigV6([
+    service({ mark: 300, backends: [backend(1)] }),
+    service6({ id: 2, mark: 300, backends: [backend6(2, { id: 5 })] }),
+  ]);
+  const metadata = { mark: 300 };
+  t.is(ends(b.one(synV4(4000, { destination: '203.0.113.9' }), metadata)), `${CLIENT}:4000 > 10.0.9.1:80`);
+  t.is(destinationV6(b.one(syn(4000, { destination: '2001:db8::9' }), metadata)), 'fd00:9::2');
+  b.rig.finish(t);
+});
+
+test('a mark without a service in IPv6 is refused by the address that was asked, also if IPv4 has one', (t) => {
+  const b = new BalancerRigV6([
+    service({ mark: 300 }),
+    service6({ id: 2, backends: [backend6(1, { id: 9 })] }),
+  ]);
+  const [refused] = b.feed([syn(4000, { destination: '2001:db8::9' })], { mark: 300 });
+  t.deepEqual([...refused!.bytes.slice(54, 56)], [1, 4]);
+  t.is(sourceV6(refused!.bytes), '2001:db8::9');
+  t.true(soundV6(refused!.bytes));
+  t.deepEqual(b.drops(), { 'no-service': 1 });
+  t.is(b.addresses.size, 2);
+  b.rig.finish(t);
+});
+
+test('a mark goes before the address, and then has no ports of it', (t) => {
+  const ports = [{ protocol: TCP, port: 80, target: 8080 }];
+  const other = { id: 2, mark: 300, address: ip('fd00:9::101') };
+  const b = new BalancerRigV6([
+    service6({ ports, backends: [backend6(1)] }),
+    service6({ ...other, backends: [backend6(7)] }),
+  ]);
+  t.is(endsV6(b.one(syn(4000))), `[${CLIENT6}]:4000 > [fd00:9::1]:8080`);
+  t.is(endsV6(b.one(syn(4001), { mark: 300 })), `[${CLIENT6}]:4001 > [fd00:9::7]:80`);
+  b.rig.finish(t);
+});
+
+test('dsr by a mark: the address stays, and only the MAC is another, of each fragment', (t) => {
+  const b = new BalancerRigV6([service6({ mark: 300, direct: true, backends: [backend6(1)] })]);
+  const elsewhere = '2001:db8::9';
+  const [first, later] = cut({ source: CLIENT6, destination: elsewhere });
+  t.deepEqual(b.feed([later], { mark: 300 }), [], 'it waits');
+  const out = [...b.feed([first], { mark: 300 }), ...b.feed([later], { mark: 300 })];
+  t.deepEqual(
+    out.map(({ bytes }) => [destinationV6(bytes), bytes.slice(0, 6)]),
+    Array(3).fill([elsewhere, station(1)]),
+  );
+  b.v6.flush();
+  b.rig.finish(t);
+});
+
 test('fragments to a service find their backend in any order, and come back as the service', (t) => {
   const b = new BalancerRigV6([service6({ backends: [backend6(1)] })]);
-  const cut = (p: PacketV6): [Uint8Array, Uint8Array] => {
-    const whole = transportV6({ content: new Uint8Array(40), ...p });
-    const piece = (offset: number, more: number, content: Uint8Array): Uint8Array =>
-      framedV6(
-        { ...p, first: 44, extensions: concat(Uint8Array.of(UDP, 0), be16((offset & ~7) | more, 0, 7)) },
-        content,
-      );
-    return [piece(0, 1, whole.slice(0, 24)), piece(24, 0, whole.slice(24))];
-  };
   const [first, later] = cut({ source: CLIENT6, destination: VIP6 });
   t.deepEqual(b.feed([later]), [], 'it waits');
   const out = b.feed([first]).map(({ bytes }) => bytes);

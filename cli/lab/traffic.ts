@@ -61,6 +61,8 @@ export interface Iperf3Options {
   udp?: boolean;
   /** Duration; 2 unless told. */
   seconds?: number;
+  /** Payload after which it ends, however long it takes; in place of `seconds`. */
+  bytes?: number;
   /** Bytes a write (TCP) or a datagram (UDP); iperf3's choice unless told. */
   length?: number;
   /** Streams; 1 unless told. */
@@ -116,6 +118,7 @@ export async function iperf3(
   const {
     udp = false,
     seconds = 2,
+    bytes,
     length,
     parallel = 1,
     reverse = false,
@@ -126,7 +129,8 @@ export async function iperf3(
   const server = to.start('iperf3', ['--server', '--one-off', '--forceflush', '--port', port]);
   try {
     await server.output(/Server listening/);
-    const args = ['--client', address, '--port', port, '--json', '--time', String(seconds)];
+    const end = bytes === undefined ? ['--time', String(seconds)] : ['--bytes', String(bytes)];
+    const args = ['--client', address, '--port', port, '--json', ...end];
     args.push('--parallel', String(parallel), '--bitrate', String(bandwidth), '--connect-timeout', '5000');
     if (udp) args.push('--udp');
     if (length !== undefined) args.push('--length', String(length));

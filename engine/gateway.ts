@@ -113,11 +113,14 @@ export class GatewayWay {
   readonly fromBridge: Batch;
   readonly gateways = new Gateways();
   private readonly uplinks: readonly Uplink[];
-  private readonly inward: Batch;
+  /** What was let in from outside, to the networks. */
+  readonly inward: Batch;
   /** What carries packets of services between nodes; null where nothing is tracked. */
   private readonly mesh: Mesh | null;
   private readonly toMesh = new Batch(NOWHERE);
   private readonly fromMesh = new Batch(NOWHERE);
+  /** Fragments of stations that waited for their first one. */
+  private readonly waited = new Batch(NOWHERE);
   /** What the bridge of the ingress network delivers. */
   readonly fromIngress = new Batch(NOWHERE);
   private announced = 0;
@@ -134,7 +137,13 @@ export class GatewayWay {
     this.inward = new Batch(NOWHERE);
     const { gateways, inward } = this;
     const shared = { gateways, neighbours, timeouts: options.nat.timeouts, ...options.mesh };
-    const outputs = { tunnel: options.mesh.tunnel, bridge, ports, outside: this.fromMesh };
+    const outputs = {
+      tunnel: options.mesh.tunnel,
+      bridge,
+      ports,
+      outside: this.fromMesh,
+      again: this.waited,
+    };
     this.mesh = flows && createMesh(context, { ...shared, flows, addresses: options.addresses }, outputs);
     this.uplinks = uplinks.map((uplink, index) =>
       wireClamped(context, uplink, { ...options, index, gateways, errors, inward }),
@@ -154,6 +163,7 @@ export class GatewayWay {
     });
     this.inward.next = gateway.fromOutside;
     this.fromMesh.next = gateway.fromMesh;
+    this.waited.next = gateway.fromInside;
     if (this.mesh !== null) {
       this.toMesh.next = this.mesh.forth;
       this.fromIngress.next = this.mesh.arrived;
@@ -176,6 +186,7 @@ export class GatewayWay {
     return [
       this.fromIngress,
       this.fromBridge,
+      this.waited,
       this.fromMesh,
       ...this.uplinks.flatMap(({ outbound }) => outbound),
     ];
@@ -229,6 +240,7 @@ export class GatewayWay {
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
     this.expire();
+    this.mesh?.expire();
     for (const { resolver, v6 } of this.uplinks) {
       for (const one of v6 ? [resolver, v6.resolver] : [resolver]) {
         one.tick();

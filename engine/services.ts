@@ -56,7 +56,7 @@ export class ServiceFront {
     { flows, addresses }: Pick<FlowMemory, 'flows' | 'addresses'>,
     neighbours: Neighbours,
     { front, behind, station, tunnel, ports }: ServiceBatches,
-    gateway: Pick<GatewayWay, 'balanceBy' | 'outsideOf' | 'outsideOfV6'>,
+    gateway: Pick<GatewayWay, 'balanceBy' | 'inward' | 'outsideOf' | 'outsideOfV6'>,
     timeouts: Timeouts,
     tell: (changes: readonly HealthChange[]) => void,
   ) {
@@ -66,7 +66,7 @@ export class ServiceFront {
     const outside = (owner: number): Batch => gateway.outsideOf(owner);
     const turned = (backend: number, alive: boolean): void => this.turn(backend, alive);
     this.health = new Health(context, services, { out: behind, tunnel }, turned, tell);
-    const shared = { flows, services, neighbours, timeouts };
+    const shared = { flows, services, neighbours, timeouts, inside: gateway.inward };
     this.v6 =
       addresses &&
       createBalancerV6(

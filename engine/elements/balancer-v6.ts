@@ -103,6 +103,8 @@ export interface BalancerV6Options {
   readonly checks?: Checks;
   /** Takes what leaves through the NAT that owns a flow, by its number. */
   readonly outside: (owner: number) => Batch;
+  /** Takes what is for a backend as if it was let in from outside. */
+  readonly inside: Batch;
 }
 
 export interface BalancerV6 {
@@ -135,8 +137,8 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   const chooser = createChooser(context, { flows, services, timeouts, evicted, addresses });
   const resets = createResetsV6(context, addresses);
   const { probe } = resets;
-  const { outside } = options;
-  const ends = { flows, services, probe, neighbours, outside, addresses };
+  const { outside, inside } = options;
+  const ends = { flows, services, probe, neighbours, outside, inside, addresses };
   const endings = createEndings(context, ends, out);
   const life = createLife(context, { flows, services, timeouts, chooser, endings });
   const translator = createErrorTranslatorV6(context, { flows, ownerKey }, addresses);

@@ -113,6 +113,8 @@ export interface BalancerOptions {
   readonly checks?: Checks;
   /** Takes what leaves through the NAT that owns a flow, by its number. */
   readonly outside: (owner: number) => Batch;
+  /** Takes what is for a backend as if it was let in from outside. */
+  readonly inside: Batch;
   /** Takes packets of IPv6 in domains that have services; without it they pass. */
   readonly v6?: ((frame: number) => void) | undefined;
 }
@@ -148,11 +150,9 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     evicted: () => values[base + EVICTED]++,
   });
   const resets = createResets(context);
-  const endings = createEndings(
-    context,
-    { flows, services, probe: resets.probe, neighbours, outside: options.outside },
-    out,
-  );
+  const { outside, inside } = options;
+  const { probe } = resets;
+  const endings = createEndings(context, { flows, services, probe, neighbours, outside, inside }, out);
   const life = createLife(context, { flows, services, timeouts, chooser, endings });
   const reset = (): void => void values[base + RESETS]++;
   const tellWhy = createRefuse(context, { drops, errors, resets, checks, out, reset });

@@ -44,7 +44,8 @@ import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { answerNd } from './answer-nd.js';
 import { answerEchoV6, isEchoV6 } from './echo.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
-import { type Mesh, NO_NODE } from './mesh.js';
+import { NO_NODE, WAITS } from './mesh/ways.js';
+import type { Mesh } from './mesh.js';
 
 const REASONS = [
   'malformed',
@@ -152,10 +153,11 @@ export function createGatewayV6(
     else route(frame, ip, total);
   }
 
-  /** Whether a packet answers a client that came by another node, to which it goes back then. */
+  /** Whether a packet answers a client that came by another node, to which it goes back then; or it waits. */
   function backByMesh(element: Mesh, frame: number, ip: number, total: number): boolean {
     const vtep = element.entryOfV6(frame, ip, total);
     if (vtep === NO_NODE) return false;
+    if (vtep === WAITS) return true;
     const most = element.ingress[1];
     if (u16[ip + IPV6_NEXT_HOP] >>> 8 <= 1) refuse(frame, HOP_LIMIT, TIME_EXCEEDED_V6, 0, 0);
     else if (packetSize(frame, ip, upperLayer(u16, ip, total)) > most)

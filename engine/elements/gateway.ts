@@ -56,7 +56,8 @@ import { createFragmenter } from './fragment.js';
 import { createGatewayV6, type GatewayUplinkV6 } from './gateway-v6.js';
 import type { IcmpErrors } from './icmp-errors.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
-import { type Mesh, NO_NODE } from './mesh.js';
+import { NO_NODE, WAITS } from './mesh/ways.js';
+import type { Mesh } from './mesh.js';
 
 const REASONS = [
   'remote',
@@ -190,10 +191,11 @@ export function createGateway(
     else if (mesh === null || !backByMesh(mesh, frame, ip)) onward(frame, ip, destination);
   }
 
-  /** Whether a packet answers a client that came by another node, to which it goes back then. */
+  /** Whether a packet answers a client that came by another node, to which it goes back then; or it waits. */
   function backByMesh(mesh: Mesh, frame: number, ip: number): boolean {
     const vtep = mesh.entryOf(frame, ip);
     if (vtep === NO_NODE) return false;
+    if (vtep === WAITS) return true;
     if ((u16[ip + IPV4_TTL_PROTOCOL] & 0xff) <= 1) refuse(frame, TTL_EXCEEDED, TIME_EXCEEDED, 0, 0);
     else if (packetSize(frame, ip) > mesh.ingress[1])
       refuse(frame, TOO_BIG, UNREACHABLE, FRAGMENTATION_NEEDED, mesh.ingress[1]);

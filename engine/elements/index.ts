@@ -179,7 +179,7 @@ function buildMark({ context, balance }: ChainTools, out: Batch): ChainElement {
 function buildBalance({ context, balance }: ChainTools, out: Batch): ChainElement {
   const { addresses, ...known } = balance!;
   const errors = { make: () => NO_FRAME };
-  const shared = { ...known, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => out };
+  const shared = { ...known, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => out, inside: out };
   const v6 = addresses && createBalancerV6(context, { ...shared, addresses }, out);
   const balancer = createBalancer(context, { ...shared, v6: v6?.packet }, out);
   return {

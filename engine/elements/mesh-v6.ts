@@ -1,10 +1,8 @@
 /**
  * The routing mesh over IPv6: what mesh.ts does where it looks into packets, for those of IPv6; the ingress network
  * carries both. Flows are in the same table, addresses there by their numbers (see Addresses6).
- *
- * Not handled: fragments but the first from a backend, which go out as its own.
  */
-import type { Context } from '../graph.js';
+import type { Batch, Context } from '../graph.js';
 import { FLOOD_VTEPS } from '../memory/frames.js';
 import { type Addresses6, NO_ADDRESS } from '../tables/addresses6.js';
 import {
@@ -12,67 +10,61 @@ import {
   type Flows,
   flowKeyHash,
   IN,
-  IN_DOMAIN,
   INSIDE,
   IPV6_FLOW,
   MESH_OWNER,
   NEXT_OF_PORT,
   NO_FLOW,
-  OWNER_SHIFT,
+  OUT,
   REMOTE_END,
 } from '../tables/flows.js';
-import type { Gateways } from '../tables/gateways.js';
 import type { Neighbours } from '../tables/neighbours.js';
 import { pair as pairAt } from '../wire/arp.js';
-import { ETHERNET_HEADER, swap16 } from '../wire/ethernet.js';
+import { ETHERNET_HEADER } from '../wire/ethernet.js';
 import { ICMP_HEADER } from '../wire/icmp.js';
 import { isErrorV6 } from '../wire/icmpv6.js';
 import {
   IPV6_DESTINATION,
-  IPV6_HEADER,
-  IPV6_LENGTH,
   IPV6_SOURCE,
   PROTOCOL_ICMPV6,
   PROTOCOL_TCP,
   PROTOCOL_UDP,
   UDP_HEADER,
 } from '../wire/ip.js';
-import { LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
+import { FIRST_OF_FRAGMENTS, LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createResetsV6 } from './balancer/resets-v6.js';
-import type { Tracks } from './mesh.js';
+import { MESH_KEY, NOT_SERVED, TABLE_FULL, type Tracks } from './mesh/tracks.js';
+import { createWays, NO_NODE } from './mesh/ways.js';
+import type { MeshFamily } from './mesh.js';
 import { TRANSLATED } from './nat/errors.js';
 import { createErrorTranslatorV6 } from './nat/errors-v6.js';
+import { FRAGMENTS_V6 } from './nat/packet-v6.js';
 
-export interface MeshV6 {
-  /** The neighbour that a packet is for, as `Neighbours.lookup`. @param ip first word of its header; likewise below. */
-  neighbourOf(dom: number, ip: number): number;
-  /** Finds or makes the flow of a sound packet of `total` bytes to a backend. @returns a reason, or -1. */
-  track(frame: number, ip: number, total: number, from: number): number;
-  /** As of `Mesh`; undefined when there is none. */
-  entryOf(frame: number, ip: number, total: number): number | undefined;
-  /** Turns a TCP segment right behind its header into its reset, as `Resets`. */
-  answer(frame: number, ip: number): boolean;
-  /** Whether a packet of a backend answers somebody who came in here. */
-  isKnown(frame: number, ip: number, total: number): boolean;
+export interface MeshV6 extends MeshFamily {
+  /** As of `Mesh`. */
+  entryOf(frame: number, ip: number, total: number): number;
+  expire(all?: boolean): void;
 }
 
 export interface MeshV6Options {
   readonly flows: Flows;
   readonly addresses: Addresses6;
-  readonly gateways: Gateways;
   readonly neighbours: Neighbours;
-  /** What becomes of flows, whatever their family. */
   readonly tracks: Tracks;
+  /** As of `createWays`. */
+  readonly again: Batch;
+  readonly lost: (frame: number) => void;
 }
 
 export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   const { u16, domain } = context.frames;
-  const { flows, addresses, gateways, neighbours, tracks } = options;
+  const { flows, addresses, neighbours, tracks, again, lost } = options;
   const { words, seed, find } = flows;
-  const ownerKey = (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN | IPV6_FLOW;
+  const ownerKey = MESH_KEY | IPV6_FLOW;
   const resets = createResetsV6(context, addresses);
   const translator = createErrorTranslatorV6(context, { flows, ownerKey }, addresses);
+  const ways = createWays(context, FRAGMENTS_V6, again, lost);
 
   function neighbourOf(dom: number, ip: number): number {
     const at = ip + IPV6_DESTINATION;
@@ -91,21 +83,20 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     return total - (upper & 0xffff) >= (protocol === PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER);
   }
 
-  function keyOf(frame: number, upper: number, owner: number): number {
-    return ((upper >>> 16) & 0xff) | owner | ((domain[frame] + 1) << 16);
+  function keyOf(frame: number, upper: number): number {
+    return ((upper >>> 16) & 0xff) | ownerKey | ((domain[frame] + 1) << 16);
   }
 
   function track(frame: number, ip: number, total: number, from: number): number {
     const upper = upperLayer(u16, ip, total);
     const t = ip + ((upper & 0xffff) >>> 1);
-    if (upper < 0) return tracks.notServed;
+    if (upper < 0) return NOT_SERVED;
     // The first one made the flow, and the node before this one has put them in order.
     if ((upper & LATER_FRAGMENT_V6) !== 0) return -1;
-    if (((upper >>> 16) & 0xff) === PROTOCOL_ICMPV6)
-      return error(frame, t, upper, total) ? -1 : tracks.notServed;
-    if (!hasRoom(upper, total)) return tracks.notServed;
+    if (((upper >>> 16) & 0xff) === PROTOCOL_ICMPV6) return error(frame, t, upper, total) ? -1 : NOT_SERVED;
+    if (!hasRoom(upper, total)) return NOT_SERVED;
     const pair = u16[t + 1] | (u16[t] << 16);
-    const key = keyOf(frame, upper, ownerKey);
+    const key = keyOf(frame, upper);
     const flags = (key & 0xff) === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0;
     const flow = flowOf(ip + IPV6_DESTINATION, ip + IPV6_SOURCE, pair, key);
     return flow === NO_FLOW
@@ -114,9 +105,15 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   }
 
   function error(frame: number, t: number, upper: number, total: number): boolean {
-    const at = upper & 0xffff;
-    if (total - at < ICMP_HEADER || !isErrorV6(u16[t] & 0xff)) return false;
-    return translator.translate(frame, IN, ETHERNET_HEADER + at) === TRANSLATED;
+    return (
+      isIcmpError(t, upper, total) &&
+      translator.translate(frame, IN, ETHERNET_HEADER + (upper & 0xffff)) === TRANSLATED
+    );
+  }
+
+  /** Whether an ICMPv6 message that begins at word `t` is an error. */
+  function isIcmpError(t: number, upper: number, total: number): boolean {
+    return total - (upper & 0xffff) >= ICMP_HEADER && isErrorV6(u16[t] & 0xff);
   }
 
   /** @param own word of the address on the backend's side, and `theirs` that of the client's. */
@@ -130,38 +127,61 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   /** Makes a flow, which holds its addresses. */
   function make(ip: number, pair: number, key: number, flags: number, from: number): number {
     const own = addresses.hold(u16, ip + IPV6_DESTINATION);
-    if (own === NO_ADDRESS) return tracks.tableFull;
+    if (own === NO_ADDRESS) return TABLE_FULL;
     const remote = addresses.hold(u16, ip + IPV6_SOURCE);
-    const refused =
-      remote === NO_ADDRESS ? tracks.tableFull : tracks.make(own, remote, pair, key, flags, from);
+    const refused = remote === NO_ADDRESS ? TABLE_FULL : tracks.make(own, remote, pair, key, flags, from);
     if (refused < 0) return refused;
     addresses.release(own);
     if (remote !== NO_ADDRESS) addresses.release(remote);
     return refused;
   }
 
-  function entryOf(frame: number, ip: number, total: number): number | undefined {
+  function entryOf(frame: number, ip: number, total: number): number {
     const upper = upperLayer(u16, ip, total);
-    if (upper < 0 || (upper & LATER_FRAGMENT_V6) !== 0 || !hasRoom(upper, total)) return undefined;
+    if (upper < 0) return NO_NODE;
+    if ((upper & LATER_FRAGMENT_V6) !== 0) return ways.later(frame);
+    const way = wayOf(frame, ip, upper, total);
+    return (upper & FIRST_OF_FRAGMENTS) === 0 ? way : ways.first(frame, way);
+  }
+
+  /** Of a connection that only the node knows which its client came by, all are asked. */
+  function wayOf(frame: number, ip: number, upper: number, total: number): number {
     const t = ip + ((upper & 0xffff) >>> 1);
-    const key = keyOf(frame, upper, ownerKey);
+    if (((upper >>> 16) & 0xff) === PROTOCOL_ICMPV6) return wayOfError(frame, t, upper, total);
+    if (!hasRoom(upper, total)) return NO_NODE;
+    const key = keyOf(frame, upper);
     const flow = flowOf(ip + IPV6_SOURCE, ip + IPV6_DESTINATION, pairAt(u16, t), key);
     if (flow === NO_FLOW) {
-      const lost = (key & 0xff) === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV6_SOURCE, 8);
-      return lost && !isKnown(frame, ip, total) ? FLOOD_VTEPS : undefined;
+      const isLost = (key & 0xff) === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV6_SOURCE, 8);
+      return isLost && !isKnown(ip, t, key) ? FLOOD_VTEPS : NO_NODE;
     }
     const at = flow << FLOW_SHIFT;
     tracks.outward(at, key & 0xff, u16[t + TCP_FLAGS]);
     return words[at + NEXT_OF_PORT];
   }
 
-  function isKnown(frame: number, ip: number, total: number): boolean {
+  /** An ICMPv6 error goes where the client is whose packet it carries. */
+  function wayOfError(frame: number, t: number, upper: number, total: number): number {
+    if (!isIcmpError(t, upper, total)) return NO_NODE;
+    const flow = translator.flowOf(frame, OUT, ETHERNET_HEADER + (upper & 0xffff));
+    return flow < 0 ? NO_NODE : words[(flow << FLOW_SHIFT) + NEXT_OF_PORT];
+  }
+
+  /** Whether a packet of a backend, whose ports are at word `t`, answers somebody who came in here. */
+  function isKnown(ip: number, t: number, key: number): boolean {
+    const own = addresses.find(u16, ip + IPV6_SOURCE);
+    const remote = addresses.find(u16, ip + IPV6_DESTINATION);
+    return own !== NO_ADDRESS && remote !== NO_ADDRESS && tracks.isKnown(own, remote, pairAt(u16, t), key);
+  }
+
+  function mayReturn(frame: number, ip: number, total: number): boolean {
     const upper = upperLayer(u16, ip, total);
-    const uplink = gateways.uplink[domain[frame]];
-    if (upper < 0 || uplink < 0 || (upper & LATER_FRAGMENT_V6) !== 0 || !hasRoom(upper, total)) return false;
-    const key = keyOf(frame, upper, (uplink << OWNER_SHIFT) | IPV6_FLOW);
-    const pair = pairAt(u16, ip + ((upper & 0xffff) >>> 1));
-    return flowOf(ip + IPV6_SOURCE, ip + IPV6_DESTINATION, pair, key) !== NO_FLOW;
+    const t = ip + ((upper & 0xffff) >>> 1);
+    if (upper < 0) return false;
+    // It follows its first one, or goes when that does not come.
+    if ((upper & LATER_FRAGMENT_V6) !== 0) return true;
+    if (((upper >>> 16) & 0xff) === PROTOCOL_ICMPV6) return isIcmpError(t, upper, total);
+    return hasRoom(upper, total) && isKnown(ip, t, keyOf(frame, upper));
   }
 
   flows.own(
@@ -176,10 +196,12 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     true,
   );
 
-  function answer(frame: number, ip: number): boolean {
-    const t = ip + IPV6_HEADER / 2;
-    return resets.answer(frame, t, swap16(u16[ip + IPV6_LENGTH]));
+  function answer(frame: number, ip: number, total: number): boolean {
+    const upper = upperLayer(u16, ip, total);
+    const at = upper & 0xffff;
+    const isTcp = upper >= 0 && ((upper >>> 16) & 0xff) === PROTOCOL_TCP;
+    return isTcp && hasRoom(upper, total) && resets.answer(frame, ip + (at >>> 1), total - at);
   }
 
-  return { neighbourOf, track, answer, entryOf, isKnown };
+  return { neighbourOf, track, answer, mayReturn, entryOf, expire: ways.expire };
 }

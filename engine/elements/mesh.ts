@@ -8,63 +8,39 @@
  * Where the backend is:
  *   2. a packet from the ingress network for a station of this node goes to it as from the gateway, and its flow
  *      remembers the node it came by;
- *   3. what the backend sends to that client by the gateway goes back to that node, not out here.
+ *   3. what the backend sends to that client by the gateway goes back to that node, not out here: its packets, their
+ *      later fragments, and ICMP errors about what the client has sent.
  * Where the client came in again:
- *   4. a packet that comes back goes to the uplink, if there is a flow that it belongs to.
+ *   4. a packet that comes back goes to the uplink, if there is a flow that it belongs to. A TCP segment of none, as a
+ *      backend says it when it is asked at the end of a connection (see balancer/endings.ts), is reset.
  *
  * Inside the ingress network a frame's addresses say what it is: 06 (07 when it is for all), the VNI of the backend's
  * network, and in the last byte FORTH or BACK. Nobody learns them.
  *
- * IPv6 goes the same ways: mesh-v6.ts.
+ * IPv6 goes the same ways: mesh-v6.ts. What becomes of flows is in mesh/tracks.ts.
  *
- * Not handled: fragments but the first from a backend, which go out as its own.
+ * Not handled: ICMP errors and fragments of a backend whose client's node is forgotten, until the client is heard again.
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { GATEWAY_PORT } from '../intent.js';
 import { FLOOD_VTEPS, REMOTE } from '../memory/frames.js';
 import type { Addresses6 } from '../tables/addresses6.js';
-import {
-  FIN_BOTH,
-  MET_IN,
-  NEW_IN,
-  nextTcpState,
-  SYN_IN,
-  type Timeouts,
-  TRANSITORY,
-  TWO_SIDED,
-  tcpTimeouts,
-} from '../tables/connection.js';
+import type { Timeouts } from '../tables/connection.js';
 import type { Domains } from '../tables/domains.js';
-import {
-  EXPIRY,
-  FLOW_SHIFT,
-  type Flows,
-  flowKeyHash,
-  IN,
-  IN_DOMAIN,
-  MESH_OWNER,
-  NEXT_OF_PORT,
-  NO_FLOW,
-  OWNER_SHIFT,
-  OWNERS,
-  STATE,
-  STATE_MASK,
-  WHEEL_SECONDS,
-} from '../tables/flows.js';
+import { FLOW_SHIFT, type Flows, flowKeyHash, IN, NEXT_OF_PORT, NO_FLOW, OUT } from '../tables/flows.js';
 import type { Gateways } from '../tables/gateways.js';
 import type { MacTable } from '../tables/mac-table.js';
 import { UNKNOWN } from '../tables/mac-table.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
 import { Origins } from '../tables/origins.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
-import { isError } from '../wire/icmp.js';
+import { ICMP_HEADER, isError } from '../wire/icmp.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_LENGTH,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
-  IPV6_NEXT_HOP,
   PROTOCOL_ICMP,
   PROTOCOL_TCP,
   PROTOCOL_UDP,
@@ -72,34 +48,33 @@ import {
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
 import { ipv6Length } from '../wire/ipv6.js';
-import { RST_LE, SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createResets } from './balancer/resets.js';
+import { CONFLICT, createTracks, MESH_KEY, NOT_SERVED, TRACK_REASONS, WITHOUT_FLOW } from './mesh/tracks.js';
+import { createWays, NO_NODE } from './mesh/ways.js';
 import { createMeshV6 } from './mesh-v6.js';
 import { createErrorTranslator, TRANSLATED } from './nat/errors.js';
+import { FRAGMENTS_V4 } from './nat/fragments.js';
 
-const REASONS = [
-  'not-mesh',
-  'malformed',
-  'not-here',
-  'no-network',
-  'no-flow',
-  'conflict',
-  'table-full',
-  'not-served',
-] as const;
-const [NOT_MESH, MALFORMED, NOT_HERE, NO_NETWORK, WITHOUT_FLOW, CONFLICT, TABLE_FULL, NOT_SERVED] =
-  REASONS.keys();
+const REASONS = [...TRACK_REASONS, 'not-mesh', 'malformed', 'not-here', 'no-network', 'fragment'] as const;
+const NOT_MESH = REASONS.indexOf('not-mesh');
+const MALFORMED = REASONS.indexOf('malformed');
+const NOT_HERE = REASONS.indexOf('not-here');
+const NO_NETWORK = REASONS.indexOf('no-network');
+const FRAGMENT = REASONS.indexOf('fragment');
 
-const COUNTERS = ['forth', 'back', 'taken', 'returned', 'flows-made'] as const;
-const [SENT_FORTH, SENT_BACK, TAKEN, RETURNED, MADE] = COUNTERS.keys();
+const COUNTERS = ['forth', 'back', 'taken', 'returned', 'flows-made', 'resets'] as const;
+const [SENT_FORTH, SENT_BACK, TAKEN, RETURNED, MADE, RESETS] = COUNTERS.keys();
 
 /** First byte of addresses within the ingress network, and the last one. */
 const STATION = 0x06;
 const GROUP = 0x07;
-/** Of a packet that answers nobody who came over the mesh. */
-export const NO_NODE = -1;
 const FORTH = 1;
 const BACK = 2;
+
+/** More fragments, and an offset; the former alone. */
+const FRAGMENT_LE = 0xff3f;
+const MORE_FRAGMENTS_LE = 0x20;
 
 /** The addresses at which a node takes packets of a network, by its VNI: six bytes each. */
 export function meshStations(vni: number): readonly Uint8Array[] {
@@ -125,6 +100,8 @@ export interface MeshOutputs {
   readonly ports: readonly (Batch | null)[];
   /** Takes what comes back and is to leave by an uplink. */
   readonly outside: Batch;
+  /** Takes what the gateway is to get once more: fragments that waited for their first one. */
+  readonly again: Batch;
 }
 
 export interface Mesh {
@@ -135,7 +112,8 @@ export interface Mesh {
   readonly arrived: Consumer;
   /**
    * Step 3: the node by which the client came that a packet of a station answers, FLOOD_VTEPS when that is forgotten.
-   * @param ip first word of its sound IP header, of a packet of `total` bytes when it is of IPv6. @returns REMOTE | VTEP, or NO_NODE when it came by none.
+   * @param ip first word of its sound IP header, of a packet of `total` bytes when it is of IPv6.
+   * @returns REMOTE | VTEP; NO_NODE when it came by none; WAITS when the frame is not the caller's any more.
    */
   entryOf(frame: number, ip: number): number;
   entryOfV6(frame: number, ip: number, total: number): number;
@@ -144,26 +122,20 @@ export interface Mesh {
   /** The domain of the ingress network, -1 without one, and the largest IP packet that it carries. */
   readonly ingress: Int32Array;
   readonly origins: Origins;
+  /** Gives up fragments that waited too long, or all. Called between breaths. */
+  expire(all?: boolean): void;
 }
 
-/** What becomes of flows of the mesh, whatever their family. Words of a flow begin at `at`; `flags` are TCP's. */
-export interface Tracks {
-  /** Makes a flow by a packet that came by a node. @returns a reason, or -1. */
-  make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number;
-  /** A packet to the backend of a flow comes by a node. @returns a reason, or -1. */
-  inward(at: number, protocol: number, flags: number, from: number): number;
-  /** Whether a TCP packet without a flow goes to all nodes: its header begins at `t`, its address of words at `source`. */
-  isLost(frame: number, t: number, source: number, length: number): boolean;
-  /** A packet of the backend goes back. */
-  outward(at: number, protocol: number, flags: number): void;
-  /** Reasons. */
-  readonly tableFull: number;
-  readonly notServed: number;
-}
-
-/** Whether a connection in a state stands in nobody's way. */
-function isOver(state: number): boolean {
-  return state === FIN_BOTH || state === TRANSITORY || state === MET_IN;
+/** What looks into packets of one family: sound ones, of `total` bytes, whose IP header begins at word `ip`. */
+export interface MeshFamily {
+  /** The neighbour that a packet is for, as `Neighbours.lookup`. */
+  neighbourOf(dom: number, ip: number): number;
+  /** Finds or makes the flow of a packet to a backend. @returns a reason, or -1. */
+  track(frame: number, ip: number, total: number, from: number): number;
+  /** Turns a TCP segment into its reset; false for anything else. */
+  answer(frame: number, ip: number, total: number): boolean;
+  /** Whether the NAT may have a packet that came back: it knows its flow, or does not make one of it. */
+  mayReturn(frame: number, ip: number, total: number): boolean;
 }
 
 export function createMesh(context: Context, options: MeshOptions, to: MeshOutputs): Mesh {
@@ -171,26 +143,20 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   const { flows, addresses, gateways, domains, neighbours, stations, timeouts } = options;
   const { words, seed, find } = flows;
   const { vni: vniOf } = domains;
-  const { tunnel, bridge, ports, outside } = to;
-  // The node that has chosen the backend knows how long a connection may be silent; here it is never shorter.
-  const tcp = tcpTimeouts({ ...timeouts, established: WHEEL_SECONDS - 1 });
+  const { tunnel, bridge, ports, outside, again } = to;
   const { values } = context.counters;
   const drops = new Drops(context, 'mesh', REASONS);
   const { base } = context.counters.claim('mesh', COUNTERS);
-  const ownerKey = (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
   const resets = createResets(context);
-  const translator = createErrorTranslator(context, { flows, ownerKey });
+  const translator = createErrorTranslator(context, { flows, ownerKey: MESH_KEY });
   const network = Int32Array.of(-1, 0);
   const origins = new Origins();
-  const tracks: Tracks = {
-    make,
-    inward,
-    isLost,
-    outward: (at, protocol, flags) => advance(at, protocol, false, flags),
-    tableFull: TABLE_FULL,
-    notServed: NOT_SERVED,
-  };
-  const v6 = addresses && createMeshV6(context, { flows, addresses, gateways, neighbours, tracks });
+  const made = (): void => void values[base + MADE]++;
+  const tracks = createTracks(context, { flows, gateways, timeouts, origins, made });
+  const lost = (frame: number): void => drops.drop(frame, FRAGMENT);
+  const ways = createWays(context, FRAGMENTS_V4, again, lost);
+  const v4: MeshFamily = { neighbourOf, track, answer, mayReturn };
+  const v6 = addresses && createMeshV6(context, { flows, addresses, neighbours, tracks, again, lost });
 
   function forth(batch: Batch): void {
     for (let k = 0; k < batch.count; k++) {
@@ -241,10 +207,9 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
       return;
     }
     domain[frame] = dom;
-    if (kind === FORTH << 8) {
-      if (isV6) deliver(frame, ip, v6.neighbourOf(dom, ip), from, total);
-      else deliver(frame, ip, neighbourOf(dom, ip), from, 0);
-    } else if (kind === BACK << 8) comeBack(frame, isV6 ? v6.isKnown(frame, ip, total) : isKnown(frame, ip));
+    const of = isV6 ? v6 : v4;
+    if (kind === FORTH << 8) deliver(frame, ip, total, of, from);
+    else if (kind === BACK << 8) comeBack(frame, ip, total, of, from);
     else drops.drop(frame, NOT_MESH);
   }
 
@@ -253,18 +218,21 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return neighbours.lookup(dom, 0, 0, MAPPED_IPV4, destination);
   }
 
-  /** Step 2. @param known the station it is for. @param total bytes of a packet of IPv6, 0 for IPv4. */
-  function deliver(frame: number, ip: number, known: number, from: number, total: number): void {
+  /** Step 2. */
+  function deliver(frame: number, ip: number, total: number, of: MeshFamily, from: number): void {
     const dom = domain[frame];
+    const known = of.neighbourOf(dom, ip);
     const here = known === NO_NEIGHBOUR ? UNKNOWN : stationOf(dom, known);
     const port = here === UNKNOWN || here >= REMOTE ? null : ports[here];
-    if (!port || (total === 0 ? gateways.used : gateways.used6)[dom] === 0) {
+    if (!port || (of === v4 ? gateways.used : gateways.used6)[dom] === 0) {
       drops.drop(frame, NOT_HERE);
       return;
     }
-    const refused = total === 0 ? track(frame, ip, from) : v6!.track(frame, ip, total, from);
+    const refused = of.track(frame, ip, total, from);
     if (refused >= 0) {
-      refuse(frame, ip, from, refused, total === 0);
+      // A client whose connection is another's here is told, or it would try the same backend again and again.
+      if (refused === CONFLICT && of.answer(frame, ip, total)) sendReset(frame, from, BACK, refused);
+      else drops.drop(frame, refused);
       return;
     }
     const w = off[frame] >>> 1;
@@ -276,17 +244,11 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     port.push(frame);
   }
 
-  /** A client whose connection is another's here is told, or it would try the same backend again and again. */
-  function refuse(frame: number, ip: number, from: number, reason: number, isV4: boolean): void {
-    const isTcp = isV4
-      ? u16[ip + IPV4_TTL_PROTOCOL] >>> 8 === PROTOCOL_TCP
-      : (u16[ip + IPV6_NEXT_HOP] & 0xff) === PROTOCOL_TCP;
-    if (reason !== CONFLICT || !isTcp || !(isV4 ? resets.answer(frame) : v6!.answer(frame, ip)))
-      drops.drop(frame, reason);
-    else {
-      drops.add(CONFLICT);
-      send(frame, from, BACK);
-    }
+  /** Sends the reset that a refused segment has become to where that came from. */
+  function sendReset(frame: number, from: number, kind: number, reason: number): void {
+    drops.add(reason);
+    values[base + RESETS]++;
+    send(frame, from, kind);
   }
 
   function stationOf(dom: number, known: number): number {
@@ -294,8 +256,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return stations.lookup(low, (neighbours.macWord(known, 2) | (dom << 16)) >>> 0);
   }
 
-  /** Finds or makes the flow of a packet to a backend. @returns a reason, or -1. */
-  function track(frame: number, ip: number, from: number): number {
+  function track(frame: number, ip: number, _total: number, from: number): number {
     const header = (u16[ip] & 15) << 2;
     const t = ip + (header >>> 1);
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
@@ -310,22 +271,11 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const own = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     const remote = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const pair = u16[t + 1] | (u16[t] << 16);
-    const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
+    const key = protocol | MESH_KEY | ((domain[frame] + 1) << 16);
     const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0;
     const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-    if (ref === NO_FLOW) return make(own, remote, pair, key, flags, from);
-    return inward((ref >>> 1) << FLOW_SHIFT, protocol, flags, from);
-  }
-
-  function inward(at: number, protocol: number, flags: number, from: number): number {
-    if (words[at + NEXT_OF_PORT] !== from) {
-      // The client comes by another node: as a new connection once the old one is over, else to another backend.
-      const over = isOver(words[at + STATE]) && (flags & SYN_LE) !== 0;
-      if (protocol === PROTOCOL_TCP && !over) return CONFLICT;
-      words[at + NEXT_OF_PORT] = from;
-    }
-    advance(at, protocol, true, flags);
-    return -1;
+    if (ref === NO_FLOW) return tracks.make(own, remote, pair, key, flags, from);
+    return tracks.inward((ref >>> 1) << FLOW_SHIFT, protocol, flags, from);
   }
 
   function hasRoom(ip: number, header: number, protocol: number): boolean {
@@ -333,101 +283,80 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     return swap16(u16[ip + IPV4_LENGTH]) - header >= (protocol === PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER);
   }
 
-  function make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number {
-    const protocol = key & 0xff;
-    if (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0) return WITHOUT_FLOW;
-    if (isTakenHere(own, remote, pair, key)) return CONFLICT;
-    const flow = flows.obtain(own, remote, pair, key, own, pair, () => {});
-    if (flow === NO_FLOW) return TABLE_FULL;
-    const at = flow << FLOW_SHIFT;
-    // What is no SYN belongs to a connection that ended, and the backend resets it; it must not stand in the way.
-    const state = protocol !== PROTOCOL_TCP ? NEW_IN : (flags & SYN_LE) !== 0 ? SYN_IN : MET_IN;
-    words[at + STATE] = state;
-    words[at + NEXT_OF_PORT] = from;
-    flows.setExpiry(flow, context.seconds + (protocol === PROTOCOL_TCP ? tcp[state] : timeouts.udp));
-    values[base + MADE]++;
-    return -1;
+  function answer(frame: number, ip: number): boolean {
+    const header = (u16[ip] & 15) << 2;
+    const isTcp = u16[ip + IPV4_TTL_PROTOCOL] >>> 8 === PROTOCOL_TCP;
+    return isTcp && hasRoom(ip, header, PROTOCOL_TCP) && resets.answer(frame);
   }
 
-  /** Finds the flow with these ends that the NAT of the network's uplink has. @param key as the mesh's flows have it. */
-  function findHere(own: number, remote: number, pair: number, key: number): number {
-    const uplink = gateways.uplink[(key >>> 16) - 1];
-    if (uplink < 0) return NO_FLOW;
-    const outer = (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
-    return find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
-  }
-
-  /** Whether the client has come to this backend by an uplink of this node, with the same ports, and that goes on. */
-  function isTakenHere(own: number, remote: number, pair: number, key: number): boolean {
-    const ref = findHere(own, remote, pair, key);
-    return ref !== NO_FLOW && !isOver(words[((ref >>> 1) << FLOW_SHIFT) + STATE] & STATE_MASK);
-  }
-
-  function advance(at: number, protocol: number, inward: boolean, flags: number): void {
-    if (protocol !== PROTOCOL_TCP) {
-      if (!inward) words[at + STATE] = TWO_SIDED;
-      words[at + EXPIRY] = context.seconds + timeouts.udp;
-      return;
-    }
-    const state = words[at + STATE];
-    const next = nextTcpState(state, inward, flags);
-    words[at + STATE] = next;
-    const expiry = context.seconds + tcp[next];
-    if (expiry < words[at + EXPIRY]) flows.hasten(at >>> FLOW_SHIFT, expiry);
-    else words[at + EXPIRY] = expiry;
-  }
-
-  /** Whether a TCP packet is of a connection to a backend that was here before this process. */
-  function isLost(frame: number, t: number, source: number, length: number): boolean {
-    if ((u16[t + TCP_FLAGS] & (SYN_LE | RST_LE)) !== 0) return false;
-    return origins.has(u16, source, length, domain[frame], u16[t]);
-  }
-
-  /** Step 3. Of a connection that only the node knows which its client came by, all are asked. */
+  /** Step 3. */
   function entryOf(frame: number, ip: number): number {
     if (network[0] < 0) return NO_NODE;
+    const fragment = u16[ip + IPV4_FRAGMENT] & FRAGMENT_LE;
+    if (fragment === 0) return wayOf(frame, ip);
+    return fragment === MORE_FRAGMENTS_LE ? ways.first(frame, wayOf(frame, ip)) : ways.later(frame);
+  }
+
+  /** Of a connection that only the node knows which its client came by, all are asked. */
+  function wayOf(frame: number, ip: number): number {
     const header = (u16[ip] & 15) << 2;
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
-    if ((u16[ip + IPV4_FRAGMENT] & 0xff1f) !== 0 || !hasRoom(ip, header, protocol)) return NO_NODE;
+    if (protocol === PROTOCOL_ICMP) return wayOfError(frame, ip, header);
+    if (!hasRoom(ip, header, protocol)) return NO_NODE;
     const t = ip + (header >>> 1);
     const own = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const remote = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     const pair = u16[t] | (u16[t + 1] << 16);
-    const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
+    const key = protocol | MESH_KEY | ((domain[frame] + 1) << 16);
     const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
     if (ref === NO_FLOW) {
-      const lost = protocol === PROTOCOL_TCP && isLost(frame, t, ip + IPV4_SOURCE, 2);
-      return lost && !isKnown(frame, ip) ? FLOOD_VTEPS : NO_NODE;
+      const isLost = protocol === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV4_SOURCE, 2);
+      return isLost && !tracks.isKnown(own, remote, pair, key) ? FLOOD_VTEPS : NO_NODE;
     }
     const at = (ref >>> 1) << FLOW_SHIFT;
-    advance(at, protocol, false, protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0);
+    tracks.outward(at, protocol, protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0);
     return words[at + NEXT_OF_PORT];
   }
 
-  function entryOfV6(frame: number, ip: number, total: number): number {
-    return network[0] < 0 || v6 === null ? NO_NODE : (v6.entryOf(frame, ip, total) ?? NO_NODE);
+  /** An ICMP error goes where the client is whose packet it carries. */
+  function wayOfError(frame: number, ip: number, header: number): number {
+    if (!isIcmpError(ip, header)) return NO_NODE;
+    const flow = translator.flowOf(frame, OUT, ETHERNET_HEADER + header);
+    return flow < 0 ? NO_NODE : words[(flow << FLOW_SHIFT) + NEXT_OF_PORT];
   }
 
-  /** Whether a packet of a backend answers somebody who came in here. */
-  function isKnown(frame: number, ip: number): boolean {
+  function isIcmpError(ip: number, header: number): boolean {
+    const room = swap16(u16[ip + IPV4_LENGTH]) - header;
+    return room >= ICMP_HEADER && isError(u16[ip + (header >>> 1)] & 0xff);
+  }
+
+  function entryOfV6(frame: number, ip: number, total: number): number {
+    return network[0] < 0 || v6 === null ? NO_NODE : v6.entryOf(frame, ip, total);
+  }
+
+  function mayReturn(frame: number, ip: number): boolean {
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     const header = (u16[ip] & 15) << 2;
+    // It follows its first one, or goes when that does not come.
+    if ((u16[ip + IPV4_FRAGMENT] & FRAGMENT_LE & ~MORE_FRAGMENTS_LE) !== 0) return true;
+    if (protocol === PROTOCOL_ICMP) return isIcmpError(ip, header);
+    if (!hasRoom(ip, header, protocol)) return false;
     const t = ip + (header >>> 1);
-    const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
     const own = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const remote = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-    const pair = u16[t] | (u16[t + 1] << 16);
-    return hasRoom(ip, header, protocol) && findHere(own, remote, pair, key) !== NO_FLOW;
+    const key = protocol | MESH_KEY | ((domain[frame] + 1) << 16);
+    return tracks.isKnown(own, remote, u16[t] | (u16[t + 1] << 16), key);
   }
 
   /** Step 4. Without a flow it would get a port of its own, as what begins inside does. */
-  function comeBack(frame: number, known: boolean): void {
-    if (!known) {
-      drops.drop(frame, WITHOUT_FLOW);
-      return;
-    }
-    values[base + RETURNED]++;
-    outside.push(frame);
+  function comeBack(frame: number, ip: number, total: number, of: MeshFamily, from: number): void {
+    // What went to all nodes is known to another one.
+    const isOurs = (u16[off[frame] >>> 1] & 0xff) === STATION;
+    if (of.mayReturn(frame, ip, total)) {
+      values[base + RETURNED]++;
+      outside.push(frame);
+    } else if (isOurs && of.answer(frame, ip, total)) sendReset(frame, from, FORTH, WITHOUT_FLOW);
+    else drops.drop(frame, WITHOUT_FLOW);
   }
 
   return {
@@ -439,5 +368,9 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     back: (frame, vtep) => send(frame, vtep, BACK),
     ingress: network,
     origins,
+    expire(all) {
+      ways.expire(all);
+      v6?.expire(all);
+    },
   };
 }

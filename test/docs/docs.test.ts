@@ -25,14 +25,10 @@ const elementOf = (file: string): string => basename(file, '.ts').replace(/^bala
 function reasonsOfCode(): string[] {
   const outer = /OUTER_REASONS = \[([^\]]*)\] as const/.exec(read('engine/wire/outer.ts'))![1]!;
   const part = (file: string, name: string): string =>
-    new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(
-      read(`engine/elements/nat/${file}.ts`),
-    )![1]!;
-  const balance = /BALANCE_REASONS = \[([^\]]*)\] as const/.exec(
-    read('engine/elements/balancer/chooser.ts'),
-  )![1]!;
-  const nat: Record<string, string> = {
-    ...{ FLOW: part('flow-maker', 'FLOW'), ERROR: part('errors', 'ERROR'), BALANCE: balance },
+    new RegExp(`${name}_REASONS = \\[([^\\]]*)\\] as const`).exec(read(`engine/elements/${file}.ts`))![1]!;
+  const parts: Record<string, string> = {
+    ...{ FLOW: part('nat/flow-maker', 'FLOW'), ERROR: part('nat/errors', 'ERROR') },
+    ...{ BALANCE: part('balancer/chooser', 'BALANCE'), TRACK: part('mesh/tracks', 'TRACK') },
   };
   const found: string[] = [];
   for (const folder of ['engine/elements', 'engine/elements/balancer', 'engine/ports']) {
@@ -40,7 +36,7 @@ function reasonsOfCode(): string[] {
       const list = /const REASONS = \[([^\]]*)\] as const/.exec(read(`${folder}/${file}`))?.[1] ?? '';
       const whole = list
         .replace('...OUTER_REASONS', outer)
-        .replace(/\.\.\.(FLOW|ERROR|BALANCE)_REASONS/g, (_, kind: string) => nat[kind]!);
+        .replace(/\.\.\.(FLOW|ERROR|BALANCE|TRACK)_REASONS/g, (_, kind: string) => parts[kind]!);
       for (const [, reason] of whole.matchAll(/'([^']+)'/g)) found.push(`${elementOf(file)} ${reason}`);
     }
   }

@@ -1,15 +1,66 @@
 /** Published services from outside: every node answers, whoever has the backend, which sees the client's address. */
 import type { ExecutionContext } from 'ava';
-import { type Namespace, waitFor } from '../../cli/lab.js';
-import { askTcp } from '../support/gateway.js';
-import { clientAddress, IngressRig, uplinkAddress, VIP, webService } from '../support/ingress.js';
+import { type Namespace, type RunningCommand, waitFor } from '../../cli/lab.js';
+import { askTcp, bracketed } from '../support/gateway.js';
+import {
+  clientAddress,
+  clientAddress6,
+  IngressRig,
+  uplinkAddress,
+  uplinkAddress6,
+  VIP,
+  webService,
+} from '../support/ingress.js';
 import { live, overlayAddress, shared } from '../support/live.js';
+import { KeptConnection } from '../support/servers.js';
+
+/** A service whose backends are on other nodes than the first; over UDP nobody listens behind port 8093. */
+function farService(
+  name: string,
+  last: number,
+  nodes: readonly number[],
+  more: object,
+): Record<string, unknown> {
+  const backends = nodes.map((n) => ({ address: overlayAddress(n), address6: overlayAddress(n, true) }));
+  return webService({ name, vip: `10.0.9.${last}`, vip6: `fd00:9::${last}`, backends, ...more });
+}
+
+const published = (protocol: string, port: number, target: number): Record<string, unknown> => ({
+  ...{ protocol, port, target, mode: 'ingress' },
+});
+
+const services = [
+  webService(),
+  farService('removed', 101, [2], {
+    publish: [published('tcp', 8091, 90), published('udp', 8092, 90), published('udp', 8093, 91)],
+  }),
+  farService('idle', 102, [2, 3], { publish: [published('tcp', 8094, 90)], idle_timeout: '2s' }),
+];
+
+/** In the second and third container, by number less two. */
+const keepers: RunningCommand[] = [];
 
 const rig = shared(async () => {
-  const made = await new IngressRig({ services: [webService()] }).begin();
+  const made = await new IngressRig({ services }).begin();
   await Promise.all(made.containers.map(serve));
+  for (const container of made.containers.slice(1)) keepers.push(await keep(container));
+  await made.resolve6();
   return made;
 });
+
+/** Keeps connections without a word, and says how they end; over UDP it answers with 5,000 bytes. */
+async function keep(container: Namespace): Promise<RunningCommand> {
+  const script = `
+    require('node:net').createServer((s) => {
+      const { remoteAddress } = s;
+      s.on('error', ({ code }) => console.log(code, remoteAddress)).write('welcome');
+    }).listen(90, '::', () => console.log('listening'));
+    const udp = require('node:dgram').createSocket('udp6');
+    udp.on('message', (_, { address, port }) => udp.send(Buffer.alloc(5000), port, address)).bind(90, '::');`;
+  const running = container.start(process.execPath, ['-e', script]);
+  await running.output(/listening/);
+  return running;
+}
 
 /** Says who was asked, and by whom. */
 async function serve(container: Namespace): Promise<void> {
@@ -71,3 +122,46 @@ live(
   },
   { tools: ['socat'] },
 );
+
+/** What a datagram to a port comes to: the length of the answer, or an error. It is sent again while there is none. */
+async function datagram(from: Namespace, address: string, port: number): Promise<string> {
+  const script = `
+    const [address, port] = process.argv.slice(1);
+    const s = require('node:dgram').createSocket(address.includes(':') ? 'udp6' : 'udp4');
+    const end = (how) => process.exit(console.log(how));
+    s.on('message', ({ length }) => end(length)).on('error', ({ code }) => end(code));
+    const send = () => s.send('who');
+    s.connect(+port, address, () => setInterval(send, 500, send()));`;
+  const { stdout } = await from.exec(process.execPath, ['-e', script, address, String(port)]);
+  return stdout.trim();
+}
+
+const entries = [uplinkAddress(1), uplinkAddress6(1)];
+
+live("a client hears from another node's backend that a port of UDP is closed", async (t) => {
+  const [client] = rig().clients;
+  for (const address of entries) t.is(await datagram(client, address, 8093), 'ECONNREFUSED', address);
+});
+
+live("a long answer of another node's backend comes whole, in fragments", async (t) => {
+  const [client] = rig().clients;
+  for (const address of entries) t.is(await datagram(client, address, 8092), '5000', address);
+});
+
+for (const [title, port, over] of [
+  ['is removed', 8091, () => rig().engines[0].cli('service', 'rm', 'removed', overlayAddress(2))],
+  ['has heard nothing for too long', 8094, undefined],
+] as const)
+  live(`a backend of another node that ${title} is reset, as its client is`, async (t) => {
+    const [client] = rig().clients;
+    const before = keepers.map(({ stdout }) => stdout.length);
+    const said = (): string => keepers.map(({ stdout }, i) => stdout.slice(before[i])).join('');
+    const kept = entries.map((address) => KeptConnection.open(client, bracketed(address), port).running);
+    await Promise.all(kept.map((running) => running.output(/welcome/)));
+    if (over) t.is((await over()).code, 0);
+    for (const seen of [`::ffff:${clientAddress(1)}`, clientAddress6(1)])
+      await waitFor(() => said().includes(`ECONNRESET ${seen}\n`), {
+        ...{ what: `a backend to be reset by ${seen}`, timeoutMs: 20_000 },
+      });
+    for (const running of kept) t.regex((await running.finish(20_000)).stderr, /Connection reset by peer/);
+  });

@@ -73,7 +73,7 @@ export class BalancerRig {
     const errors = createIcmpErrors(context);
     this.balancer = createBalancer(
       context,
-      { ...shared, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => this.batch },
+      { ...shared, errors, timeouts: DEFAULT_TIMEOUTS, outside: () => this.batch, inside: this.batch },
       this.batch,
     );
     this.set(services);

@@ -47,16 +47,17 @@ export class BalancerRigV6 {
       for (const { address, mac } of backends) neighbours.set(0, address, mac);
     this.sink = this.rig.sink();
     this.batch = new Batch(this.sink);
-    const shared = { flows: this.flows, services: this.services, neighbours, timeouts: DEFAULT_TIMEOUTS };
-    const outside = (): Batch => this.batch;
+    const ways = { outside: (): Batch => this.batch, inside: this.batch };
+    const tables = { flows: this.flows, services: this.services, neighbours };
+    const shared = { ...tables, ...ways, timeouts: DEFAULT_TIMEOUTS };
     this.v6 = createBalancerV6(
       context,
-      { ...shared, outside, addresses: this.addresses, errors: createIcmpv6Errors(context) },
+      { ...shared, addresses: this.addresses, errors: createIcmpv6Errors(context) },
       this.batch,
     );
     const errors = createIcmpErrors(context);
     const v6 = this.v6.packet;
-    this.balancer = createBalancer(context, { ...shared, outside, errors, v6 }, this.batch);
+    this.balancer = createBalancer(context, { ...shared, errors, v6 }, this.batch);
     this.set(services);
   }
 

@@ -165,7 +165,7 @@ export async function serve(
   return running;
 }
 
-const bracketed = (address: string): string => (address.includes(':') ? `[${address}]` : address);
+export const bracketed = (address: string): string => (address.includes(':') ? `[${address}]` : address);
 
 /** An address of IPv6 as socat shows it. */
 export function socatAddress(address: string): string {

@@ -1,5 +1,6 @@
 /** A node of the routing mesh between sinks, with a backend of network blue somewhere; packets are nat.ts's and nat6.ts's. */
-import { createMesh, type Mesh, meshStations, NO_NODE } from '../../engine/elements/mesh.js';
+import { NO_NODE, WAITS } from '../../engine/elements/mesh/ways.js';
+import { createMesh, type Mesh, meshStations } from '../../engine/elements/mesh.js';
 import { Batch } from '../../engine/graph.js';
 import { REMOTE } from '../../engine/memory/frames.js';
 import { Addresses6 } from '../../engine/tables/addresses6.js';
@@ -28,7 +29,7 @@ export class MeshNode {
   readonly flows: Flows;
   readonly addresses: Addresses6;
   readonly gateways = new Gateways();
-  private readonly sinks: Record<'tunnel' | 'bridge' | 'port' | 'outside', Sink>;
+  private readonly sinks: Record<'tunnel' | 'bridge' | 'port' | 'outside' | 'again', Sink>;
   private readonly batches: Batch[];
   private readonly kept: Caught[] = [];
 
@@ -49,9 +50,9 @@ export class MeshNode {
     const v6 = { address: ip('fd00:9::fe'), subnet: ip('fd00:9::'), length: 64 };
     this.gateways.set({ domain: BLUE, v4, v6, mac: GATEWAY_MAC, routed: false, uplink: 0, mtu: 1450 });
     const sink = () => this.rig.sink();
-    this.sinks = { tunnel: sink(), bridge: sink(), port: sink(), outside: sink() };
-    const [tunnel, bridge, port, outside] = Object.values(this.sinks).map((one) => new Batch(one));
-    this.batches = [tunnel!, bridge!, port!, outside!];
+    this.sinks = { tunnel: sink(), bridge: sink(), port: sink(), outside: sink(), again: sink() };
+    const [tunnel, bridge, port, outside, again] = Object.values(this.sinks).map((one) => new Batch(one));
+    this.batches = [tunnel!, bridge!, port!, outside!, again!];
     const tables = {
       flows: this.flows,
       addresses: this.addresses,
@@ -62,7 +63,8 @@ export class MeshNode {
       timeouts: DEFAULT_TIMEOUTS,
     };
     const ports = Array.from({ length: PORT + 1 }, (_, i) => (i === PORT ? port! : null));
-    this.mesh = createMesh(context, tables, { tunnel: tunnel!, bridge: bridge!, ports, outside: outside! });
+    const ways = { tunnel: tunnel!, bridge: bridge!, ports, outside: outside!, again: again! };
+    this.mesh = createMesh(context, tables, ways);
     this.mesh.ingress.set([INGRESS, 1400]);
   }
 
@@ -95,8 +97,14 @@ export class MeshNode {
     const isV6 = frame[12] === 0x86;
     const vtep = isV6 ? this.mesh.entryOfV6(put, at, frame.length - 14) : this.mesh.entryOf(put, at);
     if (vtep === NO_NODE) this.rig.memory.free(put);
-    else this.mesh.back(put, vtep);
+    else if (vtep !== WAITS) this.mesh.back(put, vtep);
     return { vtep, tunnel: this.take('tunnel') };
+  }
+
+  /** What the gateway gets once more. */
+  waited(): Uint8Array[] {
+    for (const batch of this.batches) batch.flush();
+    return this.sinks.again.caught.splice(0).map(({ bytes }) => bytes);
   }
 
   /** What it sent into the tunnel by itself. */

@@ -95,6 +95,20 @@ export function framed(p: Packet, content: Uint8Array): Uint8Array {
   );
 }
 
+/** The fragments of a packet, each with so many bytes as `sizes` says, multiples of eight, and the rest. */
+export function fragmentsOf(p: Packet, sizes: readonly number[]): Uint8Array[] {
+  const whole = transport(p);
+  const frames: Uint8Array[] = [];
+  let at = 0;
+  for (const size of [...sizes, whole.length]) {
+    const part = whole.slice(at, at + size);
+    frames.push(framed({ ...p, fragment: (at >>> 3) | (at + size < whole.length ? 0x2000 : 0) }, part));
+    at += size;
+    if (at >= whole.length) break;
+  }
+  return frames;
+}
+
 /** An ICMP error about the packet in `frame`, as many bytes of it as `carried` behind its IP header. */
 export function icmpError(
   frame: Uint8Array,

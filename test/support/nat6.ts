@@ -87,6 +87,18 @@ export function framedV6(p: PacketV6, content: Uint8Array): Uint8Array {
   );
 }
 
+/** Frames that a packet of so many bytes is cut into, in order. */
+export function fragmentsOfV6(p: PacketV6, size: number, id: number): Uint8Array[] {
+  const { protocol = 17 } = p;
+  const whole = transportV6(p);
+  const count = Math.ceil(whole.length / size);
+  return Array.from({ length: count }, (_, i) => {
+    const field = (i * size) | (i < count - 1 ? 1 : 0);
+    const header = concat(Uint8Array.of(protocol, 0), be16(field, 0, id));
+    return framedV6({ ...p, extensions: header, first: 44 }, whole.slice(i * size, (i + 1) * size));
+  });
+}
+
 /** An ICMPv6 error about the packet in `frame`, as many bytes of it as `carried` behind its IP header. */
 export function icmpv6Error(
   frame: Uint8Array,

@@ -1,6 +1,10 @@
 /**
  * The end of flows whose backend is gone, or that were silent for too long: of TCP both ends are made to reset
  * themselves, so that nobody waits for what will not come.
+ *
+ * The ends of a connection from outside are asked as each sees the other: the client past address translation, the
+ * backend as by the client, on whichever node it is. What the backend answers goes to the node that its client came by
+ * and is reset there (see mesh.ts), or, at this node, by the client.
  */
 import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
@@ -64,6 +68,8 @@ export interface EndingOptions {
   readonly neighbours: Neighbours;
   /** Takes what leaves by the uplink of the NAT that owns a flow, translated already. */
   readonly outside: (owner: number) => Batch;
+  /** Takes what is for a backend as if it was let in from outside. */
+  readonly inside: Batch;
   /** Numbers of IPv6 addresses, when the flows are of IPv6. */
   readonly addresses?: Addresses6;
 }
@@ -71,7 +77,7 @@ export interface EndingOptions {
 /** @param out takes frames of the balancer's own, to the bridge. */
 export function createEndings(
   context: Context,
-  { flows, services, probe, neighbours, outside, addresses }: EndingOptions,
+  { flows, services, probe, neighbours, outside, inside, addresses }: EndingOptions,
   out: Batch,
 ): Endings {
   const { frames } = context;
@@ -129,13 +135,25 @@ export function createEndings(
     return neighbours.lookup(dom, a, b, c, d);
   }
 
-  /** Asks the client of a connection from outside as it knows its service, for nobody translates any more. */
-  function askOutside(at: number, owner: number): void {
+  /** Asks both ends of a connection from outside; the client as it knows its service, for nobody translates any more. */
+  function askEnds(at: number, owner: number): void {
     const ports = words[at + IN_PORTS];
     const one = { owner, source: words[at + EXTERNAL], client: words[at + REMOTE_END], ports };
     askClient(one);
     // Numbers of IPv6 addresses are held by flows alone.
     if (addresses === undefined) wait(one, 0);
+    askBackend(at);
+  }
+
+  function askBackend(at: number): void {
+    const dom = (words[at + OUT_KEY] >>> 16) - 1;
+    const backend = words[at + INSIDE];
+    const ports = words[at + OUT_PORTS];
+    if (lookup(dom, backend) === NO_NEIGHBOUR) return;
+    const frame = probe(words[at + REMOTE_END], ports >>> 16, backend, ports & 0xffff);
+    if (frame === NO_FRAME) return;
+    domain[frame] = dom;
+    inside.push(frame);
   }
 
   function askClient({ owner, source, client, ports }: Question): void {
@@ -165,10 +183,7 @@ export function createEndings(
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     if ((key & 0xff) !== PROTOCOL_TCP || (words[at + STATE] & STATE_MASK) < FIN_OUT) return;
-    askOutside(at, (key >>> OWNER_SHIFT) & (OWNERS - 1));
-    const backend = words[at + INSIDE];
-    const client = words[at + REMOTE_END];
-    ask(at, backend, client, words[at + OUT_PORTS] >>> 16, backend, words[at + OUT_PORTS] & 0xffff);
+    askEnds(at, (key >>> OWNER_SHIFT) & (OWNERS - 1));
   }
 
   function some(): void {
@@ -190,7 +205,7 @@ export function createEndings(
     if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
     if ((key & 0xff) === PROTOCOL_TCP && (words[at + STATE] & STATE_MASK) !== FIN_BOTH) {
       if (owner === BALANCER_OWNER) reset(flow);
-      else askOutside(at, owner);
+      else askEnds(at, owner);
     }
     // What a client answers finds no flow, and is reset as what others send to a connection that is none.
     flows.end(flow);

@@ -50,6 +50,8 @@ export interface ErrorTranslatorV6 {
    * @returns TRANSLATED, with the domain of the frame set when it goes inside; or an index of ERROR_REASONS.
    */
   translate(frame: number, direction: number, icmp: number): number;
+  /** The flow that such an error is about, which stays as it is; or -1 - an index of ERROR_REASONS. */
+  flowOf(frame: number, direction: number, icmp: number): number;
 }
 
 export function createErrorTranslatorV6(
@@ -60,25 +62,39 @@ export function createErrorTranslatorV6(
   const { u16, off, len, domain } = context.frames;
   const { words, seed, find } = flows;
 
-  function translate(frame: number, direction: number, icmp: number): number {
+  function flowOf(frame: number, direction: number, icmp: number): number {
     const start = off[frame] + icmp;
     const length = len[frame] - icmp;
-    if (length < ICMP_HEADER + IPV6_HEADER + CARRIED) return MALFORMED;
-    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
-    if (sum(ip, start, length) !== 0xffff) return BAD_CHECKSUM;
+    if (length < ICMP_HEADER + IPV6_HEADER + CARRIED) return -1 - MALFORMED;
+    if (sum((off[frame] + ETHERNET_HEADER) >>> 1, start, length) !== 0xffff) return -1 - BAD_CHECKSUM;
     const inner = (start + ICMP_HEADER) >>> 1;
-    if ((u16[inner] & 0xf0) !== 0x60) return MALFORMED;
-    const whole = IPV6_HEADER + swap16(u16[inner + IPV6_LENGTH]);
-    const carried = Math.min(length - ICMP_HEADER, whole);
+    if ((u16[inner] & 0xf0) !== 0x60) return -1 - MALFORMED;
+    const carried = carriedOf(inner, length);
     const upper = upperLayer(u16, inner, carried);
-    if (upper < 0 || carried < (upper & 0xffff) + CARRIED) return MALFORMED;
+    if (upper < 0 || carried < (upper & 0xffff) + CARRIED) return -1 - MALFORMED;
     // Only a first fragment has ports.
-    if ((upper & LATER_FRAGMENT_V6) !== 0) return NO_FLOW_FOR_IT;
-    const protocol = protocolOf(upper);
+    if ((upper & LATER_FRAGMENT_V6) !== 0) return -1 - NO_FLOW_FOR_IT;
+    const flow = carriedBy(frame, direction, inner, inner + ((upper & 0xffff) >>> 1), protocolOf(upper));
+    return flow === NO_FLOW ? -1 - NO_FLOW_FOR_IT : flow;
+  }
+
+  /** Bytes of the packet at `inner` that an error of `length` bytes carries. */
+  function carriedOf(inner: number, length: number): number {
+    return Math.min(length - ICMP_HEADER, IPV6_HEADER + swap16(u16[inner + IPV6_LENGTH]));
+  }
+
+  function translate(frame: number, direction: number, icmp: number): number {
+    const flow = flowOf(frame, direction, icmp);
+    if (flow < 0) return -1 - flow;
+    const start = off[frame] + icmp;
+    const length = len[frame] - icmp;
+    const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
+    const inner = (start + ICMP_HEADER) >>> 1;
+    const carried = carriedOf(inner, length);
+    const upper = upperLayer(u16, inner, carried);
     const t = inner + ((upper & 0xffff) >>> 1);
-    const flow = flowOf(frame, direction, inner, t, protocol);
-    if (flow === NO_FLOW) return NO_FLOW_FOR_IT;
-    rewrite(frame, direction, inner, t, protocol, flow << FLOW_SHIFT, carried - (upper & 0xffff));
+    const left = carried - (upper & 0xffff);
+    rewrite(frame, direction, inner, t, protocolOf(upper), flow << FLOW_SHIFT, left);
     // The whole was summed already; what has changed in it are several fields, so it is summed again.
     u16[(start >>> 1) + ICMP_CHECKSUM] = 0;
     u16[(start >>> 1) + ICMP_CHECKSUM] = ~sum(ip, start, length);
@@ -92,7 +108,7 @@ export function createErrorTranslatorV6(
   }
 
   /** The flow of the carried packet, which went the other way. */
-  function flowOf(frame: number, direction: number, inner: number, t: number, protocol: number): number {
+  function carriedBy(frame: number, direction: number, inner: number, t: number, protocol: number): number {
     const source = addresses.find(u16, inner + IPV6_SOURCE);
     const destination = addresses.find(u16, inner + IPV6_DESTINATION);
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
@@ -131,7 +147,7 @@ export function createErrorTranslatorV6(
     if (direction === IN) domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
   }
 
-  return { translate };
+  return { translate, flowOf };
 }
 
 /** Protocol of what `upperLayer` found, as flows know it: ICMPv6 has the number of ICMP. */

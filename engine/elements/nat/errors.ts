@@ -54,6 +54,8 @@ export interface ErrorTranslator {
    * @returns TRANSLATED, with the domain of the frame set when it goes inside; or an index of ERROR_REASONS.
    */
   translate(frame: number, direction: number, icmp: number): number;
+  /** The flow that such an error is about, which stays as it is; or -1 - an index of ERROR_REASONS. */
+  flowOf(frame: number, direction: number, icmp: number): number;
 }
 
 /** @param tables the flows, and what the keys of their owner have in common. */
@@ -64,22 +66,32 @@ export function createErrorTranslator(
   const { u16, off, len, domain } = context.frames;
   const { words, seed, find } = flows;
 
-  function translate(frame: number, direction: number, icmp: number): number {
+  function flowOf(frame: number, direction: number, icmp: number): number {
     const start = off[frame] + icmp;
     const length = len[frame] - icmp;
-    if (length < ICMP_HEADER + IPV4_HEADER + CARRIED) return MALFORMED;
-    if (native.checksum(start, length, 0) !== 0xffff) return BAD_CHECKSUM;
+    if (length < ICMP_HEADER + IPV4_HEADER + CARRIED) return -1 - MALFORMED;
+    if (native.checksum(start, length, 0) !== 0xffff) return -1 - BAD_CHECKSUM;
     const inner = (start + ICMP_HEADER) >>> 1;
     const header = (u16[inner] & 15) << 2;
-    if ((u16[inner] & 0xf0) !== 0x40 || header < IPV4_HEADER) return MALFORMED;
-    if (length < ICMP_HEADER + header + CARRIED) return MALFORMED;
-    if (fold16(sumWords(u16, inner, header >>> 1)) !== 0xffff) return BAD_CHECKSUM;
+    if ((u16[inner] & 0xf0) !== 0x40 || header < IPV4_HEADER) return -1 - MALFORMED;
+    if (length < ICMP_HEADER + header + CARRIED) return -1 - MALFORMED;
+    if (fold16(sumWords(u16, inner, header >>> 1)) !== 0xffff) return -1 - BAD_CHECKSUM;
     // Only a first fragment has ports.
-    if ((u16[inner + IPV4_FRAGMENT] & 0xff1f) !== 0) return NO_FLOW_FOR_IT;
+    if ((u16[inner + IPV4_FRAGMENT] & 0xff1f) !== 0) return -1 - NO_FLOW_FOR_IT;
+    const protocol = u16[inner + IPV4_TTL_PROTOCOL] >>> 8;
+    const flow = carriedBy(frame, direction, inner, inner + (header >>> 1), protocol);
+    return flow === NO_FLOW ? -1 - NO_FLOW_FOR_IT : flow;
+  }
+
+  function translate(frame: number, direction: number, icmp: number): number {
+    const flow = flowOf(frame, direction, icmp);
+    if (flow < 0) return -1 - flow;
+    const start = off[frame] + icmp;
+    const length = len[frame] - icmp;
+    const inner = (start + ICMP_HEADER) >>> 1;
+    const header = (u16[inner] & 15) << 2;
     const protocol = u16[inner + IPV4_TTL_PROTOCOL] >>> 8;
     const t = inner + (header >>> 1);
-    const flow = flowOf(frame, direction, inner, t, protocol);
-    if (flow === NO_FLOW) return NO_FLOW_FOR_IT;
     rewrite(frame, direction, inner, t, protocol, flow << FLOW_SHIFT, length - ICMP_HEADER - header);
     // The whole was summed already; what has changed in it are several fields, so it is summed again.
     u16[(start >>> 1) + ICMP_CHECKSUM] = 0;
@@ -89,7 +101,7 @@ export function createErrorTranslator(
   }
 
   /** The flow of the carried packet, which went the other way. */
-  function flowOf(frame: number, direction: number, inner: number, t: number, protocol: number): number {
+  function carriedBy(frame: number, direction: number, inner: number, t: number, protocol: number): number {
     const source = u16[inner + IPV4_SOURCE] | (u16[inner + IPV4_SOURCE + 1] << 16);
     const destination = u16[inner + IPV4_DESTINATION] | (u16[inner + IPV4_DESTINATION + 1] << 16);
     // From outside comes an error about what we sent: its source is our side. From inside, the other way round.
@@ -127,5 +139,5 @@ export function createErrorTranslator(
     if (direction === IN) domain[frame] = (words[at + OUT_KEY] >>> 16) - 1;
   }
 
-  return { translate };
+  return { translate, flowOf };
 }

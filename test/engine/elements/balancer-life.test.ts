@@ -379,7 +379,7 @@ test('what is counted of backends is what is in the table', (t) => {
   );
 });
 
-test('a client outside is asked as it knows the service, and again when it may not have heard', (t) => {
+test('both ends of a connection from outside are asked as they know it, the client again when it may not have heard', (t) => {
   const b = new BalancerRig([service({ backends: [backend(1)] })]);
   const [inside, client, external] = ['10.0.9.1', '198.51.100.7', '203.0.113.1'].map((a) =>
     addressWord(ip(a)),
@@ -391,7 +391,7 @@ test('a client outside is asked as it knows the service, and again when it may n
   b.set([service({ backends: [] })]);
   const asked = (seconds: number) => b.age(seconds).map(({ bytes }) => ends(bytes));
   const question = ['203.0.113.1:8080 > 198.51.100.7:4000'];
-  t.deepEqual(asked(1000), question);
+  t.deepEqual(asked(1000), [...question, '198.51.100.7:4000 > 10.0.9.1:80']);
   t.is(b.flows.size, 0);
   t.deepEqual(
     [asked(1000), asked(1001), asked(1003), asked(1004), asked(1100)],

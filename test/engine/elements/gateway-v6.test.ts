@@ -3,7 +3,8 @@ import fc from 'fast-check';
 import { createGateway } from '../../../engine/elements/gateway.js';
 import { createIcmpErrors } from '../../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../../engine/elements/icmpv6-errors.js';
-import { type Mesh, NO_NODE } from '../../../engine/elements/mesh.js';
+import { NO_NODE } from '../../../engine/elements/mesh/ways.js';
+import type { Mesh } from '../../../engine/elements/mesh.js';
 import { Batch } from '../../../engine/graph.js';
 import { GATEWAY_PORT } from '../../../engine/intent.js';
 import {

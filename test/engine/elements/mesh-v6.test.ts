@@ -1,5 +1,5 @@
 import test from 'ava';
-import { NO_NODE } from '../../../engine/elements/mesh.js';
+import { NO_NODE } from '../../../engine/elements/mesh/ways.js';
 import { FLOOD_VTEPS } from '../../../engine/memory/frames.js';
 import { flowKeyHash, IPV6_FLOW, OWNER_SHIFT } from '../../../engine/tables/flows.js';
 import { words16 } from '../../../engine/wire/ipv6.js';

@@ -1,5 +1,6 @@
 import test, { type ExecutionContext } from 'ava';
-import { meshStations, NO_NODE } from '../../../engine/elements/mesh.js';
+import { NO_NODE } from '../../../engine/elements/mesh/ways.js';
+import { meshStations } from '../../../engine/elements/mesh.js';
 import { FLOOD_VTEPS } from '../../../engine/memory/frames.js';
 import { ESTABLISHED, TRANSITORY } from '../../../engine/tables/connection.js';
 import { FLOW_SHIFT, OWNER_SHIFT, STATE } from '../../../engine/tables/flows.js';

@@ -5,13 +5,13 @@ import { slowSum } from '../../support/frames.js';
 import {
   answerTo,
   EXTERNAL,
+  fragmentsOf,
   framed,
   ICMP,
   INSIDE,
   icmpError,
   NatRig,
   type Outcome,
-  type Packet,
   packet,
   REMOTE,
   TCP,
@@ -20,20 +20,6 @@ import {
 } from '../../support/nat.js';
 
 const MORE = 0x2000;
-
-/** The fragments of a packet, each with so many bytes as `sizes` says, multiples of eight, and the rest. */
-function fragmentsOf(p: Packet, sizes: readonly number[]): Uint8Array[] {
-  const whole = transport(p);
-  const frames: Uint8Array[] = [];
-  let at = 0;
-  for (const size of [...sizes, whole.length]) {
-    const part = whole.slice(at, at + size);
-    frames.push(framed({ ...p, fragment: (at >>> 3) | (at + size < whole.length ? MORE : 0) }, part));
-    at += size;
-    if (at >= whole.length) break;
-  }
-  return frames;
-}
 
 /** What the receiver puts together: the transport header and content, by address. */
 function reassemble(frames: readonly Uint8Array[]): Uint8Array {

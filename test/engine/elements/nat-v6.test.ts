@@ -9,6 +9,7 @@ import {
   EXTERNAL_V6,
   endsV6,
   FROM_V6,
+  fragmentsOfV6,
   framedV6,
   ICMPV6,
   icmpv6Error,
@@ -18,7 +19,6 @@ import {
   soundV6,
   sourceV6,
   TO_V6,
-  transportV6,
 } from '../../support/nat6.js';
 
 const TCP = 6;
@@ -141,25 +141,13 @@ test('a partial checksum stays one, of a super-frame too', (t) => {
   rig.rig.finish(t);
 });
 
-/** Frames that a packet of so many bytes is cut into, in order. */
-function fragmentsOf(p: PacketV6, size: number, id: number): Uint8Array[] {
-  const { protocol = UDP } = p;
-  const whole = transportV6(p);
-  const count = Math.ceil(whole.length / size);
-  return Array.from({ length: count }, (_, i) => {
-    const field = (i * size) | (i < count - 1 ? 1 : 0);
-    const header = concat(Uint8Array.of(protocol, 0), be16(field, 0, id));
-    return framedV6({ ...p, extensions: header, first: 44 }, whole.slice(i * size, (i + 1) * size));
-  });
-}
-
 const reassembled = (frames: readonly Uint8Array[], p: PacketV6): Uint8Array =>
   framedV6(p, concat(...frames.map((frame) => frame.slice(62))));
 
 test('REQ-14: fragments pass in any order, both ways', (t) => {
   const rig = new NatRigV6();
   const long: PacketV6 = { content: payload(2000) };
-  const cut = fragmentsOf(long, 800, 7);
+  const cut = fragmentsOfV6(long, 800, 7);
   const [first, second, third] = rig.feed(false, [cut[2], cut[0], cut[1]]).outside.map(({ bytes }) => bytes);
   // The one that came before the first waited for it.
   const whole = reassembled([first, third, second], { source: EXTERNAL_V6 });
@@ -175,9 +163,9 @@ test('REQ-14: fragments pass in any order, both ways', (t) => {
       content: payload(1500),
     },
   };
-  const entered = rig.feed(true, fragmentsOf(back, 1000, 9)).inside.map(({ bytes }) => bytes);
+  const entered = rig.feed(true, fragmentsOfV6(back, 1000, 9)).inside.map(({ bytes }) => bytes);
   t.true(soundV6(reassembled(entered, { source: TO_V6, destination: FROM_V6 })));
-  t.is(rig.refused(false, fragmentsOf(long, 800, 8)[1]), 'passed');
+  t.is(rig.refused(false, fragmentsOfV6(long, 800, 8)[1]), 'passed');
   rig.pass(6);
   t.is(rig.rig.memory.inUse, 0);
   rig.rig.finish(t);
@@ -187,7 +175,7 @@ test('fragments behind other extension headers are told by their identification 
   const rig = new NatRigV6();
   const options = Uint8Array.of(44, 0, 1, 4, 0, 0, 0, 0);
   const cut = (source: string, id: number) =>
-    fragmentsOf({ source, content: payload(1000) }, 800, id).map((frame) => {
+    fragmentsOfV6({ source, content: payload(1000) }, 800, id).map((frame) => {
       const header = frame.slice(54, 62);
       const extensions = concat(options, header);
       return framedV6({ source, first: 60, extensions }, frame.slice(62));
@@ -301,7 +289,7 @@ test('property: noise crashes nothing; every slot comes back', (t) => {
       fc.constantFrom(
         packetV6(),
         packetV6({ source: TO_V6, destination: EXTERNAL_V6, protocol: TCP }),
-        fragmentsOf({ content: payload(100) }, 48, 3)[1],
+        fragmentsOfV6({ content: payload(100) }, 48, 3)[1],
         icmpv6Error(packetV6({ source: EXTERNAL_V6 }), { to: EXTERNAL_V6 }),
       ),
       fc.array(fc.tuple(fc.integer({ min: 12, max: 120 }), fc.nat(255)), { maxLength: 4 }),

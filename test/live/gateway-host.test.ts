@@ -32,14 +32,13 @@ function talk(from: Namespace, port: number) {
   return from.start('socat', ['-', `TCP:${HOST_ADDRESS}:${port}`], { stdio: ['pipe', 'pipe', 'pipe'] });
 }
 
-/** A download through the host that takes some seconds, begun; the function returned waits for its end. */
+/** A download through the host, begun; the function returned lets it go on, and waits for its end. */
 async function download(t: ExecutionContext): Promise<() => Promise<void>> {
   const { c1, far, directory } = rig();
   const file = `${directory}/file`;
   await far.run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=8']);
   const sum = async (name: string): Promise<string> => (await far.run('sha256sum', [name])).slice(0, 64);
-  // Slow enough to last over what follows.
-  const serving = `SYSTEM:head -c 1M ${file}; sleep 5; tail -c 7M ${file}`;
+  const serving = `SYSTEM:head -c 1M ${file}; until test -e ${file}.on; do sleep 0.05; done; tail -c 7M ${file}`;
   const server = far.start('socat', ['-U', 'TCP-LISTEN:7300,reuseaddr', serving]);
   await waitFor(async () => (await far.run('ss', ['-ltn'])).includes(':7300'), { what: 'a server' });
   const got = `${file}.got`;
@@ -48,9 +47,11 @@ async function download(t: ExecutionContext): Promise<() => Promise<void>> {
     what: 'a beginning',
   });
   return async () => {
+    await far.run('touch', [`${file}.on`]);
     t.is((await client.finish(60_000)).code, 0);
     t.is(await sum(got), await sum(file));
     await server.finish();
+    await far.run('rm', [`${file}.on`]);
   };
 }
 

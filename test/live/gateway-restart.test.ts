@@ -21,7 +21,7 @@ interface Download {
   readonly client: RunningCommand;
 }
 
-/** A download that goes on for six seconds, of which something has come. */
+/** A download that goes on until `whole`, of which something has come. */
 async function download(
   from: Namespace,
   to: Namespace,
@@ -29,7 +29,7 @@ async function download(
   port: number,
   at = port,
 ): Promise<Download> {
-  const server = peer(from, 'slow-server', '0.0.0.0', String(at), '6');
+  const server = peer(from, 'slow-server', '0.0.0.0', String(at));
   await server.output(/^listening$/m);
   const client = peer(to, 'slow-client', address, String(port));
   await client.output(/^got 2$/m);
@@ -38,6 +38,7 @@ async function download(
 
 /** The whole came, and nothing else. */
 async function whole(t: ExecutionContext, { server, client }: Download): Promise<void> {
+  server.child.kill('SIGUSR1');
   const [, sent] = await server.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
   const [, got] = await client.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
   t.is(got, sent);

@@ -230,7 +230,7 @@ live(
 live('kill -9 and a start: open downloads through the uplink and from a published port go on', async (t) => {
   const { c1, far, engine1 } = rig();
   const start = async (server: Namespace, client: Namespace, address: string, port: number, at = port) => {
-    const sending = peer(server, 'slow-server', '::', String(at), '6');
+    const sending = peer(server, 'slow-server', '::', String(at));
     await sending.output(/^listening$/m);
     const getting = peer(client, 'slow-client', address, String(port));
     await getting.output(/^got 2$/m);
@@ -245,6 +245,7 @@ live('kill -9 and a start: open downloads through the uplink and from a publishe
   await engine1.start();
   t.regex(engine1.running!.stderr, /^flows: [2-9] taken over, 0 not$/m);
   for (const { sending, getting } of downloads) {
+    sending.child.kill('SIGUSR1');
     const [, sent] = await sending.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
     const [, got] = await getting.output(/^sum (\w+)$/m, { timeoutMs: 30_000 });
     t.is(got, sent);

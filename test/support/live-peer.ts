@@ -5,7 +5,7 @@
  *   udp-client ADDRESS PORT SIZE…         sends a datagram of each size (N or FIRST-LAST), prints what came back
  *   line-echo ADDRESS PORT                a TCP server that sends back what it gets
  *   line-client ADDRESS PORT              sends numbered lines, prints each that comes back in its turn
- *   slow-server ADDRESS PORT SECONDS      sends to each who connects for so long, and prints the sum of it
+ *   slow-server ADDRESS PORT              sends to each who connects until SIGUSR1, and prints the sum of it
  *   slow-client ADDRESS PORT              never sends; prints how much it got, a line a mebibyte, and the sum of it
  *   witness DEVICE FILTER                 prints every frame that package cap sees, in hexadecimal
  */
@@ -114,12 +114,15 @@ function numbered(part: number): Buffer {
   return chunk;
 }
 
-function slowServer([address, port, seconds]: string[]): void {
+function slowServer([address, port]: string[]): void {
+  let enough = false;
+  process.on('SIGUSR1', () => {
+    enough = true;
+  });
   const server = createServer(async (socket) => {
     socket.on('error', (error) => print(error.message));
     const hash = createHash('sha256');
-    const parts = Number(seconds) * 200;
-    for (let part = 0; part < parts; part++) {
+    for (let part = 0; !enough; part++) {
       const chunk = numbered(part);
       hash.update(chunk);
       if (!socket.write(chunk)) await new Promise((resolve) => socket.once('drain', resolve));

@@ -90,9 +90,10 @@ function endV6(addresses: Int32Array, number: number, port: number): string {
   return `[${formatIp(bytes)}]:${swap(port & 0xffff)}`;
 }
 
-/** @throws UnknownName for a network that is not there. */
+/** @throws UnknownName for a network that is not there; Error for a limit that is no number. */
 export async function conntrackList(daemon: Daemon, query: URLSearchParams): Promise<ConntrackList> {
   const limit = Number(query.get('limit') ?? USUAL_LIMIT);
+  if (!(limit >= 0)) throw new Error(`limit is no number of flows: ${query.get('limit')}`);
   const wanted = matcher(daemon, query);
   const { seconds } = await daemon.inspect();
   const flows: FlowRow[] = [];

@@ -1,5 +1,5 @@
 /** `weft conntrack`: what passes between the overlay and the outside. */
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError } from 'commander';
 import type { ConntrackList, FlowEvent, FlowEventLine } from '../../control/api.js';
 import { ask, type ClientOptions, follow, withClient, withQuery } from '../client.js';
 import { CommandError, EXIT, printJson, printTable, say } from '../output.js';
@@ -28,7 +28,7 @@ export function register(program: Command): void {
   withClient(conntrack.command('ls', { isDefault: true }).description('list flows'))
     .option('--network <name>', 'only this network')
     .option('--protocol <name>', 'only this one: tcp, udp, icmp …')
-    .option('--limit <flows>', 'how many to list', '1000')
+    .option('--limit <flows>', 'how many to list', wholeNumber, '1000')
     .action(list);
   withClient(
     conntrack.command('stats').description('how many flows there are, and what became of packets'),
@@ -41,6 +41,11 @@ export function register(program: Command): void {
     .option('--network <name>', 'only this network')
     .option('--protocol <name>', 'only this one: tcp, udp, icmp …')
     .action(events);
+}
+
+function wholeNumber(text: string): string {
+  if (!/^[0-9]{1,9}$/.test(text)) throw new InvalidArgumentError('Write a whole number of flows.');
+  return text;
 }
 
 async function list({ network, protocol, limit, json, ...options }: ListOptions): Promise<void> {

@@ -41,6 +41,9 @@ live(
     t.true(stats.tracked >= 1 && stats.counters['flows-made'] >= 1);
     t.regex((await engine1.cli('conntrack', 'ls')).stdout, /tcp +established +blue +10\.0\.9\.1:/);
     t.is((await engine1.cli('conntrack', 'ls', '--network', 'red')).code, 4);
+    t.regex((await engine1.cli('conntrack', 'ls', '--limit', '1')).stdout, /^PROTOCOL.*\n.*\n$/);
+    for (const limit of ['many', '-1', '1.5', ''])
+      t.like(await engine1.cli('conntrack', 'ls', '--limit', limit), { code: 2 }, limit);
     t.is((await engine1.cli('conntrack', 'flush', '--endpoint', 'c9')).code, 4);
     t.is((await json<{ ended: number }>(engine1, 'conntrack', 'flush', '--endpoint', 'c2')).ended, 0);
     t.true((await json<{ ended: number }>(engine1, 'conntrack', 'flush', '--endpoint', 'c1')).ended >= 1);

@@ -3,43 +3,47 @@
  *
  * Start: underlay sockets first, since a taken port tells of another daemon before any container is touched; then
  * TAPs; then the worker. What fails midway is undone: interfaces that were made are removed, those that were there
- * stay. A reload validates the whole file first and changes nothing when anything is wrong with it.
+ * stay. A reload validates the whole file first and changes nothing when anything is wrong with it; what fails later
+ * is undone, or is said.
  */
-import { type AssociationIntent, GATEWAY_PORT } from '../engine/intent.js';
+import { type AssociationIntent, GATEWAY_PORT, type Intent } from '../engine/intent.js';
 import type { FlowFilter } from '../engine/publisher.js';
 import { AssociationState } from '../engine/tables/association-state.js';
 import type { Tap } from '../native-bindings/index.js';
 import { formatIp } from './addresses.js';
 import {
   type Attached,
+  attachAll,
+  convergeAll,
+  endpointsOf,
   leaveBehind,
   localEndpoints,
   namespaceOf,
-  placeOf,
   remember,
   remove,
   removeLeftOvers,
   undo,
+  undoFresh,
 } from './attached.js';
 import {
   type Config,
   carriedNetworks,
-  type HostProblem,
   hostError,
   type LocalEndpoint,
   largestMtu,
   loadConfig,
 } from './config.js';
-import { converge, openEndpoint, type Shape, shapeOf } from './devices.js';
-import { EngineTeam } from './engine-team.js';
+import { type Shape, shapeOf } from './devices.js';
+import { EngineTeam, RefusedError, TornError } from './engine-team.js';
 import type { FlowFile } from './flow-file.js';
 import { hearHealth } from './health.js';
-import { checkHost, closeSockets, endpointProblem, openSockets, type Sockets } from './host.js';
+import { checkHost, closeSockets, openSockets, type Sockets } from './host.js';
 import type { LocalInterface } from './interfaces.js';
 import { Keying } from './keying/keying.js';
 import { removeTable } from './nftables.js';
-import { createPlan, intentOf, type Plan, randomSeed } from './plan.js';
+import { createPlan, intentOf, type Plan, randomSeed, savePlan } from './plan.js';
 import { PublishedPorts } from './published.js';
+import { failuresOf, ReloadError } from './reload-error.js';
 import { Seen } from './seen.js';
 import { rememberedTaps, rememberTaps } from './state.js';
 import { unchangeable } from './unchangeable.js';
@@ -212,6 +216,10 @@ export class Daemon {
     return taps.some(({ offloads }) => (offloads & TUN_F_USO) === TUN_F_USO);
   }
 
+  private attachAll(config: Config, kept: ReadonlyMap<string, Attached>): Map<string, Attached> {
+    return attachAll(this.options.file, config, kept, (endpoint) => this.shapeOf(endpoint, config));
+  }
+
   private number(config: Config): void {
     this.plan.networks.assign(carriedNetworks(config).map(({ name }) => name));
     this.plan.endpoints.assign(localEndpoints(config).map(({ name }) => name));
@@ -275,46 +283,9 @@ export class Daemon {
   }
 
   /**
-   * Opens the TAPs that `kept` does not have, then makes the kept ones what the config says.
-   * @throws ConfigError with all that could not be opened; what was opened is undone.
+   * Reads the file again and applies the difference.
+   * @throws ReloadError that says what came of it; ConfigError or another Error, and then nothing has changed.
    */
-  private attachAll(config: Config, kept: ReadonlyMap<string, Attached>): Map<string, Attached> {
-    const all = new Map<string, Attached>();
-    const fresh: Attached[] = [];
-    const problems: HostProblem[] = [];
-    config.endpoints.forEach((endpoint, index) => {
-      if (endpoint.kind !== 'local') return;
-      const old = kept.get(placeOf(endpoint));
-      if (old && !old.lost) {
-        all.set(placeOf(endpoint), { ...old, endpoint });
-        return;
-      }
-      try {
-        const namespace = namespaceOf(endpoint);
-        const { taps, reattached } = openEndpoint(
-          config.node,
-          endpoint,
-          this.shapeOf(endpoint, config),
-          config.workers,
-        );
-        const attached = { endpoint, taps, reattached, namespace, lost: false, closed: false };
-        fresh.push(attached);
-        all.set(placeOf(endpoint), attached);
-      } catch (error) {
-        problems.push(endpointProblem(index, endpoint, error as NodeJS.ErrnoException));
-      }
-    });
-    if (problems.length > 0) {
-      for (const attached of fresh) undo(attached);
-      throw hostError(this.options.file, problems);
-    }
-    for (const { endpoint } of all.values()) {
-      if (kept.has(placeOf(endpoint))) converge(config.node, endpoint, this.shapeOf(endpoint, config));
-    }
-    return all;
-  }
-
-  /** Reads the file again and applies the difference; a file that is refused changes nothing. @throws ConfigError */
   reload(): Promise<void> {
     const next = this.reloading.then(() => this.reloadNow());
     this.reloading = next.catch(() => undefined);
@@ -329,33 +300,64 @@ export class Daemon {
     const device = checkHost(this.options.file, config);
     this.loseNamespaces();
     const before = this.attached;
-    const present = [...before.values()].map(({ endpoint }) => endpoint);
-    remember(this.options.state, [...present, ...localEndpoints(config)]);
-    this.underlayDevice = device;
     const ports = this.published.prepare(this.options.file, config);
-    let attached: Map<string, Attached> | undefined;
+    const undo = this.saved();
+    let attached = before;
+    let intents: readonly Intent[];
     try {
+      remember(this.options.state, [...endpointsOf(before), ...localEndpoints(config)]);
+      this.underlayDevice = device;
       attached = this.attachAll(config, before);
       this.sockets.host?.apply(config, ports.ports, (network) => this.mtuOf(network, config));
+      this.number(config);
+      this.followLinks(config);
+      intents = this.intents(config, attached, ports.ports);
+      this.sockets.flows?.change(config, this.plan, intents[0]);
+      await this.running.apply(intents);
     } catch (error) {
+      // What is between two files may use all that was opened for either.
+      if (error instanceof TornError) throw new ReloadError(`not reloaded: ${error.message}`);
       ports.abandon();
-      for (const [place, one] of attached ?? []) if (one.taps !== before.get(place)?.taps) undo(one);
-      remember(this.options.state, present);
-      throw error;
+      throw await undo(attached, error as Error);
     }
-    this.number(config);
-    this.followLinks(config);
-    const intents = this.intents(config, attached, ports.ports);
-    this.sockets.flows?.change(config, this.plan, intents[0]);
-    await this.running.apply(intents);
-    this.sockets.flows?.settle(config, this.plan, intents[0]);
     ports.commit();
-    await this.keying.reload(config);
     this.config = config;
     this.attached = attached;
     const kept = new Set([...attached.values()].map(({ taps }) => taps[0].fd));
     for (const old of before.values()) if (!kept.has(old.taps[0].fd)) remove(old);
-    remember(this.options.state, localEndpoints(config));
+    const failures = await failuresOf([
+      () => this.sockets.flows?.settle(config, this.plan, intents[0]),
+      () => this.keying.reload(config),
+      () => remember(this.options.state, localEndpoints(config)),
+    ]);
+    if (failures.length > 0) throw new ReloadError(`reloaded, but for this:\n${failures.join('\n')}`);
+  }
+
+  /** What is now. Returns what makes everything so again, once the workers are what they were. */
+  private saved(): (opened: ReadonlyMap<string, Attached>, error: Error) => Promise<Error> {
+    const { config, attached, underlayDevice, options } = this;
+    const undoNumbers = savePlan(this.plan);
+    return async (opened, error) => {
+      this.underlayDevice = underlayDevice;
+      undoNumbers();
+      undoFresh(opened, attached);
+      const failures = await failuresOf([
+        () => convergeAll(config, attached, attached, (endpoint) => this.shapeOf(endpoint, config)),
+        () => this.sockets.host?.apply(config, this.published.current, (network) => this.mtuOf(network)),
+        () => this.followLinks(),
+        () => this.sockets.flows?.settle(config, this.plan, this.intents()[0]),
+        () => remember(options.state, endpointsOf(attached)),
+      ]);
+      // Next hops may be others by now.
+      this.applyAgain();
+      if (failures.length > 0)
+        return new ReloadError(
+          `not reloaded: ${error.message}\nnor is all as it was before:\n${failures.join('\n')}`,
+        );
+      if (!(error instanceof RefusedError)) return error;
+      const said = 'all is as it was before, but for connections that this file would have ended';
+      return new ReloadError(`not reloaded: ${error.message}\n${said}`);
+    };
   }
 
   private markLost(id: number): void {

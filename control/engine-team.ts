@@ -8,6 +8,23 @@ import type { FlowFilter } from '../engine/publisher.js';
 import type { Inspection } from '../engine/worker.js';
 import { EngineThread } from './engine-thread.js';
 
+/** The workers could not be what they were told, and are what they were. */
+export class RefusedError extends Error {
+  override name = 'RefusedError';
+}
+
+/** The workers could neither be what they were told nor what they were. */
+export class TornError extends Error {
+  override name = 'TornError';
+
+  constructor(refused: readonly string[], torn: readonly string[]) {
+    super(
+      `${refused.join('; ')}\nand the data plane could not go back (${torn.join('; ')}): ` +
+        'a part of each file is in force; restart with "weft up --replace"',
+    );
+  }
+}
+
 /** Load is measured over the last so many ms. */
 const LOAD_MS = 1000;
 
@@ -26,7 +43,11 @@ export class EngineTeam extends EventEmitter<{
   private loads: number[];
   private refused = false;
 
-  private constructor(private readonly threads: readonly EngineThread[]) {
+  private constructor(
+    private readonly threads: readonly EngineThread[],
+    /** What they were told last, and are. */
+    private intents: readonly Intent[],
+  ) {
     super();
     for (const thread of threads) {
       thread.on('failed', (error) => this.emit('failed', error));
@@ -61,7 +82,7 @@ export class EngineTeam extends EventEmitter<{
       await Promise.all(threads.map((thread) => thread.stop()));
       throw failed.reason;
     }
-    return new EngineTeam(threads);
+    return new EngineTeam(threads, intents);
   }
 
   private sample(): void {
@@ -77,8 +98,27 @@ export class EngineTeam extends EventEmitter<{
     });
   }
 
+  /**
+   * Makes all workers what the intents say. One call after the other.
+   * @throws RefusedError when one of them cannot be that: all are again what they were, but for flows that have ended;
+   * TornError when not even that could be had.
+   */
   async apply(intents: readonly Intent[]): Promise<void> {
-    await Promise.all(this.threads.map((thread, i) => thread.apply(intents[i])));
+    const refused = await this.tell(intents);
+    if (refused.length === 0) {
+      this.intents = intents;
+      return;
+    }
+    const torn = await this.tell(this.intents);
+    if (torn.length > 0) throw new TornError(refused, torn);
+    throw new RefusedError(refused.join('; '));
+  }
+
+  /** Returns why workers did not apply their intents. */
+  private async tell(intents: readonly Intent[]): Promise<string[]> {
+    const told = await Promise.allSettled(this.threads.map((thread, i) => thread.apply(intents[i])));
+    const reasons = told.flatMap((one) => (one.status === 'rejected' ? (one.reason as Error).message : []));
+    return [...new Set(reasons)];
   }
 
   /** Makes the security associations what the list says; resolves when every worker uses them. */

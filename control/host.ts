@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { UplinkIntent } from '../engine/intent.js';
 import { native } from '../native-bindings/index.js';
-import { type Config, type HostProblem, hostError, type LocalEndpoint, netnsPath } from './config.js';
+import { type Config, type HostProblem, hostError, netnsPath } from './config.js';
 import {
   closeEsp,
   closeUnderlay,
@@ -181,29 +181,4 @@ export function socketProblem(
   return code === 'EADDRINUSE'
     ? { path: paths.taken, message: `UDP port ${port} of ${address} is in use`, remedy }
     : { path: paths.otherwise, message, remedy: 'see the message' };
-}
-
-/** What an endpoint's interface could not be opened for, as a problem of the file. */
-export function endpointProblem(
-  index: number,
-  endpoint: LocalEndpoint,
-  error: NodeJS.ErrnoException,
-): HostProblem {
-  const at = `endpoint ${endpoint.name}`;
-  const where = `${endpoint.interface} in ${endpoint.netns}`;
-  const remedies: Record<string, string> = {
-    EPERM: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
-    EACCES: 'run weft as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN',
-    ENOENT: 'load the tun module ("modprobe tun"), or make /dev/net/tun available here',
-    EINVAL: `${where} is an interface of another kind: remove it, or choose another name`,
-    EBUSY: `another program holds ${where}: stop it, or choose another name`,
-    EEXIST: 'remove that interface, or choose another name',
-  };
-  const key =
-    error.code === 'EINVAL' || error.code === 'EEXIST' || error.code === 'EBUSY' ? ['interface'] : [];
-  return {
-    path: ['endpoints', index, ...key],
-    message: `${at}: ${error.message}`,
-    remedy: remedies[error.code ?? ''] ?? 'see the message',
-  };
 }

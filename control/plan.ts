@@ -33,7 +33,7 @@ import type { Link, Uplink } from './uplink.js';
 
 /** Numbers given to names; a freed number is used again. */
 class Numbers {
-  private readonly byName: Map<string, number>;
+  private byName: Map<string, number>;
 
   /** @param first lowest number given out. @param known numbers that names had in an earlier process. */
   constructor(
@@ -54,6 +54,14 @@ class Numbers {
       this.byName.set(name, next);
       used.add(next);
     }
+  }
+
+  /** Returns what gives the names the numbers of now again. */
+  save(): () => void {
+    const known = new Map(this.byName);
+    return () => {
+      this.byName = known;
+    };
   }
 
   of(name: string): number {
@@ -77,6 +85,14 @@ export interface Plan {
 /** @param networks numbers that networks had in an earlier process. */
 export function createPlan(networks?: ReadonlyMap<string, number>): Plan {
   return { networks: new Numbers(0, networks), endpoints: new Numbers(1), services: new ServiceBook() };
+}
+
+/** Returns what makes a plan what it is now again. */
+export function savePlan({ networks, endpoints, services }: Plan): () => void {
+  const undone = [networks, endpoints, services].map((one) => one.save());
+  return () => {
+    for (const undo of undone) undo();
+  };
 }
 
 /** Seed of the engine's hashes, so that nobody outside can choose colliding keys. */

@@ -38,7 +38,7 @@ interface ServiceNumbers {
 class Numbers {
   private next = 0;
   /** Oldest first. */
-  private readonly resting: { readonly number: number; readonly since: number }[] = [];
+  private resting: { readonly number: number; readonly since: number }[] = [];
 
   constructor(
     private readonly limit: number,
@@ -55,6 +55,16 @@ class Numbers {
 
   giveBack(number: number): void {
     this.resting.push({ number, since: this.seconds() });
+  }
+
+  /** Returns what makes them what they are now again. */
+  save(): () => void {
+    const { next } = this;
+    const resting = [...this.resting];
+    return () => {
+      this.next = next;
+      this.resting = resting;
+    };
   }
 }
 
@@ -135,7 +145,7 @@ export class ServiceBook {
   private config: ServicesConfig | undefined;
   private halves: readonly Half[] = [];
   /** By the names of halves. */
-  private readonly known = new Map<string, Known>();
+  private known = new Map<string, Known>();
   private readonly ids: Numbers;
   private readonly backendIds: Numbers;
   /** MACs of endpoints, by network and address. */
@@ -145,6 +155,17 @@ export class ServiceBook {
   constructor(seconds = () => performance.now() / 1000) {
     this.ids = new Numbers(MAX_SERVICES, seconds);
     this.backendIds = new Numbers(MAX_BACKENDS, seconds);
+  }
+
+  /** Returns what makes services, numbers and what the operator set what they are now again. */
+  save(): () => void {
+    const { config, halves, macs } = this;
+    const known = structuredClone(this.known);
+    const numbers = [this.ids.save(), this.backendIds.save()];
+    return () => {
+      Object.assign(this, { config, halves, macs, known });
+      for (const undo of numbers) undo();
+    };
   }
 
   /** Makes the file's services those of the node. The same config again changes nothing. */

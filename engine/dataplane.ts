@@ -13,7 +13,7 @@
  */
 import { native } from '../native-bindings/index.js';
 import type { Counters } from './counters.js';
-import { difference } from './difference.js';
+import { difference, type Standing, torn } from './difference.js';
 import { createBridge } from './elements/bridge.js';
 import { createBundle } from './elements/bundle.js';
 import { createCoalesce } from './elements/coalesce.js';
@@ -36,14 +36,12 @@ import {
   type Intent,
   MAX_VTEPS,
   MESH_PORT,
-  type PortIntent,
   type StationIntent,
   UNDERLAY_PORT,
   UPLINK_PORT,
 } from './intent.js';
 import { FrameMemory, REMOTE } from './memory/frames.js';
 import type { Port } from './ports/port.js';
-import { createTapPort } from './ports/tap.js';
 import { createSocketUnderlay } from './ports/underlay-socket.js';
 import { createUplinkTap } from './ports/uplink-tap.js';
 import type { FlowFilter } from './publisher.js';
@@ -56,6 +54,7 @@ import { type MacEntry, MacTable, macHigh, macLow } from './tables/mac-table.js'
 import { Neighbours } from './tables/neighbours.js';
 import type { BackendCounts } from './tables/services.js';
 import { type LocalVtep, SAW_NO_ASSOCIATION, Vteps } from './tables/vteps.js';
+import { TapPorts } from './tap-ports.js';
 
 /** Slots: 8 MiB of small ones for copies, segments and answers; large ones for all that is received. */
 const SMALL_SLOTS = 4096;
@@ -100,7 +99,7 @@ export class DataPlane {
   readonly domains = new Domains();
   private readonly neighbours: Neighbours;
   private readonly outputs: (Batch | null)[] = new Array<Batch | null>(MESH_PORT + 1).fill(null);
-  private readonly ports = new Map<number, Port>();
+  private readonly ports: TapPorts;
   private readonly stages = new Stages();
   private readonly tapInput: Batch;
   private readonly underlayInput: Batch;
@@ -124,7 +123,7 @@ export class DataPlane {
   private readonly gossip: Gossip | null;
   private readonly bridge: ReturnType<typeof createBridge>;
   private readonly decap: VxlanDecap;
-  private current: Intent;
+  private standing: Standing;
   private ticked = 0;
   /** When the last breath that had work began. */
   private worked = 0;
@@ -132,18 +131,16 @@ export class DataPlane {
   private spin = 0;
   /** Index of the counter of milliseconds spent in breaths, waiting not included. */
   private readonly busy: number;
-  /** Ports whose device is gone, and which are waited on no more. */
-  private readonly lost = new Set<number>();
 
   /**
    * @param first the intent to start with; its underlay stays for life, but for the MTU.
-   * @param onPortLost called when a port's device is gone, once.
+   * @param onLost called when a port's device is gone, once.
    */
   constructor(
     first: Intent,
     counters: Counters,
     seed: number,
-    private readonly onPortLost: (id: number) => void,
+    onLost: (id: number) => void,
     /** Called once a VTEP and SAW_ bit. */
     private readonly onSeen: (address: Uint8Array, saw: number) => void,
     team: Team = { self: 0, workers: 1, gossip: null, associations: null },
@@ -199,7 +196,8 @@ export class DataPlane {
         flood: (frame) => this.bridge.flood(frame),
       }),
     );
-    const { table, vteps, domains, local } = this;
+    const { table, vteps, domains, local, stages, outputs, wait } = this;
+    this.ports = new TapPorts({ context, domains, table, stages, outputs, wait, onLost });
     this.gossip =
       team.gossip &&
       createGossip(context, team.gossip, team.self, team.workers, { table, vteps, domains, local });
@@ -280,7 +278,7 @@ export class DataPlane {
     this.gateway.watch(this.wait);
     const nobody = { ports: [], stations: [], neighbours: [] };
     const empty = { domains: [], ...nobody, links: [], gateways: [], publish: [] };
-    this.current = { ...first, ...empty };
+    this.standing = { maybe: { ...first, ...empty }, sure: { ...first, ...empty } };
     this.apply(first);
     flowMemory?.begin(first);
   }
@@ -300,7 +298,7 @@ export class DataPlane {
     for (const { direction, vtep } of next)
       if (direction === 'out') this.vteps.forget(this.vtep(vtep), SAW_NO_ASSOCIATION);
     this.associated = next;
-    this.dropUnusedVteps(this.current);
+    this.dropUnusedVteps(this.standing.sure);
   }
 
   /** Waits on a further descriptor, whose tag `breathe` then reports. Tags of ports are below 65,536. */
@@ -323,7 +321,7 @@ export class DataPlane {
       if (tag === UNDERLAY_PORT) this.underlay.receive(this.underlayInput);
       else if (tag === UPLINK_PORT) this.uplink?.receive(this.underlayInput);
       else if (tag === ESP_PORT) this.espPort?.receive(this.espInput);
-      else if (tag < MAX_PORTS) this.receiveFrom(tag);
+      else if (tag < MAX_PORTS) this.ports.receive(tag, this.tapInput);
       else if (!this.gateway.receive(tag)) watched = tag;
     }
     this.runStages();
@@ -339,15 +337,6 @@ export class DataPlane {
   private runStages(): void {
     this.stages.run();
     for (let round = 0; round < MOST_AGAIN && this.gateway.again(); round++) this.stages.run();
-  }
-
-  private receiveFrom(id: number): void {
-    const port = this.ports.get(id);
-    if (!port || port.receive(this.tapInput) >= 0) return;
-    // A device that is gone stays readable for ever: without this the wait would spin.
-    native.waitRemove(this.wait, port.fd);
-    this.lost.add(id);
-    this.onPortLost(id);
   }
 
   private tick(): void {
@@ -375,30 +364,44 @@ export class DataPlane {
     this.secureDecap?.invalidate();
   }
 
-  /** Makes the data plane what the intent says, touching only what differs. Called between breaths. */
+  /**
+   * Makes the data plane what the intent says, touching only what differs. Called between breaths.
+   * @throws Error midway: some of it is there then, and a further intent, such as the one before, makes it whole.
+   */
   apply(next: Intent): void {
-    const before = this.current;
+    try {
+      this.converge(this.standing, next);
+    } catch (error) {
+      this.standing = torn(this.standing, next);
+      throw error;
+    }
+    this.standing = { maybe: next, sure: next };
+  }
+
+  private converge({ maybe, sure }: Standing, next: Intent): void {
     this.mtu[0] = next.underlay.mtu;
-    for (const station of difference(before.stations, next.stations)) this.table.remove(...key(station));
-    for (const port of difference(before.ports, next.ports)) this.removePort(port);
-    for (const domain of before.domains)
+    for (const station of difference(maybe.stations, next.stations)) this.table.remove(...key(station));
+    for (const port of difference(maybe.ports, next.ports)) this.ports.remove(port.id);
+    for (const domain of maybe.domains)
       if (!next.domains.some(({ id }) => id === domain.id)) this.removeDomain(domain);
-    for (const domain of difference(next.domains, before.domains)) this.setDomain(domain);
-    for (const port of difference(next.ports, before.ports)) this.addPort(port);
+    const changed = difference(next.domains, sure.domains);
+    // First of all: one may get the VNI that another had.
+    for (const { id } of changed) this.domains.freeVni(id);
+    for (const domain of changed) this.setDomain(domain);
+    for (const port of difference(next.ports, sure.ports)) this.ports.add(port);
     // Stations that an unchanged intent names are set again: a port or VTEP they point to may be new.
     for (const station of next.stations) this.setStation(station);
     this.dropUnusedVteps(next);
     this.setLinks(next);
-    for (const gone of difference(before.neighbours, next.neighbours))
+    for (const gone of difference(maybe.neighbours, next.neighbours))
       this.neighbours.remove(gone.domain, gone.address);
-    for (const added of difference(next.neighbours, before.neighbours))
+    for (const added of difference(next.neighbours, sure.neighbours))
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
-    this.gateway.apply(before, next);
+    this.gateway.apply(maybe, next);
     if (next.ingress) this.domains.addPort(next.ingress.domain, MESH_PORT);
     if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();
     this.services?.apply(next);
     this.invalidate();
-    this.current = next;
   }
 
   private setDomain(domain: DomainIntent): void {
@@ -413,28 +416,6 @@ export class DataPlane {
   private removeDomain(domain: DomainIntent): void {
     this.table.removeWhere((id) => id === domain.id);
     this.domains.remove(domain.id);
-  }
-
-  private addPort(intent: PortIntent): void {
-    const port = createTapPort(this.context, intent);
-    const output = new Batch(port);
-    this.ports.set(intent.id, port);
-    this.outputs[intent.id] = this.stages.add(output);
-    this.domains.addPort(intent.domain, intent.id);
-    native.waitAdd(this.wait, intent.fd, intent.id);
-  }
-
-  private removePort(intent: PortIntent): void {
-    const port = this.ports.get(intent.id);
-    const output = this.outputs[intent.id];
-    if (!port || !output) return;
-    if (!this.lost.delete(intent.id)) native.waitRemove(this.wait, intent.fd);
-    this.domains.removePort(intent.domain, intent.id);
-    this.table.removeWhere((_, destination) => destination === intent.id);
-    this.outputs[intent.id] = null;
-    this.stages.remove(output);
-    this.ports.delete(intent.id);
-    port.close();
   }
 
   private setStation(station: StationIntent): void {

@@ -5,6 +5,7 @@ import { ConfigError, type Problem } from '../../control/config.js';
 import type { Daemon } from '../../control/daemon.js';
 import { Ending } from '../../control/hand-over.js';
 import { DEFAULT_SOCKET, SCHEMA_VERSION } from '../../control/protocol.js';
+import { ReloadError } from '../../control/reload-error.js';
 import { ask } from '../client.js';
 import { CommandError, EXIT, say } from '../output.js';
 
@@ -105,6 +106,7 @@ async function reload(daemon: Daemon): Promise<void> {
     await daemon.reload();
     say('reloaded');
   } catch (error) {
-    say(`not reloaded, nothing changed:\n${(error as Error).message}`);
+    const { message } = error as Error;
+    say(error instanceof ReloadError ? message : `not reloaded, nothing changed:\n${message}`);
   }
 }

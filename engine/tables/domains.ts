@@ -41,7 +41,7 @@ export class Domains {
     const other = this.byVni.get(options.vni);
     if (other !== undefined && other !== domain)
       throw new RangeError(`VNI ${options.vni} belongs to domain ${other}`);
-    if (this.used[domain]) this.byVni.delete(this.vni[domain]);
+    this.freeVni(domain);
     this.byVni.set(options.vni, domain);
     this.vni[domain] = options.vni;
     this.flags[domain] = options.flags;
@@ -49,8 +49,13 @@ export class Domains {
     this.used[domain] = 1;
   }
 
+  /** Lets another domain have the VNI of one that is about to get another. */
+  freeVni(domain: number): void {
+    if (this.find(this.vni[domain]) === domain) this.byVni.delete(this.vni[domain]);
+  }
+
   remove(domain: number): void {
-    if (this.used[domain]) this.byVni.delete(this.vni[domain]);
+    this.freeVni(domain);
     this.used[domain] = 0;
     this.vni[domain] = 0;
     this.flags[domain] = 0;

@@ -208,17 +208,21 @@ export class Services {
   /** Holds the IPv6 addresses of services. @returns those that were held before, and are still. */
   private hold(services: readonly ServiceIntent[]): ReadonlyMap<string, number> {
     const before = this.held;
-    this.held = new Map();
+    const held = new Map<string, number>();
     for (const { address, backends } of services) {
       if (address.length !== 16) continue;
       for (const one of [address, ...backends.map((backend) => backend.address)]) {
         const text = one.join();
-        if (this.held.has(text)) continue;
+        if (held.has(text)) continue;
         const number = this.addresses?.hold(words16(one), 0) ?? NO_ADDRESS;
-        if (number === NO_ADDRESS) throw new RangeError('there is no room for an IPv6 address of a service');
-        this.held.set(text, number);
+        if (number === NO_ADDRESS) {
+          this.letGo(held);
+          throw new RangeError('there is no room for an IPv6 address of a service');
+        }
+        held.set(text, number);
       }
     }
+    this.held = held;
     return before;
   }
 

@@ -267,6 +267,26 @@ test('a service of which nothing changed is the same value again', (t) => {
   t.is(after[1], before[1]);
 });
 
+test('what a file made of it is undone: numbers, and what an operator set', (t) => {
+  const { book, look, idsOf } = bookOf(t);
+  const other = `name: other, network: blue, vip: 10.0.9.101, backends: [${at(3)}]`;
+  const config = file([web(`${at(1)}, ${at(2)}`), other]);
+  look(config);
+  book.setWeight('web', '10.0.9.1', 5);
+  const before = look();
+  const undo = book.save();
+  const [next] = idsOf(file([web(`${at(2)}, ${at(4)}`)]));
+  t.deepEqual(next, [1, 3]);
+  book.setWeight('web', '10.0.9.2', 9);
+  undo();
+  t.deepEqual(look(config), before);
+  t.deepEqual(
+    book.list().map(({ backends }) => backends.map(({ weight }) => weight)),
+    [[5, 1], [1]],
+  );
+  t.deepEqual(idsOf(file([web(`${at(1)}, ${at(2)}, ${at(4)}`), other])), [[0, 1, 3], [2]]);
+});
+
 test('the first service needs a restart of a node that tracks nothing, and no other', (t) => {
   const [none, some] = [file([]), file([web(at(1))])];
   t.deepEqual(unchangeable(none, some, { hasIpv6: false }), []);

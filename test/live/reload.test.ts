@@ -175,6 +175,78 @@ live(
   },
 );
 
+live('a reload that fails in the data plane is undone, and the next one is not hindered', async (t) => {
+  const rig = await Mesh.up({ hosts: 1, underlay: { mode: 'socket' }, file: { workers: 2 } });
+  try {
+    const { engines, containers, lab } = rig;
+    const [engine] = engines;
+    const [other, fresh] = ['other', 'fresh'].map((label) => lab.host(label));
+    const endpoints = [other, fresh].map(({ name }, i) => rig.endpointOf(8 + i, name));
+    /** Peers of which there is room for those of one file, but not for two. */
+    const fileWithPeers = (net: number, ...added: Record<string, unknown>[]): NodeFile => {
+      const file = rig.fileOf(1);
+      const peers = Array.from({ length: 2100 }, (_, i) => `10.${net}.${1 + (i >> 7)}.${1 + (i & 127)}`);
+      const green = { name: 'green', vni: 43, subnet: '10.0.10.0/24', peers: [] };
+      return {
+        ...file,
+        networks: [{ ...file.networks[0], peers }, green],
+        endpoints: [...file.endpoints, ...added],
+      };
+    };
+    const reaches = async (to: number): Promise<void> => {
+      t.is((await ping(containers[0], overlayAddress(to), { count: 2, deadlineS: 5 })).received, 2);
+    };
+    await engine.change(fileWithPeers(1, endpoints[0]));
+    await reaches(8);
+    const before = await engine.status();
+    const known = await engine.fdb();
+
+    // The endpoint that goes has gone, and the one that comes has not come, when the peers are found to be too many.
+    engine.write(fileWithPeers(2, endpoints[1]));
+    const answer = await engine.reload();
+    t.regex(answer, /^not reloaded: more than 4096 VTEPs$/m);
+    t.regex(answer, /^all is as it was before, but for connections that this file would have ended$/m);
+    t.deepEqual(linksOf(fresh), []);
+    await reaches(8);
+    const after = await engine.status();
+    t.deepEqual(after.networks, before.networks);
+    t.deepEqual(
+      after.endpoints.map(({ name, state }) => [name, state]),
+      [
+        ['c1', 'forwarding'],
+        ['c8', 'forwarding'],
+      ],
+    );
+    t.deepEqual(
+      (await engine.fdb()).filter((row) => row.static),
+      known.filter((row) => row.static),
+    );
+
+    await engine.change(fileWithPeers(1, ...endpoints));
+    await reaches(8);
+    await reaches(9);
+    const swapped = fileWithPeers(1, ...endpoints);
+    const [blue, green] = swapped.networks;
+    await engine.change({
+      ...swapped,
+      networks: [
+        { ...blue, vni: 43 },
+        { ...green, vni: 42 },
+      ],
+    });
+    t.deepEqual(
+      (await engine.status()).networks.map(({ name, vni }) => [name, vni]),
+      [
+        ['blue', 43],
+        ['green', 42],
+      ],
+    );
+    await reaches(9);
+  } finally {
+    rig.close();
+  }
+});
+
 /** Seconds of processor time that a process took during one second. */
 async function busy(pid: number): Promise<number> {
   const ticks = (): number => {

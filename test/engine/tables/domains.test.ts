@@ -27,6 +27,20 @@ test('a VNI belongs to one domain, a domain changes its VNI', (t) => {
   t.is(domains.find(42), 2);
 });
 
+test('two domains change their VNIs with each other', (t) => {
+  const domains = new Domains();
+  domains.set(1, options(42));
+  domains.set(2, options(43));
+  for (const domain of [1, 2]) domains.freeVni(domain);
+  t.deepEqual([domains.find(42), domains.find(43)], [-1, -1]);
+  domains.set(1, options(43));
+  domains.set(2, options(42));
+  t.deepEqual([domains.find(42), domains.find(43)], [2, 1]);
+  domains.freeVni(7);
+  domains.remove(1);
+  t.deepEqual([domains.find(42), domains.find(43)], [2, -1]);
+});
+
 test('a domain or VNI out of range is refused', (t) => {
   const domains = new Domains();
   for (const domain of [-1, MAX_DOMAINS])

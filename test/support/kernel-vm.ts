@@ -259,7 +259,9 @@ export class KernelVm {
 function qemuArguments(tap: string, mac: string): string[] {
   return [
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
-    ...['-machine', 'q35,accel=tcg', '-cpu', 'max', '-smp', '1', '-m', `${MEMORY_MIB}`],
+    // Without what the kernel would use to guard itself, which costs a translator most.
+    ...['-machine', 'q35,accel=tcg', '-cpu', 'max,-smap,-smep,-umip,-pku,-la57'],
+    ...['-smp', '1', '-m', `${MEMORY_MIB}`],
     ...['-kernel', `${BUILT}vmlinuz`, '-initrd', `${BUILT}initramfs`],
     // A panic ends the VM, and so what waits for it.
     ...['-append', 'console=ttyS0 quiet panic=-1 mitigations=off'],

@@ -5,15 +5,28 @@
  * not in control: what was found out holds from the very answer on, and control, which has nothing to decide, hears of
  * changes alone, however many checks there are. As many failed connections to the checked port within an interval also
  * mean that it is down; only checks bring it back. A new backend begins as its intent says.
+ *
+ * A check goes from the virtual address to the backend's. The backend of a service that is `direct` has the virtual
+ * address itself and takes no packet from it: it is asked at that address, under its own MAC, by the gateway's.
  */
 import { createProber, GOOD, type Prober } from './elements/balancer/prober.js';
 import { type Checks, createRelay, type Relay } from './elements/balancer/relay.js';
+import { addressesAt, carriedTcp } from './elements/balancer/segments.js';
 import type { Batch, Context } from './graph.js';
 import type { BackendIntent, HealthIntent, ServiceIntent } from './intent.js';
-import type { Services } from './tables/services.js';
+import { REMOTE } from './memory/frames.js';
+import type { Gateways } from './tables/gateways.js';
+import { type Services, VIRTUAL_MAC_LE } from './tables/services.js';
+import { ETHERNET_HEADER } from './wire/ethernet.js';
+import { ipv4Length } from './wire/ipv4-checks.js';
+import { ipv6Length } from './wire/ipv6.js';
+import { TCP_HEADER } from './wire/tcp.js';
 
 /** Cause of a change: connections of clients failed. Others are outcomes of a check. */
 export const CONNECTIONS_FAILED = 5;
+
+/** Milliseconds without the engine after which clients may have asked again for want of us. */
+const MISSED = 1000;
 
 /** Checks that begin in one call of `tick`, each in some hundred nanoseconds: the breath is to stay short. */
 const MOST_AT_ONCE = 1024;
@@ -29,7 +42,8 @@ export interface HealthChange {
 interface Target {
   readonly id: number;
   readonly domain: number;
-  readonly virtual: Uint8Array;
+  readonly own: Uint8Array;
+  readonly ownMac: Uint8Array;
   readonly address: Uint8Array;
   mac: Uint8Array;
   readonly port: number;
@@ -63,6 +77,7 @@ export class Health implements Checks {
   private changes: HealthChange[] = [];
 
   /**
+   * @param gateways what they are when services are set.
    * @param out leads to the bridge, and `tunnel` to VTEPs.
    * @param turned called at once when a backend, by its number in the intent, is found to live or not.
    * @param tell hears of changes, those of 100 ms at once.
@@ -70,6 +85,7 @@ export class Health implements Checks {
   constructor(
     private readonly context: Context,
     private readonly services: Services,
+    private readonly gateways: Gateways,
     { out, tunnel }: { readonly out: Batch; readonly tunnel: Batch },
     private readonly turned: (backend: number, alive: boolean) => void,
     private readonly tell: (changes: readonly HealthChange[]) => void,
@@ -85,19 +101,29 @@ export class Health implements Checks {
     this.list = [];
     this.due = new Float64Array(checked.reduce((sum, { backends }) => sum + backends.length, 0));
     for (const service of checked) {
-      const about = `${service.domain} ${service.address.join()} ${JSON.stringify(service.health)}`;
-      for (const backend of service.backends) this.put(service, about, backend, due);
+      const { domain, address, direct, health } = service;
+      const own = direct ? this.gateways.addressOf(domain, address.length) : address;
+      if (own === undefined) continue;
+      const about = `${domain} ${address.join()} ${own.join()} ${JSON.stringify(health)}`;
+      for (const backend of service.backends) this.put(service, own, about, backend, due);
     }
     this.targets = new Map(this.list.map((target) => [target.id, target]));
     this.byNumber = undefined;
     this.cursor = 0;
   }
 
-  /** @param due when those that are known are checked. */
-  private put(service: ServiceIntent, about: string, backend: BackendIntent, due: Float64Array): void {
+  /** @param own the address that asks. @param due when those that are known are checked. */
+  private put(
+    service: ServiceIntent,
+    own: Uint8Array,
+    about: string,
+    backend: BackendIntent,
+    due: Float64Array,
+  ): void {
     const known = this.targets.get(backend.id);
     const index = this.list.length;
-    if (known?.about === about && known.address.every((byte, i) => byte === backend.address[i])) {
+    const address = service.direct ? service.address : backend.address;
+    if (known?.about === about && known.address.every((byte, i) => byte === address[i])) {
       known.mac = backend.mac;
       this.due[index] = due[known.index];
       known.index = index;
@@ -111,8 +137,9 @@ export class Health implements Checks {
     this.list.push({
       id: backend.id,
       domain: service.domain,
-      virtual: service.address,
-      address: backend.address,
+      own,
+      ownMac: Uint8Array.of(VIRTUAL_MAC_LE & 0xff, VIRTUAL_MAC_LE >>> 8, ...service.address.slice(-4)),
+      address,
       mac: backend.mac,
       port: health.port,
       request: health.kind === 'http' ? requestOf(health.path, service.address) : null,
@@ -134,10 +161,12 @@ export class Health implements Checks {
     return this.targets.get(backend.id)?.alive ?? backend.alive;
   }
 
-  /** Called every 100 ms, between breaths. */
-  tick(): void {
-    this.prober.tick();
+  /** Called every 100 ms, between breaths. @param late milliseconds for which the engine did not run meanwhile. */
+  tick(late = 0): void {
+    this.prober.tick(late);
     this.begin();
+    // Of connections that began before nobody knows whose silence it was.
+    if (late >= MISSED) this.services.suspects.clear();
     if (this.services.suspects.size > 0) this.suspect();
     if (this.changes.length === 0) return;
     this.tell(this.changes);
@@ -202,7 +231,21 @@ export class Health implements Checks {
   }
 
   note(frame: number): void {
-    this.relay.note(frame);
+    const { u8, u16, off, domain } = this.context.frames;
+    const { source, size } = addressesAt(u8, off[frame] + ETHERNET_HEADER);
+    if (this.gateways.isAddress(domain[frame], u16, source >>> 1, size)) this.relay.note(frame);
+  }
+
+  fromVirtual(frame: number): boolean {
+    const { u8, u16, off, len, domain, ingress } = this.context.frames;
+    if (ingress[frame] >= REMOTE) this.relay.note(frame);
+    const ip = off[frame] + ETHERNET_HEADER;
+    const { destination, size } = addressesAt(u8, ip);
+    if (!this.gateways.isAddress(domain[frame], u16, destination >>> 1, size)) return false;
+    const most = len[frame] - ETHERNET_HEADER;
+    const total = size === 4 ? ipv4Length(u16, ip >>> 1, most) : ipv6Length(u16, ip >>> 1, most);
+    const t = carriedTcp(u8, ip, ip + total - TCP_HEADER + 8) >>> 1;
+    return t !== 0 && this.take(frame, t);
   }
 
   take(frame: number, t: number): boolean {

@@ -210,7 +210,10 @@ export interface ServiceIntent {
   readonly publish: readonly ServicePublishIntent[];
   /** In the order of the configuration, which is that of the schedulers. */
   readonly backends: readonly BackendIntent[];
-  /** How its backends are checked; what is found out then counts, not what `alive` says. Not where it is `direct`. */
+  /**
+   * How its backends are checked; what is found out then counts, not what `alive` says. Where it is `direct` its domain
+   * has a gateway of the same family.
+   */
   readonly health?: HealthIntent;
 }
 

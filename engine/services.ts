@@ -25,6 +25,9 @@ const REBUILD_STEPS = 5000;
 /** Ticks for which the address of a service that is gone answers still, so that its connections are reset. */
 const FORGET_TICKS = 50;
 
+/** Milliseconds from one tick to the next that are usual: it comes with a breath, of which an idle one takes 100. */
+const PUNCTUAL = 200;
+
 export interface ServiceBatches {
   readonly front: Batch;
   readonly behind: Batch;
@@ -43,6 +46,7 @@ export class ServiceFront {
   private readonly health: Health;
   private rebuilding = false;
   private forgetting = 0;
+  private ticked = 0;
 
   /**
    * @param front what leads to the bridge; from now on it leads here.
@@ -52,11 +56,11 @@ export class ServiceFront {
    * @param tell hears which backends are found to live or not.
    */
   constructor(
-    context: Context,
+    private readonly context: Context,
     { flows, addresses }: Pick<FlowMemory, 'flows' | 'addresses'>,
     neighbours: Neighbours,
     { front, behind, station, tunnel, ports }: ServiceBatches,
-    gateway: Pick<GatewayWay, 'balanceBy' | 'inward' | 'outsideOf' | 'outsideOfV6'>,
+    gateway: Pick<GatewayWay, 'balanceBy' | 'gateways' | 'inward' | 'outsideOf' | 'outsideOfV6'>,
     timeouts: Timeouts,
     tell: (changes: readonly HealthChange[]) => void,
   ) {
@@ -65,7 +69,7 @@ export class ServiceFront {
     const errors = createIcmpErrors(context);
     const outside = (owner: number): Batch => gateway.outsideOf(owner);
     const turned = (backend: number, alive: boolean): void => this.turn(backend, alive);
-    this.health = new Health(context, services, { out: behind, tunnel }, turned, tell);
+    this.health = new Health(context, services, gateway.gateways, { out: behind, tunnel }, turned, tell);
     const shared = { flows, services, neighbours, timeouts, inside: gateway.inward };
     this.v6 =
       addresses &&
@@ -113,7 +117,9 @@ export class ServiceFront {
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
   tick(): void {
-    this.health.tick();
+    const { now } = this.context;
+    this.health.tick(Math.max(0, now - this.ticked - PUNCTUAL));
+    this.ticked = now;
     this.balancer.age();
     this.v6?.age();
     if (--this.forgetting === 0) this.services.forget();

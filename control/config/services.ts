@@ -56,6 +56,12 @@ interface Surroundings {
   readonly endpoints: readonly EndpointDraft[];
 }
 
+/** By which key of its network a virtual address has a gateway of its family. */
+const GATEWAYS_OF = [
+  ['vip', 'gateway'],
+  ['vip6', 'gateway6'],
+] as const;
+
 /** Name of the ingress network, which no other may have. */
 const INGRESS = 'ingress';
 
@@ -188,7 +194,7 @@ function checkService(
   if (found !== undefined)
     checkAddresses(service, services, found, seen.addresses, around.endpoints, findings);
   checkPorts(service, findings);
-  checkHealth(service, findings);
+  checkHealth(service, found, findings);
   for (const one of service.publish)
     checkPublish(one, found, hasIngress, seen.published, around.ways, findings);
 }
@@ -225,11 +231,18 @@ function checkPorts({ fields, ports, path }: ServiceDraft, findings: Findings): 
   }
 }
 
-function checkHealth({ path, fields, health }: ServiceDraft, findings: Findings): void {
+function checkHealth(
+  { path, fields, health }: ServiceDraft,
+  network: NetworkDraft | undefined,
+  findings: Findings,
+): void {
   if (health === undefined) return;
-  if (fields.forwarding === 'dsr') {
-    const message = 'backends of forwarding dsr are not checked yet';
-    findings.add([...path, 'health'], message, 'remove it, or write forwarding: masq', 'key');
+  for (const [vip, gateway] of GATEWAYS_OF) {
+    if (fields.forwarding !== 'dsr' || fields[vip] === undefined) continue;
+    if (network === undefined || network.fields[gateway] !== undefined) continue;
+    const message = `backends of forwarding dsr are checked from the gateway, and network "${network.fields.name}" has no ${gateway}`;
+    const remedy = `add ${gateway} to the network, remove health, or write forwarding: masq`;
+    findings.add([...path, 'health'], message, remedy, 'key');
   }
   const { interval, timeout } = health.fields;
   if (interval === undefined || timeout === undefined || timeout <= interval) return;

@@ -36,7 +36,13 @@ import {
   STATE_MASK,
 } from '../tables/flows.js';
 import { type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
-import { IPV6_SPACE, MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
+import {
+  IPV6_SPACE,
+  MAY_BE_BACKEND,
+  MAY_BE_VIRTUAL,
+  type Services,
+  VIRTUAL_MAC_LE,
+} from '../tables/services.js';
 import { pair as pairAt } from '../wire/arp.js';
 import { ETHERNET_HEADER } from '../wire/ethernet.js';
 import { ICMP_HEADER } from '../wire/icmp.js';
@@ -171,7 +177,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
       }
     const sender = addresses.find(u16, ip + IPV6_SOURCE);
     const may = sender === NO_ADDRESS ? 0 : services.filter(space, sender);
-    if ((may & MAY_BE_VIRTUAL) !== 0 && ingress[frame] >= REMOTE) checks?.note(frame);
+    if ((may & MAY_BE_VIRTUAL) !== 0 && checks?.fromVirtual(frame)) return;
     if ((may & MAY_BE_BACKEND) === 0) out.push(frame);
     else outward(frame, ip, sender);
   }
@@ -187,8 +193,19 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     addresses.release(own);
   }
 
+  /** Whether another host has chosen the backend already, of a service that is direct. */
+  function isChosen(frame: number, own: number): boolean {
+    if (u16[off[frame] >>> 1] === VIRTUAL_MAC_LE || !isDirect(frame, own)) return false;
+    checks?.note(frame);
+    return true;
+  }
+
   /** A packet to a service, at the address whose number is given. */
   function inward(frame: number, ip: number, own: number): void {
+    if (ingress[frame] >= REMOTE && isChosen(frame, own)) {
+      out.push(frame);
+      return;
+    }
     const total = ipv6Length(u16, ip, len[frame] - ETHERNET_HEADER);
     const upper = total === 0 ? -1 : upperLayer(u16, ip, total);
     if (upper < 0) {

@@ -45,7 +45,7 @@ import {
   STATE_MASK,
 } from '../tables/flows.js';
 import type { Neighbours } from '../tables/neighbours.js';
-import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services } from '../tables/services.js';
+import { MAY_BE_BACKEND, MAY_BE_VIRTUAL, type Services, VIRTUAL_MAC_LE } from '../tables/services.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import {
   IPV4_DESTINATION,
@@ -100,6 +100,7 @@ const ODD = 2;
 const ODD_TO_SERVICE = TO_SERVICE + ODD;
 const BROKEN = 5;
 const IPV6 = 6;
+const TAKEN = 7;
 
 /** Flows looked at for expiry in one call, a third of a millisecond: 10,000 connections a second may come and go. */
 const EXPIRY_BUDGET = 1024;
@@ -182,7 +183,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
       else if (kind === FROM_BACKEND) fromBackend(frame, k);
       else if (kind === BROKEN) drops.drop(frame, MALFORMED);
       else if (kind === IPV6) v6!(frame);
-      else odd(frame, k, kind === ODD_TO_SERVICE ? IN : OUT);
+      else if (kind !== TAKEN) odd(frame, k, kind === ODD_TO_SERVICE ? IN : OUT);
     }
     values[base + FRAMES] += count;
   }
@@ -198,11 +199,19 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     if (mark[frame] !== 0 || (services.filter(dom, destination) & MAY_BE_VIRTUAL) !== 0)
       if (mark[frame] !== 0 || services.isVirtual(dom, destination))
-        return inward(frame, k, ip, source, destination);
+        if (ingress[frame] < REMOTE || !isChosen(frame, w, destination))
+          return inward(frame, k, ip, source, destination);
     const sender = services.filter(dom, source);
-    if ((sender & MAY_BE_VIRTUAL) !== 0 && ingress[frame] >= REMOTE) checks?.note(frame);
+    if ((sender & MAY_BE_VIRTUAL) !== 0 && checks?.fromVirtual(frame)) return TAKEN;
     if ((sender & MAY_BE_BACKEND) === 0) return PASS;
     return read(frame, k, ip, source, destination, FROM_BACKEND);
+  }
+
+  /** Whether another host has chosen the backend already, of a service that is direct. */
+  function isChosen(frame: number, w: number, own: number): boolean {
+    if (u16[w] === VIRTUAL_MAC_LE || !services.isDirect(domain[frame], own, mark[frame])) return false;
+    checks?.note(frame);
+    return true;
   }
 
   function inward(frame: number, k: number, ip: number, source: number, destination: number): number {

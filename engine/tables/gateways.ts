@@ -66,6 +66,22 @@ export class Gateways {
     this.uplink[domain] = NO_UPLINK;
   }
 
+  /** The gateway's address of 4 or of 16 bytes, undefined where there is none. */
+  addressOf(domain: number, size: number): Uint8Array | undefined {
+    if ((size === 4 ? this.used : this.used6)[domain] === 0) return undefined;
+    const words =
+      size === 4 ? this.address.slice(domain, domain + 1) : this.address6.slice(domain * 8, domain * 8 + 8);
+    return new Uint8Array(words.buffer);
+  }
+
+  /** Whether an address of 4 or of 16 bytes, whose first word is given, is the gateway's. */
+  isAddress(domain: number, u16: Uint16Array, word: number, size: number): boolean {
+    if (size === 4)
+      return this.used[domain] === 1 && (u16[word] | (u16[word + 1] << 16)) === this.address[domain];
+    for (let i = 0; i < 8; i++) if (u16[word + i] !== this.address6[domain * 8 + i]) return false;
+    return this.used6[domain] === 1;
+  }
+
   /** Makes `covers` and `covers6` know what `set` and `remove` did. */
   reindex(): void {
     const { prefixes, prefixMasks, subnet, mask, domains } = this;

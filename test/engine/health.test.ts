@@ -1,9 +1,9 @@
 /** What checks and connections say of backends, and what follows. */
 import test from 'ava';
-import { GOOD, WAS_RESET } from '../../engine/elements/balancer/prober.js';
+import { GOOD, SILENT, WAS_RESET } from '../../engine/elements/balancer/prober.js';
 import { CONNECTIONS_FAILED } from '../../engine/health.js';
 import type { HealthIntent } from '../../engine/intent.js';
-import { REMOTE } from '../../engine/memory/frames.js';
+import { NO_FRAME, REMOTE } from '../../engine/memory/frames.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../support/balancer.js';
 import { answer, BACKEND, flagsOf, HEALTH, rigOf } from '../support/checks.js';
 import { ACK, answerTo, ends, icmpError, packet, RST, SYN, TCP } from '../support/nat.js';
@@ -177,6 +177,51 @@ test('what is found out outlasts an intent that does not know of it; another che
   b.set(of(undefined, false));
   t.false(isUp());
   t.deepEqual(b.check(10_000), []);
+  b.rig.finish(t);
+});
+
+test('time in which the engine did not run is nobody’s silence', (t) => {
+  const { b, syn, told } = rigOf({ ...HEALTH, interval: 20_000, failures: 1 });
+  const first = syn();
+  t.deepEqual(b.check(5000, 4800), [], 'not even again');
+  t.deepEqual(b.check(300)[0]!.bytes, first);
+  b.feed([answer(first, { flags: SYN | ACK })]);
+  t.deepEqual(told(), []);
+  t.is(b.check(20_000).length, 1);
+  b.check(9900, 9000);
+  t.deepEqual(told(), []);
+  b.check(100);
+  t.deepEqual(told(), [SILENT]);
+  b.rig.finish(t);
+});
+
+test('a check whose SYN finds no slot has not begun', (t) => {
+  const { b, told } = rigOf({ ...HEALTH, failures: 1 });
+  const { memory } = b.rig;
+  const taken: number[] = [];
+  for (let frame = memory.allocSmall(); frame !== NO_FRAME; frame = memory.allocSmall()) taken.push(frame);
+  t.deepEqual(b.check(2000), []);
+  t.deepEqual(b.check(2000), []);
+  for (const frame of taken) memory.free(frame);
+  const [sent] = b.check(0);
+  b.feed([answer(sent!.bytes, { flags: SYN | ACK })]);
+  b.check(1000);
+  t.deepEqual(told(), []);
+  b.rig.finish(t);
+});
+
+test('clients that asked again while the engine did not run accuse nobody', (t) => {
+  const { b, causes } = seldom({ ...HEALTH, interval: 600_000, timeout: 100, failures: 1 });
+  b.feed([answer(b.check(1000)[0]!.bytes, { flags: SYN | ACK })]);
+  b.one(client(80, SYN, 1));
+  b.at(b.rig.context.seconds + 3);
+  b.one(client(80, SYN, 1));
+  b.check(0, 2800);
+  t.deepEqual(causes(), []);
+  b.at(b.rig.context.seconds + 3);
+  b.one(client(80, SYN, 1));
+  b.check(0);
+  t.deepEqual(causes(), [CONNECTIONS_FAILED]);
   b.rig.finish(t);
 });
 

@@ -6,6 +6,7 @@ import type { BackendRow } from '../../control/api.js';
 import { type Engine, live, Mesh, overlayAddress, shared } from '../support/live.js';
 
 const VIP = '10.0.9.100';
+const [DIRECT, DIRECT6] = ['10.0.9.103', 'fd00:9::103'];
 const [FIRST, SECOND] = [1, 2].map((n) => overlayAddress(n));
 const HEALTH = { interval: '1s', timeout: '1s', failures: 2, successes: 2 };
 const TOOLS = { tools: ['socat', 'ss', 'nft'] };
@@ -25,9 +26,15 @@ const services = [
     backends: [{ address: SECOND, address6: overlayAddress(2, true) }],
     health: { http: { port: 8081 }, ...HEALTH },
   },
+  {
+    ...{ name: 'direct', network: 'blue', vip: DIRECT, vip6: DIRECT6, forwarding: 'dsr' },
+    backends: [1, 2].map((n) => ({ address: overlayAddress(n), address6: overlayAddress(n, true) })),
+    health: { http: { port: 8082 }, ...HEALTH },
+  },
 ];
+const network = { gateway: '10.0.9.254', gateway6: 'fd00:9::fe' };
 
-const mesh = shared(() => Mesh.up({ hosts: 3, file: { services } }));
+const mesh = shared(() => Mesh.up({ hosts: 3, network, file: { services } }));
 
 /** Takes nothing of TCP that comes in. */
 const SILENT = 'table ip silent { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }';
@@ -83,10 +90,10 @@ const settledRaw = (engine: Engine, state: string): Promise<unknown> =>
   waitFor(async () => (await states(engine, 'raw')).join() === state, { what: `raw ${state}` });
 
 /** Who answered, asked so often by the third container; `-` where nobody did. */
-async function answers(times: number): Promise<string[]> {
+async function answers(times: number, address = VIP, port = 80): Promise<string[]> {
   const found: string[] = [];
   for (let i = 0; i < times; i++) {
-    const { stdout } = await ask(mesh().containers[2], VIP, 80);
+    const { stdout } = await ask(mesh().containers[2], address, port);
     found.push(/c\d$/.exec(stdout.trim())?.[0] ?? '-');
   }
   return found.sort();
@@ -99,14 +106,16 @@ const ask = (from: Namespace, address: string, port: number) =>
 
 const times = (n: number, ...who: string[]): string[] => who.flatMap((one) => Array<string>(n).fill(one));
 
-/** Waits until every host has both backends so. */
-async function settled(...wanted: string[]): Promise<void> {
+/** Waits until every host has all backends of a service so. */
+async function settledOf(name: string, ...wanted: string[]): Promise<void> {
   for (const engine of mesh().engines)
-    await waitFor(async () => (await states(engine)).join() === wanted.join(), {
+    await waitFor(async () => (await states(engine, name)).join() === wanted.join(), {
       what: `${wanted} at ${engine.host.label}, which says ${engine.running!.stderr}`,
       timeoutMs: 30_000,
     });
 }
+
+const settled = (...wanted: string[]): Promise<void> => settledOf('web', ...wanted);
 
 live(
   'every host checks every backend, its own and those of others, from the virtual address',
@@ -256,16 +265,9 @@ live(
 live(
   'over IPv6 a backend is checked, and lives, for itself',
   async (t) => {
-    const { containers, engines } = mesh();
+    const { containers } = mesh();
     containers[1].killChildren();
-    const settledSix = async (...wanted: string[]): Promise<void> => {
-      for (const engine of engines)
-        await waitFor(async () => (await states(engine, 'six')).join() === wanted.join(), {
-          what: `${wanted} at ${engine.host.label}, which says ${engine.running!.stderr}`,
-          timeoutMs: 30_000,
-        });
-    };
-    await settledSix('down', 'down');
+    await settledOf('six', 'down', 'down');
     const before = said();
     const server = `require('node:http').createServer((request, response) => {
       console.log('checked by ' + request.socket.remoteAddress + ' ' + request.headers.host);
@@ -273,11 +275,57 @@ live(
     }).listen({ port: 8081, host: '::', ipv6Only: true });`;
     const running = containers[1].start(process.execPath, ['-e', server]);
     await running.output(/^checked by fd00:9::102 \[fd00:9:0:0:0:0:0:102\]$/m, { timeoutMs: 30_000 });
-    await settledSix('down', 'up');
+    await settledOf('six', 'down', 'up');
     await all(/^service six: fd00:9::2 is up again$/m, before);
     await running.stop('SIGKILL');
-    await settledSix('down', 'down');
+    await settledOf('six', 'down', 'down');
     t.pass();
+  },
+  TOOLS,
+);
+
+/** A server of both families that says its container's name; who asks for what at which address is printed. */
+const DIRECT_SERVER = `
+require('node:http').createServer((request, response) => {
+  const { remoteAddress, localAddress } = request.socket;
+  console.log(remoteAddress, localAddress, request.headers.host);
+  response.end(process.argv[1]);
+}).listen(8082, '::', () => console.log('serving'));
+`;
+
+live(
+  'backends that have the virtual address themselves are checked at it, from the gateway, by every host',
+  async (t) => {
+    const { containers } = mesh();
+    await settledOf('direct', 'down', 'down', 'down', 'down');
+    const servers = [];
+    for (const n of [1, 2]) {
+      const container = containers[n - 1];
+      for (const [key, value] of [['ignore', 1] as const, ['announce', 2] as const])
+        await container.run('sysctl', ['-qw', `net.ipv4.conf.all.arp_${key}=${value}`]);
+      for (const address of [`${DIRECT}/32`, `${DIRECT6}/128`])
+        container.ip('addr', 'add', address, 'dev', 'lo');
+      servers.push(container.start(process.execPath, ['-e', DIRECT_SERVER, `c${n}`]));
+    }
+    await settledOf('direct', 'up', 'up', 'up', 'up');
+    for (const { stdout } of servers)
+      t.deepEqual([...new Set(stdout.trim().split('\n').slice(1))].sort(), [
+        `::ffff:10.0.9.254 ::ffff:${DIRECT} ${DIRECT}`,
+        `fd00:9::fe ${DIRECT6} [fd00:9:0:0:0:0:0:103]`,
+      ]);
+    // The host of a backend does not choose again for who asks on the third.
+    t.deepEqual(await answers(10, DIRECT, 8082), times(5, 'c1', 'c2'));
+    t.deepEqual(await answers(10, `[${DIRECT6}]`, 8082), times(5, 'c1', 'c2'));
+    const before = said();
+    containers[1].ip('addr', 'del', `${DIRECT}/32`, 'dev', 'lo');
+    await all(
+      /^service direct: 10\.0\.9\.2 is down: no answer to a request from port 8082 \(2 in a row\)$/m,
+      before,
+    );
+    await settledOf('direct', 'up', 'down', 'up', 'up');
+    t.deepEqual(await answers(4, DIRECT, 8082), times(4, 'c1'));
+    await servers[0]!.stop('SIGKILL');
+    await all(/^service direct: fd00:9::1 is down: port 8082 refuses connections \(2 in a row\)$/m, before);
   },
   TOOLS,
 );

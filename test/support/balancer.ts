@@ -5,15 +5,25 @@ import { createBalancer } from '../../engine/elements/balancer.js';
 import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
 import { Batch } from '../../engine/graph.js';
 import { Health, type HealthChange } from '../../engine/health.js';
-import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
+import type { BackendIntent, GatewayIntent, ServiceIntent } from '../../engine/intent.js';
 import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { Flows } from '../../engine/tables/flows.js';
+import { Gateways } from '../../engine/tables/gateways.js';
 import { Neighbours } from '../../engine/tables/neighbours.js';
 import { Services } from '../../engine/tables/services.js';
 import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from './frames.js';
 
 export const VIP = '10.0.9.100';
 export const CLIENT = '10.0.9.50';
+export const GATEWAY = '10.0.9.254';
+export const GATEWAY6 = 'fd00:9::fe';
+
+/** The gateway of both families that domain 0 has, and no way out. */
+export const ROUTER: GatewayIntent = {
+  ...{ domain: 0, mac: station(254), routed: false, uplink: -1, mtu: 1450 },
+  v4: { address: ip(GATEWAY), subnet: ip('10.0.9.0'), length: 24 },
+  v6: { address: ip(GATEWAY6), subnet: ip('fd00:9::'), length: 64 },
+};
 
 /** Backend `n`: 10.0.9.n. */
 export function backend(n: number, more: Partial<BackendIntent> = {}): BackendIntent {
@@ -40,6 +50,7 @@ export class BalancerRig {
   readonly rig = new Rig();
   readonly flows: Flows;
   readonly services = new Services(64, 4096);
+  readonly gateways = new Gateways();
   readonly balancer: Balancer;
   private readonly batch: Batch;
   private readonly sink: Sink;
@@ -62,9 +73,11 @@ export class BalancerRig {
     this.batch = new Batch(this.sink);
     this.tunnel = this.rig.sink();
     this.toTunnel = new Batch(this.tunnel);
+    this.gateways.set(ROUTER);
     this.health = new Health(
       context,
       this.services,
+      this.gateways,
       { out: this.batch, tunnel: this.toTunnel },
       (id, alive) => this.services.setAlive(id, alive, (gone) => this.balancer.end(gone)),
       (changes) => this.changes.push(...changes),
@@ -105,10 +118,10 @@ export class BalancerRig {
     return this.caught();
   }
 
-  /** Time goes on by so many milliseconds; what checks of backends send. */
-  check(milliseconds: number): readonly Caught[] {
+  /** Time goes on by so many milliseconds, of which the engine ran but the last; what checks of backends send. */
+  check(milliseconds: number, late = 0): readonly Caught[] {
     this.rig.context.setTime(this.rig.context.now + milliseconds);
-    this.health.tick();
+    this.health.tick(late);
     return this.caught();
   }
 

@@ -4,13 +4,15 @@ import { type BalancerV6, createBalancerV6 } from '../../engine/elements/balance
 import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../engine/elements/icmpv6-errors.js';
 import { Batch } from '../../engine/graph.js';
+import { Health, type HealthChange } from '../../engine/health.js';
 import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
 import { Addresses6 } from '../../engine/tables/addresses6.js';
 import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { Flows } from '../../engine/tables/flows.js';
+import { Gateways } from '../../engine/tables/gateways.js';
 import { Neighbours } from '../../engine/tables/neighbours.js';
 import { Services } from '../../engine/tables/services.js';
-import { backend, service } from './balancer.js';
+import { backend, ROUTER, service } from './balancer.js';
 import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from './frames.js';
 
 export const VIP6 = 'fd00:9::100';
@@ -32,7 +34,13 @@ export class BalancerRigV6 {
   readonly services: Services;
   readonly balancer: Balancer;
   readonly v6: BalancerV6;
+  readonly health: Health;
+  /** What goes to other hosts past the bridge. */
+  readonly tunnel: Sink;
+  /** What was found out of backends. */
+  readonly changes: HealthChange[] = [];
   private readonly batch: Batch;
+  private readonly toTunnel: Batch;
   private readonly sink: Sink;
 
   constructor(services: readonly ServiceIntent[] = [service6()], maxFlows = 1000, maxAddresses = 2000) {
@@ -47,9 +55,18 @@ export class BalancerRigV6 {
       for (const { address, mac } of backends) neighbours.set(0, address, mac);
     this.sink = this.rig.sink();
     this.batch = new Batch(this.sink);
+    this.tunnel = this.rig.sink();
+    this.toTunnel = new Batch(this.tunnel);
+    const gateways = new Gateways();
+    gateways.set(ROUTER);
+    this.health = new Health(
+      ...([context, this.services, gateways, { out: this.batch, tunnel: this.toTunnel }] as const),
+      (id, alive) => this.services.setAlive(id, alive, (gone) => this.v6.end(gone)),
+      (changes) => this.changes.push(...changes),
+    );
     const ways = { outside: (): Batch => this.batch, inside: this.batch };
     const tables = { flows: this.flows, services: this.services, neighbours };
-    const shared = { ...tables, ...ways, timeouts: DEFAULT_TIMEOUTS };
+    const shared = { ...tables, ...ways, checks: this.health, timeouts: DEFAULT_TIMEOUTS };
     this.v6 = createBalancerV6(
       context,
       { ...shared, addresses: this.addresses, errors: createIcmpv6Errors(context) },
@@ -62,8 +79,11 @@ export class BalancerRigV6 {
   }
 
   set(services: readonly ServiceIntent[]): void {
-    this.services.set(services, (gone) =>
-      this.services.isIpv6(gone) ? this.v6.end(gone) : this.balancer.end(gone),
+    this.health.set(services);
+    this.services.set(
+      services,
+      (gone) => (this.services.isIpv6(gone) ? this.v6.end(gone) : this.balancer.end(gone)),
+      (one) => this.health.isAlive(one),
     );
   }
 
@@ -85,8 +105,16 @@ export class BalancerRigV6 {
     return this.caught();
   }
 
+  /** Time goes on by so many milliseconds; what checks of backends send. */
+  check(milliseconds: number): readonly Caught[] {
+    this.rig.context.setTime(this.rig.context.now + milliseconds);
+    this.health.tick();
+    return this.caught();
+  }
+
   private caught(): readonly Caught[] {
     this.batch.flush();
+    this.toTunnel.flush();
     return this.sink.caught.splice(0);
   }
 

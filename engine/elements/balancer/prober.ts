@@ -1,11 +1,11 @@
 /**
- * Checks of backends from the engine's own side: a small TCP client (RFC 9293) that opens a connection from a virtual
- * address, asks for a page if that is wanted, and resets the connection as soon as it knows enough. A backend that only
- * has its port looked at never sees a connection: it gets the RST before one is open.
+ * Checks of backends from the engine's own side: a small TCP client (RFC 9293) that opens a connection from an address
+ * that every host has, asks for a page if that is wanted, and resets the connection as soon as it knows enough. A
+ * backend that only has its port looked at never sees a connection: it gets the RST before one is open.
  *
  * Each check has a port of its own from FIRST_PROBE_PORT on, by which its answers are told; the state of all is in
  * arrays under that port. SYN and request are sent once more when nothing is heard. Segments are taken in order alone:
- * what comes early comes again.
+ * what comes early comes again. Only what was sent is judged, and only time in which the engine ran counts.
  *
  * Not handled: a status line that does not follow the handshake at once (1xx answers).
  */
@@ -58,14 +58,14 @@ export interface Check extends Ends {
 }
 
 export interface Prober<C extends Check> {
-  /** Begins a check. @returns false when too many are under way. */
+  /** Begins a check. @returns false when too many are under way, or no slot is free for its SYN. */
   begin(check: C): boolean;
   /** Takes a TCP segment from a backend if it belongs to a check; `t` is the index of its header's first word. */
   take(frame: number, t: number): boolean;
   /** Takes a sound ICMP error if it is about a check; `t` is the index of the ICMP header's first word. */
   unreachable(frame: number, t: number): boolean;
-  /** Sends again, and gives up. Called between breaths. */
-  tick(): void;
+  /** Sends again, and gives up. Called between breaths. @param late milliseconds in which nothing could be heard. */
+  tick(late: number): void;
 }
 
 /**
@@ -98,23 +98,23 @@ export function createProber<C extends Check>(
     // At random, so that two hosts hardly ever ask a backend from the same port at the same time.
     let slot = random32() % PROBE_PORTS;
     while (state[slot] !== FREE) slot = (slot + 1) % PROBE_PORTS;
+    first[slot] = random32();
+    next[slot] = 0;
+    if (!send(check, slot, first[slot], SYN_LE, null)) return false;
     underWay++;
     checks[slot] = check;
     state[slot] = OPENING;
-    first[slot] = random32();
-    next[slot] = 0;
     got[slot] = 0;
     deadline[slot] = context.now + check.timeout;
     again[slot] = context.now + check.timeout / 2;
-    send(check, slot, first[slot], SYN_LE, null);
     return true;
   }
 
-  function send(check: C, slot: number, sequence: number, flags: number, data: Uint8Array | null): void {
-    sendSegment(check, FIRST_PROBE_PORT + slot, sequence, next[slot], flags, data);
+  function send(check: C, slot: number, sequence: number, flags: number, data: Uint8Array | null): boolean {
+    return sendSegment(check, FIRST_PROBE_PORT + slot, sequence, next[slot], flags, data);
   }
 
-  const ask = (check: C, slot: number): void =>
+  const ask = (check: C, slot: number): boolean =>
     send(check, slot, first[slot] + 1, ACK_LE | PSH_LE, check.request);
 
   /** What we have sent: the SYN, and the request once it was sent. */
@@ -151,8 +151,8 @@ export function createProber<C extends Check>(
     if (!check || check.domain !== domain[frame] || swap16(u16[t + 1 - ours]) !== check.port) return null;
     const { source, destination, size } = addressesAt(u8, at);
     const [own, remote] = ours === 0 ? [source, destination] : [destination, source];
-    if (size !== check.virtual.length) return null;
-    return isAt(u8, own, check.virtual) && isAt(u8, remote, check.address) ? check : null;
+    if (size !== check.own.length) return null;
+    return isAt(u8, own, check.own) && isAt(u8, remote, check.address) ? check : null;
   }
 
   /** Whether the checksum is right; a container may leave it to its card, which the TAP is. */
@@ -246,17 +246,19 @@ export function createProber<C extends Check>(
     return true;
   }
 
-  function tick(): void {
+  function tick(late: number): void {
     for (let slot = 0; underWay > 0 && slot < PROBE_PORTS; slot++) {
       const check = checks[slot];
       if (check === null) continue;
+      deadline[slot] += late;
+      again[slot] += late;
       if (context.now >= deadline[slot]) end(check, slot, SILENT, true);
-      else if (context.now >= again[slot]) {
-        again[slot] = Number.POSITIVE_INFINITY;
-        if (state[slot] === OPENING) send(check, slot, first[slot], SYN_LE, null);
-        else ask(check, slot);
-      }
+      else if (context.now >= again[slot] && sendAgain(check, slot)) again[slot] = Number.POSITIVE_INFINITY;
     }
+  }
+
+  function sendAgain(check: C, slot: number): boolean {
+    return state[slot] === OPENING ? send(check, slot, first[slot], SYN_LE, null) : ask(check, slot);
   }
 
   return { begin, take, unreachable, tick };

@@ -1,6 +1,6 @@
 /**
- * Checks of a backend by another host. Their answers are for the virtual address, which is here as well as there; so it
- * is remembered by which VTEP each came, and what the backend answers goes back to it.
+ * Checks of a backend by another host. Their answers are for an address that is here as well as there, the virtual one
+ * or the gateway's; so it is remembered by which VTEP each came, and what the backend answers goes back to it.
  *
  * A memory of fixed size, in which a new check takes the place of an old one.
  */
@@ -34,8 +34,14 @@ export interface Relay {
 
 /** Who gets from the balancer what belongs to checks of backends, and to nobody else. */
 export interface Checks {
-  /** Looks at a frame from another host whose source may be a virtual address. */
+  /** Looks at a frame from another host to a backend that has the virtual address itself. */
   note(frame: number): void;
+  /**
+   * Looks at a frame whose source may be a virtual address: the check of another host, or what a backend that has that
+   * address answers to one.
+   * @returns whether it took the frame.
+   */
+  fromVirtual(frame: number): boolean;
   /**
    * Takes a TCP segment to a port of checks at a virtual address, whose header begins at word `t`.
    * @returns false when it belongs to no check; then it is still the balancer's.
@@ -48,7 +54,7 @@ export interface Checks {
 /** @param tunnel takes frames for a VTEP, `dest` set. */
 export function createRelay(context: Context, tunnel: Batch): Relay {
   const { u8, u16, off, len, domain, ingress, dest } = context.frames;
-  /** Hashes of virtual address and backend's, domain and port, VTEP. */
+  /** Hashes of the addresses that ask and are asked, domain and port, VTEP. */
   const entries = new Int32Array(ENTRIES * 4);
 
   /** An address of IPv4 itself, a hash of one of IPv6: who meets another's is relayed in vain. */
@@ -59,8 +65,8 @@ export function createRelay(context: Context, tunnel: Batch): Relay {
     return word;
   }
 
-  function placeOf(virtual: number, address: number, about: number): number {
-    const h = Math.imul(virtual ^ Math.imul(address ^ Math.imul(about, 0x85ebca6b), 0xc2b2ae35), 0x9e3779b1);
+  function placeOf(asking: number, asked: number, about: number): number {
+    const h = Math.imul(asking ^ Math.imul(asked ^ Math.imul(about, 0x85ebca6b), 0xc2b2ae35), 0x9e3779b1);
     return ((h ^ (h >>> 15)) & (ENTRIES - 1)) << 2;
   }
 
@@ -70,19 +76,19 @@ export function createRelay(context: Context, tunnel: Batch): Relay {
     if (t === 0 || !isProbePort(u16[t])) return;
     if ((u16[t + TCP_FLAGS] & (SYN_LE | ACK_LE | RST_LE)) !== SYN_LE) return;
     const { source, destination, size } = addressesAt(u8, ip);
-    const virtual = wordOf(source, size);
-    const address = wordOf(destination, size);
+    const asking = wordOf(source, size);
+    const asked = wordOf(destination, size);
     const about = (domain[frame] << 16) | u16[t];
-    entries.set([virtual, address, about, ingress[frame]], placeOf(virtual, address, about));
+    entries.set([asking, asked, about, ingress[frame]], placeOf(asking, asked, about));
   }
 
-  function send(frame: number, virtual: number, address: number, port: number): boolean {
+  function send(frame: number, asking: number, asked: number, port: number): boolean {
     // What came from another host never goes to a third.
     if (ingress[frame] >= REMOTE) return false;
     const about = (domain[frame] << 16) | port;
-    const at = placeOf(virtual, address, about);
-    if (entries[at + 3] === 0 || entries[at] !== virtual) return false;
-    if (entries[at + 1] !== address || entries[at + 2] !== about) return false;
+    const at = placeOf(asking, asked, about);
+    if (entries[at + 3] === 0 || entries[at] !== asking) return false;
+    if (entries[at + 1] !== asked || entries[at + 2] !== about) return false;
     dest[frame] = entries[at + 3];
     tunnel.push(frame);
     return true;

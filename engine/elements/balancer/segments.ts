@@ -3,7 +3,6 @@ import { native } from '../../../native-bindings/index.js';
 import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
-import { VIRTUAL_MAC_LE } from '../../tables/services.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE, swap16 } from '../../wire/ethernet.js';
 import { IPV4_HEADER, IPV6_HEADER, PROTOCOL_TCP } from '../../wire/ip.js';
 import { RST_LE, TCP_CHECKSUM, TCP_FLAGS, TCP_HEADER } from '../../wire/tcp.js';
@@ -15,18 +14,20 @@ const NO_OPTIONS_LE = 0x50;
 /** Bytes that a backend may send before it hears more: one segment is enough to judge. */
 const WINDOW = 2048;
 
-/** Between whom segments go: addresses of 4 or of 16 bytes, and the backend's MAC and port. */
+/** Between whom segments go: our address, of 4 or of 16 bytes, and our MAC; the address, MAC and port that are asked. */
 export interface Ends {
   readonly domain: number;
-  readonly virtual: Uint8Array;
+  readonly own: Uint8Array;
+  readonly ownMac: Uint8Array;
   readonly address: Uint8Array;
   readonly mac: Uint8Array;
   readonly port: number;
 }
 
 /**
- * Sends a segment without options to a backend, from a port of the virtual address; nothing when no slot is free.
+ * Sends a segment without options to a backend, from a port of ours.
  * @param flags as a little-endian load of TCP_FLAGS gives them.
+ * @returns false when no slot is free for it.
  */
 export type SendSegment = (
   ends: Ends,
@@ -35,7 +36,7 @@ export type SendSegment = (
   acknowledgment: number,
   flags: number,
   data: Uint8Array | null,
-) => void;
+) => boolean;
 
 /** @param out takes frames to backends, to the bridge. */
 export function createSegments(context: Context, out: Batch): SendSegment {
@@ -45,11 +46,11 @@ export function createSegments(context: Context, out: Batch): SendSegment {
 
   return (ends, port, sequence, acknowledgment, flags, data) => {
     const frame = frames.allocSmall();
-    if (frame === NO_FRAME) return;
+    if (frame === NO_FRAME) return false;
     domain[frame] = ends.domain;
     ingress[frame] = BALANCER_PORT;
     const length = TCP_HEADER + (data?.length ?? 0);
-    const v6 = ends.virtual.length === 16;
+    const v6 = ends.own.length === 16;
     const t = off[frame] + ETHERNET_HEADER + (v6 ? IPV6_HEADER : IPV4_HEADER);
     writeEthernet(off[frame], ends, v6);
     const sum = (v6 ? writeIpv6 : writeIpv4)(off[frame] + ETHERNET_HEADER, ends, length);
@@ -64,34 +65,34 @@ export function createSegments(context: Context, out: Batch): SendSegment {
     view.setUint16(t + 2 * TCP_CHECKSUM, ~native.checksum(t, length, sum));
     len[frame] = t + length - off[frame];
     out.push(frame);
+    return true;
   };
 
-  function writeEthernet(at: number, { mac, virtual }: Ends, v6: boolean): void {
+  function writeEthernet(at: number, { mac, ownMac }: Ends, v6: boolean): void {
     u8.set(mac, at);
-    u16[(at >>> 1) + 3] = VIRTUAL_MAC_LE;
-    u8.set(virtual.subarray(-4), at + 8);
+    u8.set(ownMac, at + 6);
     u16[(at >>> 1) + 6] = v6 ? ETHERTYPE_IPV6_LE : ETHERTYPE_IPV4_LE;
   }
 
   /** Returns the sum of the pseudo-header; so does `writeIpv6`. */
-  function writeIpv4(at: number, { virtual, address }: Ends, length: number): number {
+  function writeIpv4(at: number, { own, address }: Ends, length: number): number {
     view.setUint16(at, 0x4500);
     view.setUint16(at + 2, IPV4_HEADER + length);
     view.setUint16(at + 4, 0);
     view.setUint16(at + 6, DONT_FRAGMENT);
     view.setUint16(at + 8, (TTL << 8) | PROTOCOL_TCP);
     view.setUint16(at + 10, 0);
-    u8.set(virtual, at + 12);
+    u8.set(own, at + 12);
     u8.set(address, at + 16);
     view.setUint16(at + 10, ~native.checksum(at, IPV4_HEADER, 0));
     return native.checksum(at + 12, 8, PROTOCOL_TCP + length);
   }
 
-  function writeIpv6(at: number, { virtual, address }: Ends, length: number): number {
+  function writeIpv6(at: number, { own, address }: Ends, length: number): number {
     view.setUint32(at, 0x60000000);
     view.setUint16(at + 4, length);
     view.setUint16(at + 6, (PROTOCOL_TCP << 8) | TTL);
-    u8.set(virtual, at + 8);
+    u8.set(own, at + 8);
     u8.set(address, at + 24);
     return native.checksum(at + 8, 32, PROTOCOL_TCP + length);
   }

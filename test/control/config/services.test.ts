@@ -197,6 +197,11 @@ test('a published port is at the uplink of the network when there are several', 
   t.like(services[0].publish[0], { uplink: 'in', target: 8080 });
 });
 
+test('backends of forwarding dsr are checked where the network has a gateway', (t) => {
+  const text = dual(`${VIP}, vip6: "fd00:9::100", forwarding: dsr, health: { tcp: 80 }`);
+  t.like(parseConfig(text, 'f').services[0].health, { kind: 'tcp', port: 80 });
+});
+
 test('addresses of one network are no conflict with those of another', (t) => {
   const text = file({
     endpoints: [C1, C2, 'name: c3, network: green, vtep: 192.168.50.2, address: 10.0.9.100/24'],
@@ -274,7 +279,8 @@ const ROWS: readonly Row[] = [
   ['health of neither', service(`${VIP}, health: ▸{ interval: 2s }`), 'services[0].health | neither tcp nor http | write tcp: a port'],
   ['health of both', service(`${VIP}, health: ▸{ tcp: 80, http: { port: 80 } }`), 'services[0].health | both tcp and http | write tcp: a port'],
   ['health timeout', service(`${VIP}, health: { tcp: 80, interval: 2s, timeout: ▸3s }`), 'services[0].health.timeout | a timeout of 3 s is longer than the interval of 2 s | write 2s or less'],
-  ['health of dsr', service(`${VIP}, forwarding: dsr, ▸health: { tcp: 80 }`), 'services[0].health | forwarding dsr are not checked yet | remove it'],
+  ['health of dsr', service(`${VIP}, forwarding: dsr, ▸health: { tcp: 80 }`, { network: 'mtu: 1400' }), 'services[0].health | forwarding dsr are checked from the gateway, and network "blue" has no gateway | add gateway to the network, remove health'],
+  ['health of dsr over IPv6', service(`${VIP}, vip6: "fd00:9::100", forwarding: dsr, ▸health: { tcp: 80 }`, { network: 'gateway: 10.0.9.254, subnet6: "fd00:9::/64"' }), 'services[0].health | network "blue" has no gateway6 | add gateway6'],
   ['health path', service(`${VIP}, health: { http: { port: 80, path: ▸health } }`), 'services[0].health.http.path | "health" is not the path of a request | begins with "/"'],
   ['health port', service(`${VIP}, health: { http: ▸{ path: / } }`), 'services[0].health.http.port | port is missing | from 1 to 65535'],
   ['health failures', service(`${VIP}, health: { tcp: 80, failures: ▸0 }`), 'services[0].health.failures | out of range | from 1 to 100'],

@@ -268,7 +268,8 @@ test('no more checks are under way at once than there are ports for', (t) => {
   const prober = createProber(rig.context, out, (_, outcome) => outcomes.push(outcome));
   const check = {
     domain: 0,
-    virtual: ip(VIP),
+    own: ip(VIP),
+    ownMac: mac('06:57:0a:00:09:64'),
     address: ip(BACKEND),
     mac: station(1),
     port: 80,
@@ -283,7 +284,7 @@ test('no more checks are under way at once than there are ports for', (t) => {
   t.is(begun, 4096);
   t.is(new Set(sink.take().map(sourcePort)).size, 4096);
   rig.context.setTime(2000);
-  prober.tick();
+  prober.tick(0);
   out.flush();
   t.deepEqual(outcomes, Array<number>(4096).fill(SILENT));
   t.true(prober.begin(check));
@@ -299,7 +300,8 @@ function proberV6(request: Uint8Array | null) {
   const out = new Batch(sink);
   const outcomes: number[] = [];
   const prober = createProber(rig.context, out, (_, outcome) => outcomes.push(outcome));
-  const ends = { domain: 0, virtual: ip('fd00:9::64'), address: ip('fd00:9::1'), mac: station(1), port: 80 };
+  const ours = { own: ip('fd00:9::64'), ownMac: mac('06:57:00:00:00:64') };
+  const ends = { domain: 0, ...ours, address: ip('fd00:9::1'), mac: station(1), port: 80 };
   prober.begin({ ...ends, request, timeout: 1000 });
   const sent = (): Uint8Array => {
     out.flush();

@@ -138,7 +138,7 @@ export function createGateway(
 ): Gateway {
   const { frames } = context;
   const { u16, off, len, domain, ingress, offload, gsoSize } = frames;
-  const { used, address, subnet, mask, macs, uplink: uplinkOf, mtu } = gateways;
+  const { used, address, subnet, mask, broadcast, macs, uplink: uplinkOf, mtu } = gateways;
   const { values } = context.counters;
   const { ports, uplinks, bridge } = to;
   const drops = new Drops(context, 'gateway', REASONS);
@@ -184,9 +184,10 @@ export function createGateway(
     len[frame] = ETHERNET_HEADER + total;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
-    if (((source ^ subnet[dom]) & mask[dom]) !== 0 || source === address[dom]) drops.drop(frame, BAD_SOURCE);
+    if (((source ^ subnet[dom]) & mask[dom]) !== 0 || source === address[dom] || source === broadcast[dom])
+      drops.drop(frame, BAD_SOURCE);
     else if (destination === address[dom]) local(frame, ip, address[dom]);
-    else if (!isRoutable(destination)) drops.drop(frame, BAD_DESTINATION);
+    else if (!isRoutable(destination) || destination === broadcast[dom]) drops.drop(frame, BAD_DESTINATION);
     else if ((u16[ip] & 15) > 5 && hasSourceRoute(u16, ip)) drops.drop(frame, SOURCE_ROUTE);
     else if (mesh === null || !backByMesh(mesh, frame, ip)) onward(frame, ip, destination);
   }

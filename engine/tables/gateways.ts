@@ -20,6 +20,8 @@ export class Gateways {
   readonly address = new Int32Array(MAX_DOMAINS);
   readonly subnet = new Int32Array(MAX_DOMAINS);
   readonly mask = new Int32Array(MAX_DOMAINS);
+  /** Everybody's address in the network; 0 where it has none (RFC 3021). */
+  readonly broadcast = new Int32Array(MAX_DOMAINS);
   /** The same of IPv6, eight words a domain. */
   readonly used6 = new Uint8Array(MAX_DOMAINS);
   readonly address6 = new Uint16Array(MAX_DOMAINS * 8);
@@ -48,6 +50,7 @@ export class Gateways {
     this.address[domain] = v4 === undefined ? 0 : addressWord(v4.address);
     this.subnet[domain] = v4 === undefined ? 0 : addressWord(v4.subnet);
     this.mask[domain] = maskWord(v4?.length ?? 32);
+    this.broadcast[domain] = (v4?.length ?? 32) >= 31 ? 0 : this.subnet[domain] | ~this.mask[domain];
     this.used6[domain] = v6 === undefined ? 0 : 1;
     if (v6 !== undefined) {
       this.address6.set(words16(v6.address), domain * 8);

@@ -165,10 +165,12 @@ const REFUSED: readonly (readonly [title: string, bytes: Uint8Array, reason: str
   ['broadcast', fromC1({ destination: '255.255.255.255' }), 'bad-destination'],
   ["broadcast of the uplink's link", fromC1({ destination: '192.168.60.255' }), 'bad-destination'],
   ["network of the uplink's link", fromC1({ destination: '192.168.60.0' }), 'bad-destination'],
+  ['broadcast of its own network', fromC1({ destination: '10.0.9.255' }), 'bad-destination'],
   ['loopback', fromC1({ destination: '127.0.0.1' }), 'bad-destination'],
   ['link-local', fromC1({ destination: '169.254.1.1' }), 'bad-destination'],
   ['from elsewhere', fromC1({ source: '10.0.10.1' }), 'bad-source'],
   ["from the gateway's address", fromC1({ source: GATEWAY }), 'bad-source'],
+  ['from everybody in the network', fromC1({ source: '10.0.9.255' }), 'bad-source'],
   ['a loose source route', fromC1({ options: Uint8Array.of(131, 7, 4, 192, 0, 2, 1, 0) }), 'source-route'],
   [
     'a source route behind others',

@@ -35,7 +35,7 @@ import {
   STATE,
   STATE_MASK,
 } from '../tables/flows.js';
-import { type Neighbours, NO_NEIGHBOUR } from '../tables/neighbours.js';
+import type { Neighbours } from '../tables/neighbours.js';
 import {
   IPV6_SPACE,
   MAY_BE_BACKEND,
@@ -45,11 +45,11 @@ import {
 } from '../tables/services.js';
 import { pair as pairAt } from '../wire/arp.js';
 import { ETHERNET_HEADER } from '../wire/ethernet.js';
-import { ICMP_HEADER } from '../wire/icmp.js';
-import { ADDRESS_UNREACHABLE, isErrorV6, PORT_UNREACHABLE_V6, UNREACHABLE_V6 } from '../wire/icmpv6.js';
+import { ADDRESS_UNREACHABLE, PORT_UNREACHABLE_V6, UNREACHABLE_V6 } from '../wire/icmpv6.js';
 import {
   IPV6_DESTINATION,
   IPV6_HEADER,
+  IPV6_NEXT_HOP,
   IPV6_SOURCE,
   PROTOCOL_ICMPV6,
   PROTOCOL_TCP,
@@ -57,7 +57,6 @@ import {
   UDP_HEADER,
 } from '../wire/ip.js';
 import { FIRST_OF_FRAGMENTS, ipv6Length, LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
-import { NEIGHBOUR_SOLICITATION_LE } from '../wire/nd.js';
 import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import {
   BALANCE_REASONS,
@@ -70,14 +69,12 @@ import {
 } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
 import { createLife } from './balancer/life.js';
+import { createOddV6 } from './balancer/odd-v6.js';
 import { type Checks, isProbePort } from './balancer/relay.js';
 import { createResetsV6 } from './balancer/resets-v6.js';
-import { answerEchoV6, isEchoV6 } from './echo.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
-import { ERROR_REASONS, TRANSLATED } from './nat/errors.js';
-import { createErrorTranslatorV6 } from './nat/errors-v6.js';
-import { createFragments, HELD, PASSED } from './nat/fragments.js';
-import { FRAGMENTS_V6, replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
+import { ERROR_REASONS } from './nat/errors.js';
+import { replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
 import type { Balancing } from './nat/tables.js';
 
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
@@ -85,7 +82,6 @@ const FIRST_ERROR = BALANCE_REASONS.length;
 const MALFORMED = REASONS.indexOf('malformed');
 const NOT_SERVED = REASONS.indexOf('not-served');
 const FRAGMENT = REASONS.indexOf('fragment');
-const NO_FLOW_FOR_IT = ERROR_REASONS.indexOf('icmp-no-flow');
 
 const COUNTERS = [
   'to-backends',
@@ -147,10 +143,10 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   const ends = { flows, services, probe, neighbours, outside, inside, addresses };
   const endings = createEndings(context, ends, out);
   const life = createLife(context, { flows, services, timeouts, chooser, endings });
-  const translator = createErrorTranslatorV6(context, { flows, ownerKey }, addresses);
-  const fragments = [OUT, IN].map((direction) =>
-    createFragments(context, direction, FRAGMENTS_V6, (frame) => drops.drop(frame, FRAGMENT), true),
-  );
+  const places = { fragment: FRAGMENT, notServed: NOT_SERVED, firstError: FIRST_ERROR };
+  const answered = (): void => void values[base + ECHO_ANSWERED]++;
+  const shared = { flows, addresses, ownerKey, services, neighbours, checks, drops, ...places, answered };
+  const odd = createOddV6(context, shared, out);
   /** The same memory as 16-bit words. */
   const halves = new Uint16Array(
     addresses.words.buffer,
@@ -178,7 +174,9 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     const sender = addresses.find(u16, ip + IPV6_SOURCE);
     const may = sender === NO_ADDRESS ? 0 : services.filter(space, sender);
     if ((may & MAY_BE_VIRTUAL) !== 0 && checks?.fromVirtual(frame)) return;
-    if ((may & MAY_BE_BACKEND) === 0) out.push(frame);
+    // An ICMPv6 error may be about a marked address.
+    const isIcmp = (u16[ip + IPV6_NEXT_HOP] & 0xff) === PROTOCOL_ICMPV6;
+    if ((may & MAY_BE_BACKEND) === 0 && !isIcmp) out.push(frame);
     else outward(frame, ip, sender);
   }
 
@@ -195,7 +193,8 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
 
   /** Whether another host has chosen the backend already, of a service that is direct. */
   function isChosen(frame: number, own: number): boolean {
-    if (u16[off[frame] >>> 1] === VIRTUAL_MAC_LE || !isDirect(frame, own)) return false;
+    if (u16[off[frame] >>> 1] === VIRTUAL_MAC_LE) return false;
+    if (!services.isDirect(domain[frame] | IPV6_SPACE, own, mark[frame])) return false;
     checks?.note(frame);
     return true;
   }
@@ -215,8 +214,8 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     len[frame] = ETHERNET_HEADER + total;
     const protocol = (upper >>> 16) & 0xff;
     const left = total - (upper & 0xffff);
-    if ((upper & LATER_FRAGMENT_V6) !== 0) laterFragment(frame, IN, own);
-    else if (protocol === PROTOCOL_ICMPV6) icmpToService(frame, ip, upper, left, own);
+    if ((upper & LATER_FRAGMENT_V6) !== 0) odd.later(frame, IN, own);
+    else if (protocol === PROTOCOL_ICMPV6) odd.icmp(frame, upper, total, IN, own);
     else if (protocol !== PROTOCOL_TCP && protocol !== PROTOCOL_UDP) drops.drop(frame, NOT_SERVED);
     else if (!hasRoom(protocol, left)) drops.drop(frame, MALFORMED);
     else toService(frame, ip, upper, left, own);
@@ -224,24 +223,6 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
 
   function hasRoom(protocol: number, left: number): boolean {
     return left >= (protocol === PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER);
-  }
-
-  function icmpToService(frame: number, ip: number, upper: number, left: number, own: number): void {
-    const at = upper & 0xffff;
-    const t = ip + (at >>> 1);
-    const whole = (upper & FIRST_OF_FRAGMENTS) === 0 && left >= ICMP_HEADER;
-    if (whole && u16[t] === NEIGHBOUR_SOLICITATION_LE) out.push(frame);
-    else if (whole && isEchoV6(u16, ip)) {
-      answerEchoV6(frames, frame);
-      values[base + ECHO_ANSWERED]++;
-      sendOwn(frame);
-    } else if (!whole || !isErrorV6(u16[t] & 0xff) || isDirect(frame, own)) drops.drop(frame, NOT_SERVED);
-    else {
-      const verdict = translator.translate(frame, IN, ETHERNET_HEADER + at);
-      if (verdict === TRANSLATED) deliver(frame, IN, own);
-      else if (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t))
-        drops.drop(frame, FIRST_ERROR + verdict);
-    }
   }
 
   /** Sends a frame of the balancer's own. */
@@ -256,13 +237,13 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     const first = (upper & FIRST_OF_FRAGMENTS) !== 0;
     const flow = flowOf(frame, ip, t, protocol, own);
     if (flow < 0) {
-      if (first) fragments[IN].refuse(frame);
+      if (first) odd.refuse(frame);
       refuse(frame, protocol === PROTOCOL_TCP ? t : 0, left, -1 - flow, own);
       return;
     }
-    const waited = first ? firstFragment(frame, IN, words[(flow << FLOW_SHIFT) + INSIDE]) : NOBODY;
+    const waited = first ? odd.first(frame, IN, words[(flow << FLOW_SHIFT) + INSIDE]) : NOBODY;
     forward(frame, ip, flow, t, protocol);
-    for (let i = 0; i < waited.length; i++) deliver(waited[i], IN, own);
+    for (let i = 0; i < waited.length; i++) odd.deliver(waited[i], IN, own);
   }
 
   /** The flow of a packet to a service, a new one if need be; or -1 - reason. */
@@ -333,21 +314,11 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     const upper = total === 0 ? -1 : upperLayer(u16, ip, total);
     const protocol = (upper >>> 16) & 0xff;
     if (upper < 0) out.push(frame);
-    else if ((upper & LATER_FRAGMENT_V6) !== 0) laterFragment(frame, OUT, own);
-    else if (protocol === PROTOCOL_ICMPV6) icmpOfBackend(frame, ip, upper, total);
+    else if ((upper & LATER_FRAGMENT_V6) !== 0) odd.later(frame, OUT, own);
+    else if (protocol === PROTOCOL_ICMPV6) odd.icmp(frame, upper, total, OUT, own);
     else if (protocol !== PROTOCOL_TCP && protocol !== PROTOCOL_UDP) out.push(frame);
     else if (!hasRoom(protocol, total - (upper & 0xffff))) out.push(frame);
     else fromBackend(frame, ip, upper, own);
-  }
-
-  function icmpOfBackend(frame: number, ip: number, upper: number, total: number): void {
-    const at = upper & 0xffff;
-    const error = total - at >= ICMP_HEADER && isErrorV6(u16[ip + (at >>> 1)] & 0xff);
-    // An error ends with its packet, whatever a link has put behind it.
-    if (error) len[frame] = ETHERNET_HEADER + total;
-    // One about what is no service's passes as it is.
-    if (error && (upper & FIRST_OF_FRAGMENTS) === 0) translator.translate(frame, OUT, ETHERNET_HEADER + at);
-    out.push(frame);
   }
 
   function fromBackend(frame: number, ip: number, upper: number, own: number): void {
@@ -365,8 +336,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
       return;
     }
     const at = (ref >>> 1) << FLOW_SHIFT;
-    const waited =
-      (upper & FIRST_OF_FRAGMENTS) === 0 ? NOBODY : firstFragment(frame, OUT, words[at + EXTERNAL]);
+    const waited = (upper & FIRST_OF_FRAGMENTS) === 0 ? NOBODY : odd.first(frame, OUT, words[at + EXTERNAL]);
     const backend = (words[at + STATE] >>> 8) - 1;
     count(frame, at, backend);
     words[at + PACKETS_OUT]++;
@@ -419,55 +389,6 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     drops.drop(frame, reason);
   }
 
-  function firstFragment(frame: number, direction: number, address: number): readonly number[] {
-    return fragments[direction].first(frame, addresses.words, address * 4, domain[frame]);
-  }
-
-  function laterFragment(frame: number, direction: number, own: number): void {
-    const side = fragments[direction];
-    if (direction === OUT && !side.known(frame)) {
-      out.push(frame);
-      return;
-    }
-    const verdict = side.later(frame);
-    if (verdict === PASSED) deliver(frame, direction, own);
-    else if (verdict !== HELD) drops.drop(frame, FRAGMENT);
-  }
-
-  /** Sends on a packet whose addresses are translated already; to a backend under its MAC. */
-  function deliver(frame: number, direction: number, own: number): void {
-    if (direction === IN) address(frame, own);
-    out.push(frame);
-  }
-
-  /** Gives a packet to a backend the MAC, and what else is not the same for all of them. */
-  function address(frame: number, own: number): void {
-    const w = off[frame] >>> 1;
-    const ip = w + ETHERNET_HEADER / 2;
-    const at = ip + IPV6_DESTINATION;
-    const known = neighbours.lookup(
-      domain[frame],
-      pairAt(u16, at),
-      pairAt(u16, at + 2),
-      pairAt(u16, at + 4),
-      pairAt(u16, at + 6),
-    );
-    const backend = addresses.find(u16, at);
-    if (isDirect(frame, own)) replaceAddressV6(u16, at, addresses.words, own * 4);
-    else if (addresses.find(u16, ip + IPV6_SOURCE) === backend) {
-      for (let i = 0; i < 3; i++) u16[w + 3 + i] = u16[w + i];
-      ingress[frame] = BALANCER_PORT;
-      replaceAddressV6(u16, ip + IPV6_SOURCE, addresses.words, own * 4);
-    }
-    // Of one whose MAC is not known the virtual station makes a counted drop.
-    if (known === NO_NEIGHBOUR) return;
-    for (let i = 0; i < 3; i++) u16[w + i] = neighbours.macWord(known, i);
-  }
-
-  function isDirect(frame: number, own: number): boolean {
-    return services.isDirect(domain[frame] | IPV6_SPACE, own, mark[frame]);
-  }
-
   flows.own(
     BALANCER_OWNER,
     {
@@ -482,7 +403,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
 
   function age(): void {
     endings.some();
-    for (const side of fragments) side.expire();
+    odd.expire();
   }
 
   return {
@@ -491,9 +412,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     age,
     balancing: { ...chooser, expired: endings.expired },
     end: endings.begin,
-    flush: () => {
-      for (const side of fragments) side.expire(true);
-    },
+    flush: () => odd.expire(true),
   };
 }
 

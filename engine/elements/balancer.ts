@@ -203,7 +203,8 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
           return inward(frame, k, ip, source, destination);
     const sender = services.filter(dom, source);
     if ((sender & MAY_BE_VIRTUAL) !== 0 && checks?.fromVirtual(frame)) return TAKEN;
-    if ((sender & MAY_BE_BACKEND) === 0) return PASS;
+    // An ICMP error may be about a marked address.
+    if ((sender & MAY_BE_BACKEND) === 0 && u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_ICMP) return PASS;
     return read(frame, k, ip, source, destination, FROM_BACKEND);
   }
 

@@ -1,16 +1,18 @@
 /**
  * What of a service's packets has no ports of its own: ICMP, and fragments behind the first.
  *
- * Of a service that is `direct` fragments keep their address and get the MAC; ICMP errors to it are refused, for the
- * packet they carry was never translated and its backend cannot be told from it. A fragment of a caller to itself gets
- * the virtual address for its source, as its first one did.
+ * Of a service that is `direct` fragments and ICMP errors keep their addresses and get the MAC. A fragment of a caller
+ * to itself gets the virtual address for its source, as its first one did.
+ *
+ * An error to an address that is no virtual one may be about a flow to which a mark led, and has no mark itself: it is
+ * looked for among the flows, and passes as it is when it is about none.
  *
  * Not handled: fragments of a backend that overtake their first one, which leave untranslated: most that come from its
  * address belong to no service, and must not wait.
  */
 import type { Batch, Context, Drops } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
-import { EXTERNAL, type Flows, IN, INSIDE, OUT } from '../../tables/flows.js';
+import { EXTERNAL, FLOW_SHIFT, type Flows, IN, INSIDE, OUT, STATE } from '../../tables/flows.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import type { Services } from '../../tables/services.js';
 import { ETHERNET_HEADER, swap16 } from '../../wire/ethernet.js';
@@ -60,6 +62,7 @@ export function createOdd(context: Context, options: OddOptions, out: Batch): Od
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark } = frames;
   const { flows, services, neighbours, checks, drops, fragment, notServed, firstError, answered } = options;
+  const { macs, keeps } = services;
   const translator = createErrorTranslator(context, options);
   const fragments = [OUT, IN].map((direction) =>
     createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, fragment), true),
@@ -74,16 +77,43 @@ export function createOdd(context: Context, options: OddOptions, out: Batch): Od
       out.push(frame);
       return;
     }
+    if (!isError(u16[t] & 0xff)) {
+      if (direction === OUT) out.push(frame);
+      else drops.drop(frame, notServed);
+      return;
+    }
     // An error ends with its packet, whatever a link has put behind it.
     len[frame] = Math.min(len[frame], ETHERNET_HEADER + swap16(u16[ip + IPV4_LENGTH]));
-    const refused = !isError(u16[t] & 0xff) || (direction === IN && isDirect(frame, own));
-    const verdict = refused ? notServed : translator.translate(frame, direction, (t << 1) - off[frame]);
-    if (verdict === TRANSLATED) deliver(frame, direction, own);
-    // A backend may also answer who asked it by its own address.
-    else if (direction === OUT) out.push(frame);
-    else if (refused) drops.drop(frame, notServed);
-    else if (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t))
+    const at = (t << 1) - off[frame];
+    if (direction === OUT) {
+      otherError(frame, ip, at);
+      return;
+    }
+    const verdict = toBackend(frame, at, own);
+    if (verdict !== TRANSLATED && (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t)))
       drops.drop(frame, firstError + verdict);
+  }
+
+  /** An error to no virtual address: of a backend, about what went out from a marked address, or about neither. */
+  function otherError(frame: number, ip: number, at: number): void {
+    const called = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
+    if (translator.translate(frame, OUT, at) === TRANSLATED) out.push(frame);
+    else if (toBackend(frame, at, called) !== TRANSLATED) out.push(frame);
+  }
+
+  /** Sends an error to the backend whose flow it is about. @returns TRANSLATED, or an index of ERROR_REASONS. */
+  function toBackend(frame: number, at: number, own: number): number {
+    const flow = translator.flowOf(frame, IN, at);
+    if (flow < 0) return -1 - flow;
+    const backend = (flows.words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
+    if (keeps[backend] === 1) {
+      for (let i = 0; i < 3; i++) u16[(off[frame] >>> 1) + i] = macs[backend * 3 + i];
+      out.push(frame);
+    } else {
+      translator.translate(frame, IN, at);
+      deliver(frame, IN, own);
+    }
+    return TRANSLATED;
   }
 
   function later(frame: number, direction: number, own: number): void {

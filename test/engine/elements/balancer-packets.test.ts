@@ -305,13 +305,48 @@ test('an ICMP error of a backend comes from the virtual address; of others it pa
   b.rig.finish(t);
 });
 
-test('an ICMP error to a direct service is refused: what it carries is not of a translated packet', (t) => {
-  const b = new BalancerRig([DIRECT]);
-  b.one(udp());
-  t.deepEqual(b.feed([icmpError(answerTo(udp()), { from: CLIENT, to: VIP })]), []);
-  t.deepEqual(b.drops(), { 'not-served': 1 });
+test('an ICMP error to a direct service gets the MAC of the backend that it is about, and stays as it is', (t) => {
+  const b = new BalancerRig([service({ direct: true })]);
+  const [first, second] = [4000, 4001].map((port) => b.one(udp(port)).slice(0, 6));
+  t.notDeepEqual(first, second);
+  const about = (port: number) => icmpError(answerTo(udp(port)), { from: CLIENT, to: VIP, code: 4 });
+  t.deepEqual(b.one(about(4000)), concat(first!, about(4000).slice(6)));
+  t.deepEqual(b.one(about(4001)), concat(second!, about(4001).slice(6)));
+  t.deepEqual(b.feed([about(4002)]), []);
+  t.deepEqual(b.drops(), { 'icmp-no-flow': 1 });
   b.rig.finish(t);
 });
+
+for (const direct of [false, true])
+  test(`an ICMP error about what went out from a marked address finds its backend${direct ? ', direct' : ''}`, (t) => {
+    const b = new BalancerRig([service({ direct, mark: 300, backends: [backend(7), backend(1)] })]);
+    const marked = { destination: '203.0.113.9' };
+    b.one(udp(4000, marked), { mark: 300 });
+    const about = (port: number, from: string) =>
+      icmpError(answerTo(udp(port, marked)), { from, to: '203.0.113.9', code: 4 });
+    // Of a router, of the client, and of one that is a backend itself.
+    for (const from of ['192.0.2.1', CLIENT, '10.0.9.7']) {
+      const error = b.one(about(4000, from));
+      t.deepEqual(error.slice(0, 6), station(1), from);
+      if (direct) t.deepEqual(error.slice(6), about(4000, from).slice(6), from);
+      else {
+        t.deepEqual(error.slice(30, 34), ip('10.0.9.1'), from);
+        t.is(ends(concat(new Uint8Array(14), error.slice(42))), `10.0.9.1:53 > ${CLIENT}:4000`);
+        t.deepEqual(error.slice(38, 42), be16(0, 1500), 'the MTU');
+      }
+      t.deepEqual(badChecksums(error), []);
+    }
+    // About no flow, and broken: nobody's here.
+    const broken = about(4000, CLIENT);
+    broken[36]! ^= 1;
+    const others = [about(4001, CLIENT), about(4001, '10.0.9.7'), broken];
+    t.deepEqual(
+      b.feed(others).map(({ bytes }) => bytes),
+      others,
+    );
+    t.deepEqual(b.drops(), {});
+    b.rig.finish(t);
+  });
 
 for (const direct of [false, true])
   test(`a super-frame with a partial checksum${direct ? ', direct' : ''}: the sum is that of the new pseudo-header`, (t) => {

@@ -297,6 +297,46 @@ test('a mark goes before the address, and then has no ports of it', (t) => {
   b.rig.finish(t);
 });
 
+for (const direct of [false, true])
+  test(`an error about what went out from a marked address finds its backend${direct ? ', dsr' : ''}`, (t) => {
+    const b = new BalancerRigV6([service6({ mark: 300, direct, backends: [backend6(7), backend6(1)] })]);
+    const marked = { destination: '2001:db8::9' };
+    b.one(syn(4000, marked), { mark: 300 });
+    const about = (port: number, from: string) =>
+      icmpv6Error(answerToV6(syn(port, marked)), { from, to: '2001:db8::9', type: 2, argument: 1280 });
+    for (const from of ['2001:db8::fe', CLIENT6, 'fd00:9::7']) {
+      const error = b.one(about(4000, from));
+      t.deepEqual(error.slice(0, 6), station(1), from);
+      if (direct) t.deepEqual(error.slice(6), about(4000, from).slice(6), from);
+      else {
+        t.is(destinationV6(error), 'fd00:9::1', from);
+        t.is(endsV6(error.slice(48)), `[fd00:9::1]:80 > [${CLIENT6}]:4000`);
+      }
+      t.true(soundV6(error));
+    }
+    const broken = about(4000, CLIENT6);
+    broken[56]! ^= 1;
+    const others = [about(4001, CLIENT6), about(4001, 'fd00:9::7'), broken];
+    t.deepEqual(
+      b.feed(others).map(({ bytes }) => bytes),
+      others,
+    );
+    t.deepEqual(b.drops(), {});
+    b.rig.finish(t);
+  });
+
+test('an error to a dsr service gets the MAC of the backend that it is about, and stays as it is', (t) => {
+  const b = new BalancerRigV6([service6({ direct: true })]);
+  const [first, second] = [4000, 4001].map((port) => b.one(syn(port)).slice(0, 6));
+  t.notDeepEqual(first, second);
+  const about = (port: number) => icmpv6Error(answerToV6(syn(port)), { from: CLIENT6, to: VIP6, type: 2 });
+  t.deepEqual(b.one(about(4000)), concat(first!, about(4000).slice(6)));
+  t.deepEqual(b.one(about(4001)), concat(second!, about(4001).slice(6)));
+  t.deepEqual(b.feed([about(4002)]), []);
+  t.deepEqual(b.drops(), { 'icmp-no-flow': 1 });
+  b.rig.finish(t);
+});
+
 test('dsr by a mark: the address stays, and only the MAC is another, of each fragment', (t) => {
   const b = new BalancerRigV6([service6({ mark: 300, direct: true, backends: [backend6(1)] })]);
   const elsewhere = '2001:db8::9';

@@ -55,11 +55,13 @@ export interface MeshV6Options {
   /** As of `createWays`. */
   readonly again: Batch;
   readonly lost: (frame: number) => void;
+  /** Gives a station the reset that its segment has become. @returns WAITS. */
+  readonly resetStation: (frame: number) => number;
 }
 
 export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   const { u16, domain } = context.frames;
-  const { flows, addresses, neighbours, tracks, again, lost } = options;
+  const { flows, addresses, neighbours, tracks, again, lost, resetStation } = options;
   const { words, seed, find } = flows;
   const ownerKey = MESH_KEY | IPV6_FLOW;
   const resets = createResetsV6(context, addresses);
@@ -152,8 +154,12 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     const key = keyOf(frame, upper);
     const flow = flowOf(ip + IPV6_SOURCE, ip + IPV6_DESTINATION, pairAt(u16, t), key);
     if (flow === NO_FLOW) {
-      const isLost = (key & 0xff) === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV6_SOURCE, 8);
-      return isLost && !isKnown(ip, t, key) ? FLOOD_VTEPS : NO_NODE;
+      if ((key & 0xff) !== PROTOCOL_TCP) return NO_NODE;
+      // Asked of every packet that leaves, and mostly there is none.
+      const hasEnded = flows.ended.size > 0 && isAmong(tracks.hasEnded, ip, t, key);
+      if (hasEnded && answer(frame, ip, total)) return resetStation(frame);
+      const isLost = tracks.isLost(frame, t, ip + IPV6_SOURCE, 8);
+      return isLost && !isAmong(tracks.isKnown, ip, t, key) ? FLOOD_VTEPS : NO_NODE;
     }
     const at = flow << FLOW_SHIFT;
     tracks.outward(at, key & 0xff, u16[t + TCP_FLAGS]);
@@ -167,11 +173,11 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     return flow < 0 ? NO_NODE : words[(flow << FLOW_SHIFT) + NEXT_OF_PORT];
   }
 
-  /** Whether a packet of a backend, whose ports are at word `t`, answers somebody who came in here. */
-  function isKnown(ip: number, t: number, key: number): boolean {
+  /** Asks the tracks of the ends of a packet of a backend, whose ports are at word `t`. */
+  function isAmong(tracked: Tracks['isKnown'], ip: number, t: number, key: number): boolean {
     const own = addresses.find(u16, ip + IPV6_SOURCE);
     const remote = addresses.find(u16, ip + IPV6_DESTINATION);
-    return own !== NO_ADDRESS && remote !== NO_ADDRESS && tracks.isKnown(own, remote, pairAt(u16, t), key);
+    return own !== NO_ADDRESS && remote !== NO_ADDRESS && tracked(own, remote, pairAt(u16, t), key);
   }
 
   function mayReturn(frame: number, ip: number, total: number): boolean {
@@ -181,7 +187,7 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
     // It follows its first one, or goes when that does not come.
     if ((upper & LATER_FRAGMENT_V6) !== 0) return true;
     if (((upper >>> 16) & 0xff) === PROTOCOL_ICMPV6) return isIcmpError(t, upper, total);
-    return hasRoom(upper, total) && isKnown(ip, t, keyOf(frame, upper));
+    return hasRoom(upper, total) && isAmong(tracks.isKnown, ip, t, keyOf(frame, upper));
   }
 
   flows.own(
@@ -199,8 +205,9 @@ export function createMeshV6(context: Context, options: MeshV6Options): MeshV6 {
   function answer(frame: number, ip: number, total: number): boolean {
     const upper = upperLayer(u16, ip, total);
     const at = upper & 0xffff;
-    const isTcp = upper >= 0 && ((upper >>> 16) & 0xff) === PROTOCOL_TCP;
-    return isTcp && hasRoom(upper, total) && resets.answer(frame, ip + (at >>> 1), total - at);
+    const isWhole = upper >= 0 && (upper & (FIRST_OF_FRAGMENTS | LATER_FRAGMENT_V6)) === 0;
+    const isTcp = ((upper >>> 16) & 0xff) === PROTOCOL_TCP;
+    return isWhole && isTcp && hasRoom(upper, total) && resets.answer(frame, ip + (at >>> 1), total - at);
   }
 
   return { neighbourOf, track, answer, mayReturn, entryOf, expire: ways.expire };

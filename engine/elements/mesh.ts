@@ -10,9 +10,10 @@
  *      remembers the node it came by;
  *   3. what the backend sends to that client by the gateway goes back to that node, not out here: its packets, their
  *      later fragments, and ICMP errors about what the client has sent.
- * Where the client came in again:
+ * Where the client came in again, which may be here:
  *   4. a packet that comes back goes to the uplink, if there is a flow that it belongs to. A TCP segment of none, as a
- *      backend says it when it is asked at the end of a connection (see balancer/endings.ts), is reset.
+ *      backend says it when it is asked at the end of a connection (see balancer/endings.ts), is reset. So is that of a
+ *      backend of this node when the connection has ended just now.
  *
  * Inside the ingress network a frame's addresses say what it is: 06 (07 when it is for all), the VNI of the backend's
  * network, and in the last byte FORTH or BACK. Nobody learns them.
@@ -51,7 +52,7 @@ import { ipv6Length } from '../wire/ipv6.js';
 import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { createResets } from './balancer/resets.js';
 import { CONFLICT, createTracks, MESH_KEY, NOT_SERVED, TRACK_REASONS, WITHOUT_FLOW } from './mesh/tracks.js';
-import { createWays, NO_NODE } from './mesh/ways.js';
+import { createWays, NO_NODE, WAITS } from './mesh/ways.js';
 import { createMeshV6 } from './mesh-v6.js';
 import { createErrorTranslator, TRANSLATED } from './nat/errors.js';
 import { FRAGMENTS_V4 } from './nat/fragments.js';
@@ -132,7 +133,7 @@ export interface MeshFamily {
   neighbourOf(dom: number, ip: number): number;
   /** Finds or makes the flow of a packet to a backend. @returns a reason, or -1. */
   track(frame: number, ip: number, total: number, from: number): number;
-  /** Turns a TCP segment into its reset; false for anything else. */
+  /** Turns a TCP segment that is no fragment into its reset; false for anything else, and a reset itself. */
   answer(frame: number, ip: number, total: number): boolean;
   /** Whether the NAT may have a packet that came back: it knows its flow, or does not make one of it. */
   mayReturn(frame: number, ip: number, total: number): boolean;
@@ -156,7 +157,8 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   const lost = (frame: number): void => drops.drop(frame, FRAGMENT);
   const ways = createWays(context, FRAGMENTS_V4, again, lost);
   const v4: MeshFamily = { neighbourOf, track, answer, mayReturn };
-  const v6 = addresses && createMeshV6(context, { flows, addresses, neighbours, tracks, again, lost });
+  const shared = { flows, neighbours, tracks, again, lost, resetStation };
+  const v6 = addresses && createMeshV6(context, { ...shared, addresses });
 
   function forth(batch: Batch): void {
     for (let k = 0; k < batch.count; k++) {
@@ -284,9 +286,9 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
   }
 
   function answer(frame: number, ip: number): boolean {
-    const header = (u16[ip] & 15) << 2;
     const isTcp = u16[ip + IPV4_TTL_PROTOCOL] >>> 8 === PROTOCOL_TCP;
-    return isTcp && hasRoom(ip, header, PROTOCOL_TCP) && resets.answer(frame);
+    const isWhole = (u16[ip + IPV4_FRAGMENT] & FRAGMENT_LE) === 0;
+    return isTcp && isWhole && hasRoom(ip, (u16[ip] & 15) << 2, PROTOCOL_TCP) && resets.answer(frame);
   }
 
   /** Step 3. */
@@ -310,12 +312,25 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const key = protocol | MESH_KEY | ((domain[frame] + 1) << 16);
     const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
     if (ref === NO_FLOW) {
-      const isLost = protocol === PROTOCOL_TCP && tracks.isLost(frame, t, ip + IPV4_SOURCE, 2);
+      if (protocol !== PROTOCOL_TCP) return NO_NODE;
+      if (tracks.hasEnded(own, remote, pair, key) && answer(frame, ip)) return resetStation(frame);
+      const isLost = tracks.isLost(frame, t, ip + IPV4_SOURCE, 2);
       return isLost && !tracks.isKnown(own, remote, pair, key) ? FLOOD_VTEPS : NO_NODE;
     }
     const at = (ref >>> 1) << FLOW_SHIFT;
     tracks.outward(at, protocol, protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0);
     return words[at + NEXT_OF_PORT];
+  }
+
+  /** Gives a station the reset that its segment has become, of a connection that has ended here. */
+  function resetStation(frame: number): number {
+    const port = ports[ingress[frame]];
+    if (port) {
+      drops.add(WITHOUT_FLOW);
+      values[base + RESETS]++;
+      port.push(frame);
+    } else drops.drop(frame, WITHOUT_FLOW);
+    return WAITS;
   }
 
   /** An ICMP error goes where the client is whose packet it carries. */

@@ -116,6 +116,11 @@ export class Flows {
   readonly seed: number;
   /** Flows in use. */
   size = 0;
+  /**
+   * Hashes of the keys, both of each, of connections that were ended although they were open: both ends are being asked
+   * to reset themselves, and nothing begins by what they answer.
+   */
+  readonly ended = new Set<number>();
   /** Told of flows that are made, change their state, or end. */
   events: FlowEvents | null = null;
   /** Finds the flow of a packet; a function over captured arrays, so to be captured itself where it is hot. */

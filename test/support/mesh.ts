@@ -101,6 +101,11 @@ export class MeshNode {
     return { vtep, tunnel: this.take('tunnel') };
   }
 
+  /** What the backend gets by itself. */
+  station(): Uint8Array | undefined {
+    return this.take('port')?.bytes;
+  }
+
   /** What the gateway gets once more. */
   waited(): Uint8Array[] {
     for (const batch of this.batches) batch.flush();

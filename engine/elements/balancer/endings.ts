@@ -3,19 +3,21 @@
  * themselves, so that nobody waits for what will not come.
  *
  * The ends of a connection from outside are asked as each sees the other: the client past address translation, the
- * backend as by the client, on whichever node it is. What the backend answers goes to the node that its client came by
- * and is reset there (see mesh.ts), or, at this node, by the client.
+ * backend as by the client, on whichever node it is. What they answer is reset by this node, though it might begin a
+ * connection: what the client says by its NAT, what the backend says by the mesh.
  */
 import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
 import { FIN_BOTH, FIN_OUT } from '../../tables/connection.js';
+import { outerKey } from '../../tables/flow-finder.js';
 import {
   BALANCER_OWNER,
   EXTERNAL,
   FLOW_SHIFT,
   type Flows,
+  flowKeyHash,
   IN_PORTS,
   INSIDE,
   IPV6_FLOW,
@@ -36,18 +38,23 @@ import type { Probe } from './resets.js';
 const SWEEP_ENTRIES = 1 << 18;
 const SWEEP_FLOWS = 1024;
 /**
- * A client outside that only waits would wait for ever when what it is asked, or its answer, is lost: it is asked again
- * after so many seconds each time, if not too many are. One that was reset answers with a reset, which nobody misses.
+ * Who only waits would wait for ever when what it is asked, or its answer, is lost: both ends of a connection from
+ * outside are asked again after so many seconds each time, if not too many are. Who was reset answers with a reset,
+ * which nobody misses.
  */
 const AGAIN_SECONDS = [1, 3];
 const MOST_AGAIN = 4096;
 
-/** A client of a published service, the address and port (low half) it knows, and its own port above. */
+/** What was known of a connection from outside, as in its flow, and the hashes of its keys. */
 interface Question {
   readonly owner: number;
-  readonly source: number;
+  readonly domain: number;
+  readonly external: number;
+  readonly inPorts: number;
   readonly client: number;
-  readonly ports: number;
+  readonly backend: number;
+  readonly outPorts: number;
+  readonly hashes: readonly number[];
 }
 
 export interface Endings {
@@ -135,37 +142,47 @@ export function createEndings(
     return neighbours.lookup(dom, a, b, c, d);
   }
 
-  /** Asks both ends of a connection from outside; the client as it knows its service, for nobody translates any more. */
-  function askEnds(at: number, owner: number): void {
-    const ports = words[at + IN_PORTS];
-    const one = { owner, source: words[at + EXTERNAL], client: words[at + REMOTE_END], ports };
-    askClient(one);
-    // Numbers of IPv6 addresses are held by flows alone.
-    if (addresses === undefined) wait(one, 0);
-    askBackend(at);
+  /** Asks both ends of a connection from outside, and goes on asking. */
+  function askEnds(at: number): void {
+    const key = words[at + OUT_KEY];
+    const [external, inPorts] = [words[at + EXTERNAL], words[at + IN_PORTS]];
+    const [backend, outPorts] = [words[at + INSIDE], words[at + OUT_PORTS]];
+    const client = words[at + REMOTE_END];
+    const hashes = [
+      flowKeyHash(flows.seed, external, client, inPorts, outerKey(key)),
+      flowKeyHash(flows.seed, backend, client, outPorts, key),
+    ];
+    const shared = { owner: ownerOf(key), domain: (key >>> 16) - 1, client, hashes };
+    const one = { ...shared, external, inPorts, backend, outPorts };
+    addresses?.keep(client);
+    addresses?.keep(backend);
+    for (const hash of hashes) flows.ended.add(hash);
+    askBoth(one);
+    wait(one, 0);
   }
 
-  function askBackend(at: number): void {
-    const dom = (words[at + OUT_KEY] >>> 16) - 1;
-    const backend = words[at + INSIDE];
-    const ports = words[at + OUT_PORTS];
+  function askBoth({ owner, domain: dom, external, inPorts, client, backend, outPorts }: Question): void {
+    // The client knows the service, and nobody translates any more.
+    const toClient = probe(external, inPorts & 0xffff, client, inPorts >>> 16);
+    if (toClient !== NO_FRAME) {
+      ingress[toClient] = BALANCER_PORT;
+      outside(owner).push(toClient);
+    }
     if (lookup(dom, backend) === NO_NEIGHBOUR) return;
-    const frame = probe(words[at + REMOTE_END], ports >>> 16, backend, ports & 0xffff);
-    if (frame === NO_FRAME) return;
-    domain[frame] = dom;
-    inside.push(frame);
-  }
-
-  function askClient({ owner, source, client, ports }: Question): void {
-    const frame = probe(source, ports & 0xffff, client, ports >>> 16);
-    if (frame === NO_FRAME) return;
-    ingress[frame] = BALANCER_PORT;
-    outside(owner).push(frame);
+    const toBackend = probe(client, outPorts >>> 16, backend, outPorts & 0xffff);
+    if (toBackend === NO_FRAME) return;
+    domain[toBackend] = dom;
+    inside.push(toBackend);
   }
 
   function wait(one: Question, time: number): void {
-    if (time < again.length && again[time].length < MOST_AGAIN)
+    if (time < again.length && again[time].length < MOST_AGAIN) {
       again[time].push({ ...one, due: context.seconds + AGAIN_SECONDS[time] });
+      return;
+    }
+    for (const hash of one.hashes) flows.ended.delete(hash);
+    addresses?.release(one.client);
+    addresses?.release(one.backend);
   }
 
   /** Asks those again whose time has come. */
@@ -173,7 +190,7 @@ export function createEndings(
     again.forEach((list, time) => {
       const due = list.findIndex((one) => one.due > context.seconds);
       for (const one of list.splice(0, due < 0 ? list.length : due)) {
-        askClient(one);
+        askBoth(one);
         wait(one, time + 1);
       }
     });
@@ -183,7 +200,11 @@ export function createEndings(
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     if ((key & 0xff) !== PROTOCOL_TCP || (words[at + STATE] & STATE_MASK) < FIN_OUT) return;
-    askEnds(at, (key >>> OWNER_SHIFT) & (OWNERS - 1));
+    askEnds(at);
+  }
+
+  function ownerOf(key: number): number {
+    return (key >>> OWNER_SHIFT) & (OWNERS - 1);
   }
 
   function some(): void {
@@ -200,14 +221,13 @@ export function createEndings(
   function endIfGone(flow: number): boolean {
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
-    const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
+    const owner = ownerOf(key);
     if ((key & IPV6_FLOW) !== family) return false;
     if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
     if ((key & 0xff) === PROTOCOL_TCP && (words[at + STATE] & STATE_MASK) !== FIN_BOTH) {
       if (owner === BALANCER_OWNER) reset(flow);
-      else askEnds(at, owner);
+      else askEnds(at);
     }
-    // What a client answers finds no flow, and is reset as what others send to a connection that is none.
     flows.end(flow);
     return true;
   }

@@ -56,6 +56,8 @@ export interface Tracks {
   isLost(frame: number, t: number, source: number, length: number): boolean;
   /** Whether the NAT of the network's uplink has a flow with these ends. @param key as the mesh's flows have it. */
   isKnown(own: number, remote: number, pair: number, key: number): boolean;
+  /** Whether it had one whose connection was ended, and has no other. */
+  hasEnded(own: number, remote: number, pair: number, key: number): boolean;
 }
 
 export interface TrackOptions {
@@ -106,12 +108,25 @@ export function createTracks(context: Context, options: TrackOptions): Tracks {
     return -1;
   }
 
-  /** Finds the flow with these ends that the NAT of the network's uplink has. */
-  function findHere(own: number, remote: number, pair: number, key: number): number {
+  /** The key of the flow with the same ends that the NAT of the network's uplink has; 0 without an uplink. */
+  function keyHere(key: number): number {
     const uplink = gateways.uplink[(key >>> 16) - 1];
-    if (uplink < 0) return NO_FLOW;
-    const outer = (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
-    return find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
+    return uplink < 0 ? 0 : (key & ~(IN_DOMAIN | ((OWNERS - 1) << OWNER_SHIFT))) | (uplink << OWNER_SHIFT);
+  }
+
+  /** Finds that flow. */
+  function findHere(own: number, remote: number, pair: number, key: number): number {
+    const outer = keyHere(key);
+    return outer === 0
+      ? NO_FLOW
+      : find(flowKeyHash(seed, own, remote, pair, outer), own, remote, pair, outer);
+  }
+
+  function hasEnded(own: number, remote: number, pair: number, key: number): boolean {
+    // Mostly there is none, and every packet that leaves is asked about.
+    if (flows.ended.size === 0 || !flows.ended.has(flowKeyHash(seed, own, remote, pair, keyHere(key))))
+      return false;
+    return findHere(own, remote, pair, key) === NO_FLOW;
   }
 
   /** Whether the client has come to this backend by an uplink of this node, with the same ports, and that goes on. */
@@ -144,6 +159,7 @@ export function createTracks(context: Context, options: TrackOptions): Tracks {
     inward,
     outward: (at, protocol, flags) => advance(at, protocol, false, flags),
     isLost,
+    hasEnded,
     isKnown: (own, remote, pair, key) => findHere(own, remote, pair, key) !== NO_FLOW,
   };
 }

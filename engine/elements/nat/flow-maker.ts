@@ -10,10 +10,11 @@
  * what belongs to it enters. To the external address itself they are translated as all others are.
  *
  * TCP without SYN makes a flow too where a SYN would, which the other side must answer: so connections live on when
- * the table was lost. An RST never makes one, nor does an ICMP reply.
+ * the table was lost; but not one to a service that was ended on purpose. An RST never makes one, nor does an ICMP reply.
  */
 import type { Context } from '../../graph.js';
 import { isState, MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT } from '../../tables/connection.js';
+import { outerKey } from '../../tables/flow-finder.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -167,11 +168,17 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     state: number,
   ): number {
     const { balancing } = tables;
+    if (state === MET_IN && hasEnded(remote, pair, key)) return -1 - NO_BACKEND;
     const backend = balancing === null ? -1 : balancing.backendFor(service, remote, outPorts, key);
     if (balancing === null || backend < 0) return -1 - NO_BACKEND;
     const flow = make(balancing.addressOf(backend), remote, outPorts, key, external, pair, state);
     if (flow >= 0) balancing.begin(flow, backend);
     return flow;
+  }
+
+  /** Whether packets from outside are of a connection that was ended, so that nothing begins by them. */
+  function hasEnded(remote: number, pair: number, key: number): boolean {
+    return flows.ended.has(flowKeyHash(flows.seed, external, remote, pair, outerKey(key)));
   }
 
   /** Whether a port's endpoint has a flow to this address. */

@@ -2,7 +2,7 @@
 import test from 'ava';
 import type { ServiceIntent } from '../../../engine/intent.js';
 import { ESTABLISHED } from '../../../engine/tables/connection.js';
-import { FLOW_SHIFT, OUT_KEY, STATE } from '../../../engine/tables/flows.js';
+import { FLOW_SHIFT, flowKeyHash, OUT_KEY, STATE } from '../../../engine/tables/flows.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { Services } from '../../../engine/tables/services.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
@@ -379,7 +379,7 @@ test('what is counted of backends is what is in the table', (t) => {
   );
 });
 
-test('both ends of a connection from outside are asked as they know it, the client again when it may not have heard', (t) => {
+test('both ends of a connection from outside are asked as they know it, and again when they may not have heard', (t) => {
   const b = new BalancerRig([service({ backends: [backend(1)] })]);
   const [inside, client, external] = ['10.0.9.1', '198.51.100.7', '203.0.113.1'].map((a) =>
     addressWord(ip(a)),
@@ -390,12 +390,18 @@ test('both ends of a connection from outside are asked as they know it, the clie
   b.flows.words[(flow << FLOW_SHIFT) + STATE] = ESTABLISHED | (1 << 8);
   b.set([service({ backends: [] })]);
   const asked = (seconds: number) => b.age(seconds).map(({ bytes }) => ends(bytes));
-  const question = ['203.0.113.1:8080 > 198.51.100.7:4000'];
-  t.deepEqual(asked(1000), [...question, '198.51.100.7:4000 > 10.0.9.1:80']);
+  const hashes = [
+    flowKeyHash(1, external!, client!, 0xa00f901f | 0, TCP),
+    flowKeyHash(1, inside!, client!, 0xa00f5000 | 0, TCP | (1 << 16)),
+  ];
+  const question = ['203.0.113.1:8080 > 198.51.100.7:4000', '198.51.100.7:4000 > 10.0.9.1:80'];
+  t.deepEqual(asked(1000), question);
   t.is(b.flows.size, 0);
+  t.deepEqual([...b.flows.ended], hashes);
   t.deepEqual(
     [asked(1000), asked(1001), asked(1003), asked(1004), asked(1100)],
     [[], question, [], question, []],
   );
+  t.is(b.flows.ended.size, 0, 'what is met then may begin a flow again');
   b.rig.finish(t);
 });

@@ -2,6 +2,9 @@ import test from 'ava';
 import fc from 'fast-check';
 import { BALANCER_PORT } from '../../../engine/intent.js';
 import { OFFLOAD_NEEDS_CSUM } from '../../../engine/memory/frames.js';
+import { ESTABLISHED } from '../../../engine/tables/connection.js';
+import { FLOW_SHIFT, IPV6_FLOW, STATE } from '../../../engine/tables/flows.js';
+import { words16 } from '../../../engine/wire/ipv6.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
 import { BalancerRigV6, backend6, CLIENT6, service6, VIP6 } from '../../support/balancer6.js';
 import { syn as synV4 } from '../../support/connections.js';
@@ -167,6 +170,30 @@ test('an open connection that is silent for too long is reset at both ends', (t)
   t.deepEqual(b.age(1059), []);
   t.is(b.age(1061).length, 2);
   t.is(b.flows.size, 0);
+  b.rig.finish(t);
+});
+
+test('both ends of a connection from outside are asked as they know it, and again; then nobody holds their addresses', (t) => {
+  const b = new BalancerRigV6([service6({ backends: [backend6(1)] })]);
+  const before = b.addresses.size;
+  const hold = (address: string): number => b.addresses.hold(words16(ip(address)), 0);
+  const [inside, client, external] = ['fd00:9::1', '2001:db8::7', '2001:db8:1::1'].map(hold);
+  const key = TCP | IPV6_FLOW | (1 << 16);
+  // As the NAT of an uplink makes it: port 8080 of its address for port 80 of the first backend.
+  const flow = b.flows.create(inside!, client!, 0xa00f5000 | 0, key, external!, 0xa00f901f | 0);
+  b.flows.setExpiry(flow, 9000);
+  b.flows.words[(flow << FLOW_SHIFT) + STATE] = ESTABLISHED | (1 << 8);
+  b.v6.balancing.expired(flow);
+  b.flows.end(flow);
+  for (const number of [inside!, client!]) b.addresses.release(number);
+  const question = ['[2001:db8:1::1]:8080 > [2001:db8::7]:4000', '[2001:db8::7]:4000 > [fd00:9::1]:80'];
+  for (const second of [1000, 1001, 1004])
+    t.deepEqual(
+      b.age(second).map(({ bytes }) => [endsV6(bytes), soundV6(bytes)]),
+      question.map((one) => [one, true]),
+    );
+  b.addresses.release(external!);
+  t.is(b.addresses.size, before);
   b.rig.finish(t);
 });
 

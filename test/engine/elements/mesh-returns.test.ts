@@ -2,7 +2,7 @@
 import test, { type ExecutionContext } from 'ava';
 import { NO_NODE, WAITS } from '../../../engine/elements/mesh/ways.js';
 import { ESTABLISHED, TRANSITORY } from '../../../engine/tables/connection.js';
-import { EXPIRY, FLOW_SHIFT, IPV6_FLOW, STATE } from '../../../engine/tables/flows.js';
+import { EXPIRY, FLOW_SHIFT, flowKeyHash, IPV6_FLOW, STATE } from '../../../engine/tables/flows.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { words16 } from '../../../engine/wire/ipv6.js';
 import { ip, payload } from '../../support/frames.js';
@@ -56,14 +56,16 @@ interface Family {
   readonly answerTo: (frame: Uint8Array, flags?: number) => Uint8Array;
   /** Port unreachable, from the backend about a packet. */
   readonly error: (frame: Uint8Array) => Uint8Array;
-  /** A datagram of the backend to the client, in three pieces. */
-  readonly pieces: (id: number) => Uint8Array[];
+  /** A packet of the backend to the client, UDP unless told, in pieces. */
+  readonly pieces: (id: number, protocol?: number) => Uint8Array[];
   readonly ends: (frame: Uint8Array) => string;
   readonly sound: (frame: Uint8Array) => boolean;
   /** Where a frame has TCP's flags. */
   readonly flagsAt: number;
-  /** Gives a node's NAT the flow of the client, as its packet from outside made it. */
-  readonly admit: (node: MeshNode) => void;
+  /** The backend and the client, as flows of a node have them. */
+  readonly numbers: (node: MeshNode) => readonly [number, number];
+  /** The bit of a key that says so. */
+  readonly family: number;
 }
 
 const families: readonly Family[] = [
@@ -73,9 +75,10 @@ const families: readonly Family[] = [
     toBackend: (p) => packet({ source: CLIENT, destination: BACKEND, ...ENDS, ...p }),
     answerTo,
     error: (frame) => icmpError(frame, { from: BACKEND, to: CLIENT, code: 3 }),
-    pieces: (id) =>
+    pieces: (id, protocol = UDP) =>
       fragmentsOf(
         {
+          protocol,
           source: BACKEND,
           destination: CLIENT,
           sourcePort: 80,
@@ -88,10 +91,8 @@ const families: readonly Family[] = [
     ends,
     sound: (frame) => badChecksums(frame).length === 0,
     flagsAt: 47,
-    admit({ flows }) {
-      const [own, remote] = [BACKEND, CLIENT].map((one) => addressWord(ip(one)));
-      flows.create(own!, remote!, 0xa00f5000 | 0, UDP | ((BLUE + 1) << 16), 1, 2);
-    },
+    numbers: () => [addressWord(ip(BACKEND)), addressWord(ip(CLIENT))],
+    family: 0,
   },
   {
     title: 'IPv6',
@@ -99,9 +100,10 @@ const families: readonly Family[] = [
     toBackend: (p) => packetV6({ source: CLIENT6, destination: BACKEND6, ...ENDS, ...p }),
     answerTo: answerToV6,
     error: (frame) => icmpv6Error(frame, { from: BACKEND6, to: CLIENT6, code: 4 }),
-    pieces: (id) =>
+    pieces: (id, protocol = UDP) =>
       fragmentsOfV6(
         {
+          protocol,
           source: BACKEND6,
           destination: CLIENT6,
           sourcePort: 80,
@@ -114,10 +116,11 @@ const families: readonly Family[] = [
     ends: endsV6,
     sound: soundV6,
     flagsAt: 67,
-    admit({ addresses, flows }) {
+    numbers: ({ addresses }) => {
       const [own, remote] = [BACKEND6, CLIENT6].map((one) => addresses.hold(words16(ip(one)), 0));
-      flows.create(own!, remote!, 0xa00f5000 | 0, UDP | IPV6_FLOW | ((BLUE + 1) << 16), own!, 2);
+      return [own!, remote!];
     },
+    family: IPV6_FLOW,
   },
 ];
 
@@ -128,7 +131,19 @@ function served(t: ExecutionContext, frame: Uint8Array): MeshNode {
   return b;
 }
 
-for (const { title, icmp, toBackend, answerTo, error, pieces, ends, sound, flagsAt, admit } of families) {
+for (const {
+  title,
+  icmp,
+  toBackend,
+  answerTo,
+  error,
+  pieces,
+  ends,
+  sound,
+  flagsAt,
+  numbers,
+  family,
+} of families) {
   test(`${title}: an ICMP error of a backend goes to the node that the client came by, and out there`, (t) => {
     for (const frame of [toBackend(), toBackend({ protocol: TCP, flags: SYN })]) {
       const b = served(t, frame);
@@ -176,7 +191,8 @@ for (const { title, icmp, toBackend, answerTo, error, pieces, ends, sound, flags
     t.deepEqual(waited, overtaking, 'the gateway gets them again as they were');
     for (const piece of waited) t.is(b.answers(piece).vtep, NODE_A);
     const a = new MeshNode(NODE_B);
-    admit(a);
+    const [own, remote] = numbers(a);
+    a.flows.create(own, remote, 0xa00f5000 | 0, UDP | family | ((BLUE + 1) << 16), own, 2);
     for (const piece of [overtaking[0]!, later!])
       t.truthy(a.arrives(meshed(piece, BACK), NODE_B).outside, 'the NAT puts them in order');
     a.rig.finish(t);
@@ -226,6 +242,25 @@ for (const { title, icmp, toBackend, answerTo, error, pieces, ends, sound, flags
     t.is(ends(b.arrives(reset.bytes, NODE_A).port!.bytes), ends(opening));
     t.is(state(), TRANSITORY, 'the flow is over with it');
     a.rig.finish(t);
+    b.rig.finish(t);
+  });
+
+  test(`${title}: what a backend says in a connection that has ended just now, and came in here, is reset`, (t) => {
+    const b = new MeshNode(PORT);
+    const opening = toBackend({ protocol: TCP, flags: SYN });
+    const [own, remote] = numbers(b);
+    const key = TCP | family | ((BLUE + 1) << 16);
+    b.flows.ended.add(flowKeyHash(1, own, remote, 0xa00f5000 | 0, key));
+    t.is(b.answers(answerTo(opening, ACK)).vtep, WAITS);
+    const reset = b.station()!;
+    t.deepEqual([reset[flagsAt], ends(reset), sound(reset)], [RST, ends(opening), true]);
+    t.is(b.answers(answerTo(opening, RST)).vtep, NO_NODE, 'but no reset is');
+    for (const piece of pieces(1, TCP)) t.is(b.answers(piece).vtep, NO_NODE, 'and no fragment');
+    t.is(b.answers(answerTo(toBackend({ protocol: TCP, destinationPort: 81 }), ACK)).vtep, NO_NODE);
+    // The client has begun anew with the same ports.
+    b.flows.create(own, remote, 0xa00f5000 | 0, key, own, 2);
+    t.is(b.answers(answerTo(opening, SYN | ACK)).vtep, NO_NODE);
+    t.deepEqual(b.drops(), { 'no-flow': 1 });
     b.rig.finish(t);
   });
 

@@ -10,7 +10,7 @@ import {
   SYN_OUT,
   TRANSITORY,
 } from '../../../engine/tables/connection.js';
-import { EXPIRY, FLOW_SHIFT, STATE } from '../../../engine/tables/flows.js';
+import { EXPIRY, FLOW_SHIFT, flowKeyHash, STATE } from '../../../engine/tables/flows.js';
 import { ip } from '../../support/frames.js';
 import {
   ACK,
@@ -328,6 +328,12 @@ test('a port that is published for a service leads to the backend that is chosen
   n.pass(1);
   t.is(n.flows, 0);
   t.deepEqual(told.slice(3), ['expired', 'leaves']);
+  const [own, remote] = [EXTERNAL, OTHER].map((address) => word(ip(address)));
+  n.tables.flows.ended.add(flowKeyHash(n.tables.flows.seed, own!, remote!, 0x0900901f, TCP));
+  const late = { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 };
+  t.is(n.refused(true, tcp(ACK, late)), 'no-backend', 'what was ended does not begin again');
+  t.is(n.refused(true, tcp(ACK, { ...late, sourcePort: 11 })), 'passed');
+  t.is(n.refused(true, tcp(SYN, late)), 'passed', 'a new connection does');
   chosen = -1;
   const refused = tcp(SYN, { source: OTHER, destination: EXTERNAL, sourcePort: 10, destinationPort: 8080 });
   t.is(n.refused(true, refused), 'no-backend');

@@ -86,7 +86,7 @@ export function createNextHops(context: Context, options: NextHopsOptions): Next
   const hops = new Int32Array(MOST_WAITING);
   const places = new Int32Array(MOST_WAITING);
   /** How many wait; the second of the last look at the cache; the second of the last defence. */
-  const state = new Int32Array(3);
+  const state = new Int32Array([0, 0, -DEFEND_INTERVAL]);
 
   function noRoute(frame: number): void {
     unreachable(frame, true);
@@ -147,7 +147,7 @@ export function createNextHops(context: Context, options: NextHopsOptions): Next
 
   function conflict(): void {
     values[base + CONFLICT]++;
-    if (state[2] !== 0 && context.seconds - state[2] < DEFEND_INTERVAL) return;
+    if (context.seconds - state[2] < DEFEND_INTERVAL) return;
     state[2] = context.seconds;
     announce();
   }

@@ -96,8 +96,8 @@ export function createResolverV6(
   const nextHops = createNextHops(context, {
     ...{ cache, drops, base, send, request, announce: advertiseOurs, unreachable },
   });
-  /** The second of the last report, 0 before the first. */
-  const reported = new Int32Array(1);
+  /** The second of the last report, -1 before the first. */
+  const reported = new Int32Array([-1]);
 
   function process(batch: Batch): void {
     const { frames: ids, count } = batch;
@@ -195,7 +195,7 @@ export function createResolverV6(
 
   function tick(): void {
     nextHops.tick();
-    if (reported[0] !== 0 && context.seconds - reported[0] >= REPORT_INTERVAL) report();
+    if (reported[0] >= 0 && context.seconds - reported[0] >= REPORT_INTERVAL) report();
   }
 
   /** An advertisement to all nodes, which overrides what they have. */

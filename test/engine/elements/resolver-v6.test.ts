@@ -254,6 +254,18 @@ test('what is announced: address and MAC, and the group that is listened to, whi
   rig.finish(t);
 });
 
+test('who begins in the first second of its clock says its group again, and defends its address no oftener', (t) => {
+  const { resolver, flush, wait, hear, rig } = resolverRig();
+  rig.context.setTime(200);
+  resolver.announce();
+  t.is(flush().sent.length, 2);
+  const claim = answer(OWN, { destination: 'ff02::1', to: ALL_NODES, from: station(9), flags: OVERRIDE });
+  t.deepEqual([hear(claim).sent.length, hear(claim).sent.length], [1, 0]);
+  t.deepEqual(wait(59), []);
+  t.is(wait(1).length, 1);
+  rig.finish(t);
+});
+
 test('a neighbour that moves is followed when it says so, and asked again (RFC 4861, 7.2.5)', (t) => {
   const { send, hear, wait, rig } = resolverRig();
   hear(asks());

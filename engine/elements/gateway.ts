@@ -14,7 +14,7 @@
  *
  * Not handled: redirects, which a router that is nobody's neighbour never sends.
  */
-import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
+import { Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { GATEWAY_PORT } from '../intent.js';
 import { GSO_UDP_L4, NO_FRAME, OFFLOAD_GSO_MASK, OFFLOAD_GSO_SHIFT, REMOTE } from '../memory/frames.js';
 import { type Gateways, NO_UPLINK } from '../tables/gateways.js';
@@ -144,6 +144,8 @@ export function createGateway(
   const drops = new Drops(context, 'gateway', REASONS);
   const { base } = context.counters.claim('gateway', COUNTERS);
   const fragmenter = createFragmenter(context);
+  /** The pieces of one packet, which are fewer than a batch has room for. */
+  const parts = new Batch({ process() {} });
   const mesh = to.mesh?.element ?? null;
   const v6 = createGatewayV6(context, gateways, neighbours, errorsV6, to);
 
@@ -198,13 +200,26 @@ export function createGateway(
     if (vtep === NO_NODE) return false;
     if (vtep === WAITS) return true;
     if ((u16[ip + IPV4_TTL_PROTOCOL] & 0xff) <= 1) refuse(frame, TTL_EXCEEDED, TIME_EXCEEDED, 0, 0);
-    else if (packetSize(frame, ip) > mesh.ingress[1])
-      refuse(frame, TOO_BIG, UNREACHABLE, FRAGMENTATION_NEEDED, mesh.ingress[1]);
+    else if (packetSize(frame, ip) > mesh.ingress[1]) cutBack(mesh, frame, ip, vtep);
     else {
       hop(ip);
       mesh.back(frame, vtep);
     }
     return true;
+  }
+
+  /** Sends a packet back that is too large for the ingress network, in fragments if it may be cut. */
+  function cutBack(mesh: Mesh, frame: number, ip: number, vtep: number): void {
+    const most = mesh.ingress[1];
+    const cut = (u16[ip + IPV4_FRAGMENT] & DONT_FRAGMENT_LE) === 0;
+    if (cut) hop(ip);
+    if (!cut || !fragmenter.fragment(frame, most, parts)) {
+      refuse(frame, TOO_BIG, UNREACHABLE, FRAGMENTATION_NEEDED, most);
+      return;
+    }
+    values[base + FRAGMENTED]++;
+    for (let k = 0; k < parts.count; k++) mesh.back(parts.frames[k], vtep);
+    parts.count = 0;
   }
 
   function onward(frame: number, ip: number, destination: number): void {

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { createGateway } from '../../../engine/elements/gateway.js';
 import { createIcmpErrors } from '../../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../../engine/elements/icmpv6-errors.js';
-import { NO_NODE } from '../../../engine/elements/mesh/ways.js';
+import { NO_NODE, WAITS } from '../../../engine/elements/mesh/ways.js';
 import type { Mesh } from '../../../engine/elements/mesh.js';
 import { Batch } from '../../../engine/graph.js';
 import { GATEWAY_PORT } from '../../../engine/intent.js';
@@ -49,10 +49,12 @@ const GATEWAY = 'fd00:9::fe';
 const UPLINK = 'fd00:60::10';
 const FAR = '2001:db8::2';
 const GATEWAY_MAC = mac('02:42:00:00:09:fe');
+/** Last byte of an address. */
+const KEPT = 3;
 
 /**
  * A gateway of blue (MTU 1450) and green with an uplink (MTU 1500 unless told), and of inner without.
- * @param carried largest packet of a mesh, by which FAR came from VTEP 7; 0: there is no mesh.
+ * @param carried largest packet of a mesh, by which FAR came from VTEP 7, and which frees what is for KEPT; 0: there is no mesh.
  */
 function gatewayRig({ mtu = 1500, v6 = true, carried = 0 } = {}) {
   const rig = new Rig();
@@ -79,7 +81,9 @@ function gatewayRig({ mtu = 1500, v6 = true, carried = 0 } = {}) {
   const meshOf = (largest: number): Mesh => {
     const entryOfV6 = (frame: number, at: number): number => {
       if (at !== (rig.memory.off[frame] + 14) >> 1) throw new Error('not the header');
-      return rig.memory.u8[at * 2 + 39] === 2 ? 7 : NO_NODE;
+      const last = rig.memory.u8[at * 2 + 39];
+      if (last === KEPT) rig.memory.free(frame);
+      return last === 2 ? 7 : last === KEPT ? WAITS : NO_NODE;
     };
     const back = (frame: number, vtep: number): void => {
       rig.memory.dest[frame] = vtep;
@@ -385,7 +389,9 @@ test('what answers a client of another node goes back to that node, a hop less',
   t.deepEqual(left, []);
   t.is(back[0].dest, 7);
   t.deepEqual(back[0].bytes.slice(14), hopped(fromC1()).slice(14));
-  t.is(send(fromC1({ destination: '2001:db8::3' })).left.length, 1, 'nobody who came over the mesh');
+  t.is(send(fromC1({ destination: '2001:db8::4' })).left.length, 1, 'nobody who came over the mesh');
+  const kept = send(fromC1({ destination: '2001:db8::3' }));
+  t.deepEqual([kept.answers, kept.left, kept.back, kept.drops], [[], [], [], {}], 'what the mesh keeps');
   const last = fromC1({ hopLimit: 1 });
   t.is(errorOf(send(last).answers[0], last), `3/0 ${GATEWAY} to ${C1} mtu 0`);
   const most = send(long(1400));

@@ -3,6 +3,8 @@ import fc from 'fast-check';
 import { createGateway } from '../../../engine/elements/gateway.js';
 import { createIcmpErrors } from '../../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../../engine/elements/icmpv6-errors.js';
+import { NO_NODE, WAITS } from '../../../engine/elements/mesh/ways.js';
+import type { Mesh } from '../../../engine/elements/mesh.js';
 import { Batch } from '../../../engine/graph.js';
 import { GATEWAY_PORT } from '../../../engine/intent.js';
 import { GSO_TCPV4, OFFLOAD_GSO_SHIFT, OFFLOAD_NEEDS_CSUM, REMOTE } from '../../../engine/memory/frames.js';
@@ -40,10 +42,14 @@ const C1 = '10.0.9.1';
 const GATEWAY = '10.0.9.254';
 const UPLINK = '192.168.60.10';
 const FAR = '203.0.113.2';
+const KEPT = '203.0.113.3';
 const GATEWAY_MAC = mac('02:42:0a:00:09:fe');
 
-/** A gateway of blue (MTU 1450) and green with an uplink (MTU 1500 unless told), and of inner without. */
-function gatewayRig({ mtu = 1500 } = {}) {
+/**
+ * A gateway of blue (MTU 1450) and green with an uplink (MTU 1500 unless told), and of inner without.
+ * @param carried largest packet of a mesh, by which FAR came from VTEP 7, and which frees what is for KEPT; 0: there is none.
+ */
+function gatewayRig({ mtu = 1500, carried = 0 } = {}) {
   const rig = new Rig();
   rig.context.setTime(1_000_000);
   const gateways = new Gateways();
@@ -59,13 +65,23 @@ function gatewayRig({ mtu = 1500 } = {}) {
   network(GREEN, 10, 0);
   network(INNER, 11, -1);
   gateways.reindex();
-  const [port, out, bridge] = [rig.sink(), rig.sink(), rig.sink()];
-  const batches = [port, out, bridge].map((sink) => new Batch(sink));
+  const sinks = Array.from({ length: 4 }, () => rig.sink());
+  const batches = sinks.map((sink) => new Batch(sink));
+  const entryOf = (frame: number, at: number): number => {
+    const destination = dotted(rig.memory.u8.slice(at * 2 + 16, at * 2 + 20));
+    if (destination === KEPT) rig.memory.free(frame);
+    return destination === FAR ? 7 : destination === KEPT ? WAITS : NO_NODE;
+  };
+  const back = (frame: number, vtep: number): void => {
+    rig.memory.dest[frame] = vtep;
+    batches[3].push(frame);
+  };
+  const mesh = { entryOf, back, ingress: Int32Array.of(1, carried) } as Partial<Mesh> as Mesh;
   const errors = { v4: createIcmpErrors(rig.context), v6: createIcmpv6Errors(rig.context) };
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
     ports: [null, batches[0]],
     bridge: batches[2],
-    mesh: null,
+    mesh: carried === 0 ? null : { element: mesh, forth: batches[2] },
     uplinks: [
       {
         address: addressWord(ip(UPLINK)),
@@ -80,8 +96,8 @@ function gatewayRig({ mtu = 1500 } = {}) {
   const feed = (inward: boolean, bytes: Uint8Array, metadata: Metadata) => {
     rig.feed(inward ? gateway.fromOutside : gateway.fromInside, rig.put(bytes, metadata));
     for (const batch of batches) batch.flush();
-    const [answers, left, entered] = [port, out, bridge].map((sink) => sink.caught.splice(0));
-    return { answers, left, entered, drops: dropped(gateway.drops) };
+    const [answers, left, entered, back] = sinks.map((sink) => sink.caught.splice(0));
+    return { answers, left, entered, back, drops: dropped(gateway.drops) };
   };
   return {
     rig,
@@ -371,5 +387,34 @@ test('a frame with other content than a packet, framed as one, is not routed', (
   t.deepEqual(send(framed({ source: C1, destination: FAR }, new Uint8Array(0)).slice(0, 20)).drops, {
     malformed: 1,
   });
+  rig.finish(t);
+});
+
+test('what answers a client of another node goes back to that node, a hop less, in fragments if it must', (t) => {
+  const { send, rig } = gatewayRig({ carried: 1400 });
+  const { back, left, drops } = send(fromC1());
+  t.deepEqual(drops, {});
+  t.deepEqual(left, []);
+  t.is(back[0].dest, 7);
+  t.deepEqual(back[0].bytes.slice(14), withTtl(fromC1(), 63).slice(14));
+  t.is(send(fromC1({ destination: '203.0.113.4' })).left.length, 1, 'nobody who came over the mesh');
+  const last = withTtl(fromC1(), 1);
+  t.is(errorOf(send(last).answers[0], last), `11/0 ${GATEWAY} to ${C1} mtu 0`);
+  t.is(send(long({}, 1400)).back.length, 1);
+  const parts = send(long({}, 3000)).back;
+  t.deepEqual(
+    parts.map(({ dest }) => dest),
+    [7, 7, 7],
+  );
+  t.deepEqual(reassemble(parts, 1400), long({}, 3000).slice(34));
+  const whole = long({ fragment: 0x4000 }, 1401);
+  t.is(errorOf(send(whole).answers[0], whole), `3/4 ${GATEWAY} to ${C1} mtu 1400`);
+  rig.finish(t);
+});
+
+test("what the mesh keeps is none of the gateway's any more", (t) => {
+  const { send, rig } = gatewayRig({ carried: 1400 });
+  const { answers, left, entered, back, drops } = send(fromC1({ destination: KEPT }));
+  t.deepEqual([answers, left, entered, back, drops], [[], [], [], [], {}]);
   rig.finish(t);
 });

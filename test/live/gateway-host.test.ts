@@ -2,6 +2,7 @@
 import type { ExecutionContext } from 'ava';
 import { iperf3, type Namespace, ping, waitFor } from '../../cli/lab.js';
 import type { PublishRow } from '../../control/api.js';
+import { attacksMissing } from '../support/attacks.js';
 import {
   askTcp,
   askUdp,
@@ -16,6 +17,7 @@ import {
   serve,
 } from '../support/gateway.js';
 import { live, type NodeFile, shared } from '../support/live.js';
+import { associate, sctpServer, TO_CLIENT, TO_SERVER } from '../support/sctp.js';
 
 const TOOLS = { tools: ['socat', 'nft'] };
 const rig = shared(async () => {
@@ -198,6 +200,36 @@ live(
     for (const running of servers) await running.stop();
   },
   TOOLS,
+);
+
+live(
+  'SCTP: out under the address of the host, and in by a published port; its CRC32c is right',
+  async (t) => {
+    const { c1, far, engine1 } = rig();
+    const file = engine1File();
+    const rule = { endpoint: 'c1', protocol: 'sctp', port: 8132, target: 132 };
+    await engine1.change({ ...file, publish: [...(file['publish'] as object[]), rule] });
+    const outside = await sctpServer(far);
+    t.deepEqual(
+      await associate(c1, FAR_ADDRESS, 9, 40_000),
+      TO_CLIENT.map((chunk) => [FAR_ADDRESS, 9, 40_000, chunk, true]),
+    );
+    t.deepEqual(
+      await outside.stop(),
+      TO_SERVER.map((chunk) => [HOST_ADDRESS, 40_000, 9, chunk, true]),
+    );
+    const inside = await sctpServer(c1);
+    t.deepEqual(
+      await associate(far, HOST_ADDRESS, 8132, 40_002),
+      TO_CLIENT.map((chunk) => [HOST_ADDRESS, 8132, 40_002, chunk, true]),
+    );
+    t.deepEqual(
+      await inside.stop(),
+      TO_SERVER.map((chunk) => [FAR_ADDRESS, 40_002, 132, chunk, true]),
+    );
+    await engine1.change(file);
+  },
+  { tools: ['nft'], skip: attacksMissing() },
 );
 
 live(

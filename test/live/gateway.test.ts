@@ -1,6 +1,8 @@
 /** Out of the overlay by an uplink on which the engine is a router of its own, and in by published ports. */
 import type { ExecutionContext } from 'ava';
 import { iperf3, type Namespace, ping, waitFor } from '../../cli/lab.js';
+import type { ConntrackList } from '../../control/api.js';
+import { attacksMissing } from '../support/attacks.js';
 import {
   askTcp,
   askUdp,
@@ -12,6 +14,7 @@ import {
   UPLINK_ADDRESS,
 } from '../support/gateway.js';
 import { type Engine, live, shared } from '../support/live.js';
+import { associate, sctpServer, TO_CLIENT, TO_SERVER } from '../support/sctp.js';
 
 const rig = shared(() => GatewayRig.up());
 
@@ -74,6 +77,38 @@ live(
     for (const running of [tcp, udp, closed]) await running.stop();
   },
   { tools: ['socat'] },
+);
+
+live(
+  "SCTP out: tracked, under the uplink's address, its CRC32c right",
+  async (t) => {
+    const { c1, c2, far, engine1 } = rig();
+    const server = await sctpServer(far);
+    const got = await associate(c1, FAR_ADDRESS, 9, 40_000);
+    t.deepEqual(
+      got,
+      TO_CLIENT.map((chunk) => [FAR_ADDRESS, 9, 40_000, chunk, true]),
+    );
+    const listed = await engine1.cli('conntrack', 'ls', '--protocol', 'sctp', '--json');
+    const { flows } = JSON.parse(listed.stdout) as ConntrackList;
+    t.is(flows.length, 1);
+    t.like(flows[0], {
+      inside: '10.0.9.1:40000',
+      outside: `${UPLINK_ADDRESS}:40000`,
+      packetsOut: 3,
+      packetsIn: 3,
+    });
+    // Ports are never changed: another's flow with the same ones has no place.
+    const dropped = await engine1.watchDrops();
+    await t.throwsAsync(associate(c2, FAR_ADDRESS, 9, 40_000));
+    t.true((await dropped())['nat no-port'] >= 1);
+    t.is((await associate(c2, FAR_ADDRESS, 9, 40_001)).length, TO_CLIENT.length);
+    t.deepEqual(
+      await server.stop(),
+      [40_000, 40_001].flatMap((port) => TO_SERVER.map((chunk) => [UPLINK_ADDRESS, port, 9, chunk, true])),
+    );
+  },
+  { skip: attacksMissing() },
 );
 
 live('nothing goes between networks, nor between containers over the gateway', async (t) => {

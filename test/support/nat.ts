@@ -74,7 +74,20 @@ export function transport(p: Packet): Uint8Array {
     const sum = ~slowSum(whole, pseudo(p, whole.length)) & 0xffff;
     whole.set(be16(sum === 0 && protocol !== TCP ? 0xffff : sum), field);
   }
+  if (protocol === SCTP) whole.set(crc32c(whole), SCTP_CHECKSUM);
   return whole;
+}
+
+const SCTP_CHECKSUM = 8;
+
+/** CRC32c of an SCTP packet as its bytes stand in it, the field taken to be zero (RFC 9260, 6.8 and appendix A). */
+function crc32c(whole: Uint8Array): Uint8Array {
+  let crc = 0xffffffff;
+  whole.forEach((byte, at) => {
+    crc ^= at >= SCTP_CHECKSUM && at < SCTP_CHECKSUM + 4 ? 0 : byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0x82f63b78 : 0);
+  });
+  return new Uint8Array(Uint32Array.of(~crc).buffer);
 }
 
 function pseudo({ protocol = UDP, source = INSIDE, destination = REMOTE }: Packet, length: number): number {
@@ -147,6 +160,8 @@ export function badChecksums(frame: Uint8Array): string[] {
   const whole = frame.slice(14 + header, 14 + at16(frame, 16));
   if ((at16(frame, 20) & 0x3fff) !== 0) return bad;
   if (protocol === ICMP && slowSum(whole) !== 0xffff) bad.push('icmp');
+  if (protocol === SCTP && crc32c(whole).join() !== whole.slice(SCTP_CHECKSUM, SCTP_CHECKSUM + 4).join())
+    bad.push('sctp');
   const field = WORD_OF_CHECKSUM[protocol];
   if (field === undefined || (protocol === UDP && at16(whole, 6) === 0)) return bad;
   const [source, destination] = [dotted(frame.slice(26, 30)), dotted(frame.slice(30, 34))];
@@ -155,7 +170,7 @@ export function badChecksums(frame: Uint8Array): string[] {
   return bad;
 }
 
-/** The answer to a packet: addresses and ports change places, which leaves every sum as it is; an echo becomes a reply. */
+/** The answer to a packet: addresses and ports change places, which leaves every sum but a CRC as it is; an echo becomes a reply. */
 export function answerTo(frame: Uint8Array, flags?: number): Uint8Array {
   const whole = frame.slice();
   const header = (frame[14]! & 15) * 4;
@@ -169,6 +184,7 @@ export function answerTo(frame: Uint8Array, flags?: number): Uint8Array {
   } else {
     whole.set(frame.slice(t + 2, t + 4), t);
     whole.set(frame.slice(t, t + 2), t + 2);
+    if (frame[23] === SCTP) whole.set(crc32c(whole.slice(t, 14 + at16(frame, 16))), t + SCTP_CHECKSUM);
   }
   if (flags !== undefined) {
     const before = at16(whole, t + 12);

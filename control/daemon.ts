@@ -98,7 +98,7 @@ export class Daemon {
         : openUplink(address, [port, ...espPorts], device, config.workers, options.log);
     // An uplink replaces the rules that a crash left; without one they would lead into a device which is gone.
     if (typeof this.uplink === 'string') removeTable(tableOf(address, port));
-    this.plan = createPlan(sockets.flows?.numbers);
+    this.plan = createPlan(sockets.flows);
     this.config = config;
     this.seen = new Seen(options.log);
     this.underlayDevice = device;

@@ -3,8 +3,9 @@
  * tmpfs under /run. Memory of the process would go with it, and a file that is written now and then would be old when
  * it is needed; this one is the table. Whoever is killed leaves it, and whoever is stopped removes it.
  *
- * What numbers of the entries stand for is in a second file: networks, and published ports. It never says of a number
- * what is not so of every entry: what changes is first taken out of it, and put in when the data plane has changed.
+ * What numbers of the entries stand for is in a second file: networks, services, and published ports. It never says of
+ * a number what is not so of every entry: what changes is first taken out of it, and put in when the data plane has
+ * changed.
  */
 import {
   closeSync,
@@ -32,6 +33,7 @@ import { parseIp } from './addresses.js';
 import { localEndpoints } from './attached.js';
 import { type Config, hasServicesOfIpv6 } from './config.js';
 import { FlowWatch } from './flow-watch.js';
+import { areNamed, type NamedService, namedMeanwhile, servicesAsLeft } from './left-services.js';
 import type { Plan } from './plan.js';
 
 /** What numbers stand for. */
@@ -42,6 +44,7 @@ interface Names {
   readonly networks: Readonly<Record<string, number>>;
   /** Published ports, as `publishedName` writes them. */
   readonly published: readonly string[];
+  readonly services: readonly NamedService[];
 }
 
 const PUBLISHED = /^\d+(?:\.\d+){3,15} \d+ \d+ /;
@@ -51,7 +54,7 @@ const TMPFS_MAGIC = 0x01021994;
 
 const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
 
-/** A network whose flows are of no use when any of this is different. */
+/** A network whose flows are of no use when any of this is different: those that leave it when the last two are. */
 function networkNames({ networks }: Config): Map<string, string> {
   return new Map(
     networks.map(({ name, vni, subnet, uplink, masquerade }) => [
@@ -59,6 +62,11 @@ function networkNames({ networks }: Config): Map<string, string> {
       JSON.stringify([name, vni, subnet, uplink ?? null, masquerade]),
     ]),
   );
+}
+
+/** What of such a text is the network itself, and not its way out. */
+function networkItself(text: string): string {
+  return JSON.stringify(JSON.parse(text).slice(0, 3));
 }
 
 function publishedNames({ publish, uplinks }: Pick<Intent, 'publish' | 'uplinks'>): string[] {
@@ -70,13 +78,14 @@ function publishedNames({ publish, uplinks }: Pick<Intent, 'publish' | 'uplinks'
 }
 
 export class FlowFile {
-  /** Numbers of networks that have flows in the file, by name. */
+  /** Numbers of networks that have flows in the file, by name; and services that have. */
   readonly numbers: ReadonlyMap<string, number>;
+  readonly services: readonly NamedService[];
   private readonly memory: ArrayBuffer;
   /** The entries, and the addresses by number that those of IPv6 name; the data plane writes both meanwhile. */
   readonly entries: Int32Array;
   readonly numbered: Int32Array;
-  /** Addresses that there is room for; undefined where neither an uplink nor a service has IPv6. */
+  /** Addresses that there is room for; undefined where neither an uplink nor a service has IPv6, or had. */
   private readonly addresses: number | undefined;
   private left: Names | undefined;
   private noted: Names | undefined;
@@ -91,11 +100,12 @@ export class FlowFile {
     const { maxFlows } = config.nat;
     const most = addressesFor(maxFlows);
     const isDual = config.uplinks.some((uplink) => uplink.mode === 'router' && uplink.address6 !== undefined);
-    this.addresses = isDual || hasServicesOfIpv6(config) ? most : undefined;
-    const bytes = flowMemoryBytes(maxFlows, this.addresses);
     const sizes = [flowMemoryBytes(maxFlows), flowMemoryBytes(maxFlows, most)];
     const { size } = fstatSync(fd);
     const names = sizes.includes(size) ? readNames(namesPath(path)) : undefined;
+    const wasServed = names?.services.some(({ vip }) => vip.includes(':')) ?? false;
+    this.addresses = isDual || hasServicesOfIpv6(config) || wasServed ? most : undefined;
+    const bytes = flowMemoryBytes(maxFlows, this.addresses);
     if (names === undefined || !holdsFlows(native.fileMap(fd, HEADER_BYTES), maxFlows)) ftruncateSync(fd, 0);
     else {
       this.left = names;
@@ -107,8 +117,13 @@ export class FlowFile {
     this.memory = native.fileMap(fd, bytes);
     this.entries = new Int32Array(this.memory, 0, flowBytes(maxFlows) / 4);
     this.numbered = new Int32Array(this.memory, flowBytes(maxFlows));
-    const known = new Map(Object.entries(this.left?.networks ?? {}));
-    const now = [...networkNames(config)].map(([name, all]) => [name, known.get(all)] as const);
+    this.services = this.left?.services ?? [];
+    const known = new Map(
+      Object.entries(this.left?.networks ?? {}).map(([all, number]) => [networkItself(all), number]),
+    );
+    const now = [...networkNames(config)].map(
+      ([name, all]) => [name, known.get(networkItself(all))] as const,
+    );
     this.numbers = new Map(now.filter((entry): entry is [string, number] => entry[1] !== undefined));
   }
 
@@ -136,6 +151,11 @@ export class FlowFile {
     }
   }
 
+  /** Whether an earlier process left flows of services. */
+  static hasServices(state: string): boolean {
+    return (readNames(namesPath(filePath(state)))?.services.length ?? 0) > 0;
+  }
+
   /** Removes what an earlier process left, for there is no table any more. */
   static discard(state: string): void {
     removeFiles(filePath(state));
@@ -151,11 +171,15 @@ export class FlowFile {
     };
   }
 
-  private leftOf(config: Config, intent: Omit<Intent, 'flows'>, { published }: Names): LeftFlows {
+  private leftOf(config: Config, intent: Omit<Intent, 'flows'>, left: Names): LeftFlows {
     const kept = new Set(publishedNames(intent));
     const domains = this.numbers;
+    const services = servicesAsLeft(left.services, intent.services ?? [], domains, this.hasIpv6);
+    // The way out of the others is another.
+    const unchanged = [...networkNames(config)].filter(([, all]) => left.networks[all] !== undefined);
     return {
-      domains: [...domains.values()],
+      services,
+      domains: unchanged.map(([name]) => domains.get(name)!),
       endpoints: [
         ...localEndpoints(config).flatMap(({ network, address, address6 }) => {
           const domain = domains.get(network);
@@ -167,11 +191,9 @@ export class FlowFile {
           }));
         }),
         // Published services lead to backends wherever they are.
-        ...(intent.services ?? []).flatMap(({ domain, backends }) =>
-          backends.map(({ address }) => ({ domain, address })),
-        ),
+        ...services.flatMap(({ domain, backends }) => backends.map(({ address }) => ({ domain, address }))),
       ],
-      unpublished: published
+      unpublished: left.published
         .filter((name) => !kept.has(name))
         .map((name) => {
           const [address, protocol, port] = name.split(' ');
@@ -187,12 +209,13 @@ export class FlowFile {
   /** Before the data plane changes: what is the same before and after, and all that is published before or after. */
   change(config: Config, plan: Plan, intent: Intent): void {
     const next = namesOf(config, plan, intent);
-    const before = this.noted ?? { ...next, networks: {}, published: [] };
+    const before = this.noted ?? { ...next, networks: {}, published: [], services: [] };
     const same = Object.entries(next.networks).filter(([name, number]) => before.networks[name] === number);
     this.write({
       ...next,
       networks: Object.fromEntries(same),
       published: [...new Set([...before.published, ...next.published])],
+      services: namedMeanwhile(before.services, next.services),
     });
   }
 
@@ -236,7 +259,10 @@ function removeFiles(path: string): void {
 
 function namesOf(config: Config, plan: Plan, intent: Intent): Names {
   const networks = [...networkNames(config)].map(([name, all]) => [all, plan.networks.of(name)]);
-  return { boot: bootId(), networks: Object.fromEntries(networks), published: publishedNames(intent) };
+  return {
+    ...{ boot: bootId(), networks: Object.fromEntries(networks) },
+    ...{ published: publishedNames(intent), services: plan.services.named() },
+  };
 }
 
 /** Undefined when they are missing, damaged, another's or of an earlier boot: then the flows are of no use. */
@@ -244,14 +270,20 @@ function readNames(path: string): Names | undefined {
   try {
     const file = lstatSync(path);
     if (!file.isFile() || file.uid !== process.geteuid?.()) return undefined;
-    const { boot, networks, published } = JSON.parse(readFileSync(path, 'utf8')) as Partial<Names>;
+    const {
+      boot,
+      networks,
+      published,
+      services = [],
+    } = JSON.parse(readFileSync(path, 'utf8')) as Partial<Names>;
     if (boot !== bootId() || typeof networks !== 'object' || !Array.isArray(published)) return undefined;
     const numbers = Object.values(networks);
     if (!numbers.every((number) => Number.isInteger(number) && number >= 0 && number < MAX_DOMAINS))
       return undefined;
-    if (new Set(numbers).size !== numbers.length) return undefined;
+    if (new Set(numbers).size !== numbers.length || !areNamed(services)) return undefined;
+    for (const text of Object.keys(networks)) networkItself(text);
     if (!published.every((name) => typeof name === 'string')) return undefined;
-    return { boot, networks, published: published.filter((name) => PUBLISHED.test(name)) };
+    return { boot, networks, published: published.filter((name) => PUBLISHED.test(name)), services };
   } catch {
     return undefined;
   }

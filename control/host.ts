@@ -71,7 +71,7 @@ export interface Sockets {
   readonly uplinks: readonly UplinkIntent[];
   /** That of mode host, whose rules and routes are still to be made. */
   readonly host: HostSide | undefined;
-  /** Of the flow table; none without uplinks and services. */
+  /** Of the flow table; none without uplinks and services, and where there were no services just before. */
   readonly flows: FlowFile | undefined;
 }
 
@@ -106,7 +106,9 @@ export function closeSockets({ sockets, esp, uplinks, host, flows }: Sockets, ke
 }
 
 function openFlows({ file, state }: HostSideOptions, config: Config): FlowFile | undefined {
-  if (config.uplinks.length + config.services.length === 0) {
+  const isUsed = config.uplinks.length + config.services.length > 0;
+  // Flows of services that are gone must end, and with several workers there is no table.
+  if (!isUsed && (config.workers > 1 || !FlowFile.hasServices(state))) {
     FlowFile.discard(state);
     return undefined;
   }

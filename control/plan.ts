@@ -82,9 +82,13 @@ export interface Plan {
   readonly services: ServiceBook;
 }
 
-/** @param networks numbers that networks had in an earlier process. */
-export function createPlan(networks?: ReadonlyMap<string, number>): Plan {
-  return { networks: new Numbers(0, networks), endpoints: new Numbers(1), services: new ServiceBook() };
+/** @param left what had numbers in an earlier process, and is to keep them. */
+export function createPlan(left?: Pick<FlowFile, 'numbers' | 'services'>): Plan {
+  return {
+    networks: new Numbers(0, left?.numbers),
+    endpoints: new Numbers(1),
+    services: new ServiceBook(undefined, left?.services),
+  };
 }
 
 /** Returns what makes a plan what it is now again. */

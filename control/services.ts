@@ -18,6 +18,7 @@ import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
 import { deriveMac, formatIp, macBytes, parseIp, parseRange, virtualMac } from './addresses.js';
 import { FIRST_MARK } from './config/service-schema.js';
 import type { Backend, Config, Health, MarkRule, Service } from './config.js';
+import type { NamedService } from './left-services.js';
 import { UnknownName } from './unknown-name.js';
 
 /** Seconds for which the number of what is gone is nobody's: flows of it are gone then. */
@@ -40,10 +41,15 @@ class Numbers {
   /** Oldest first. */
   private resting: { readonly number: number; readonly since: number }[] = [];
 
+  /** @param taken numbers that somebody has. */
   constructor(
     private readonly limit: number,
     private readonly seconds: () => number,
-  ) {}
+    taken: ReadonlySet<number> = new Set(),
+  ) {
+    const end = Math.max(-1, ...taken) + 1;
+    for (; this.next < end; this.next++) if (!taken.has(this.next)) this.giveBack(this.next);
+  }
 
   take(): number {
     const [oldest] = this.resting;
@@ -151,10 +157,17 @@ export class ServiceBook {
   /** MACs of endpoints, by network and address. */
   private macs: ReadonlyMap<string, string> = new Map();
 
-  /** @param seconds a clock that never goes back. */
-  constructor(seconds = () => performance.now() / 1000) {
-    this.ids = new Numbers(MAX_SERVICES, seconds);
+  /**
+   * @param seconds a clock that never goes back.
+   * @param left services of an earlier process, which keep their numbers; those that are gone are gone from now on.
+   */
+  constructor(seconds = () => performance.now() / 1000, left: readonly NamedService[] = []) {
+    this.ids = new Numbers(MAX_SERVICES, seconds, new Set(left.map(({ id }) => id)));
     this.backendIds = new Numbers(MAX_BACKENDS, seconds);
+    for (const { key, id } of left)
+      this.known.set(key, {
+        ...{ id, entry: '', removed: false, mark: 0, backends: new Map(), intent: undefined },
+      });
   }
 
   /** Returns what makes services, numbers and what the operator set what they are now again. */
@@ -308,6 +321,16 @@ export class ServiceBook {
       const halves = this.halves.filter(({ name }) => name === service.name);
       const backends = halves.flatMap((half) => this.backendsOf(half, this.known.get(half.key)!));
       return { service, fwmark: service.fwmark ?? known.mark, backends };
+    });
+  }
+
+  /** By what a later process finds the services of flows again. */
+  named(): NamedService[] {
+    return this.halves.map((half) => {
+      const { key, network, vip, forwarding } = half;
+      const known = this.known.get(key)!;
+      const backends = this.backendsOf(half, known).map(({ address, mac }) => ({ address, mac }));
+      return { key, id: known.id, network, vip, direct: forwarding === 'dsr', backends };
     });
   }
 

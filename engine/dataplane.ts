@@ -22,7 +22,7 @@ import { createSegment } from './elements/segment.js';
 import { createUnfinished } from './elements/unfinished.js';
 import { createVxlanDecap, type VxlanDecap } from './elements/vxlan-decap.js';
 import { createVxlanEncap } from './elements/vxlan-encap.js';
-import { FlowMemory } from './flow-memory.js';
+import { asLeft, FlowMemory } from './flow-memory.js';
 import { GatewayWay } from './gateway.js';
 import { createGossip, type Gossip } from './gossip.js';
 import { Batch, type Consumer, Context, Stages } from './graph.js';
@@ -279,8 +279,9 @@ export class DataPlane {
     const nobody = { ports: [], stations: [], neighbours: [] };
     const empty = { domains: [], ...nobody, links: [], gateways: [], publish: [] };
     this.standing = { maybe: { ...first, ...empty }, sure: { ...first, ...empty } };
-    this.apply(first);
+    this.apply(asLeft(first));
     flowMemory?.begin(first);
+    if (first.flows?.left) this.apply(first);
   }
 
   private secureOptions({ underlay }: Intent, team: Team): SecureOptions | null {

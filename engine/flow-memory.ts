@@ -16,6 +16,7 @@ import { type FlowTableIntent, type Intent, type LeftFlows, MAX_UPLINKS } from '
 import { Addresses6, addressBytes, NO_ADDRESS } from './tables/addresses6.js';
 import { FlowEvents } from './tables/flow-events.js';
 import {
+  BALANCER_OWNER,
   EXTERNAL,
   FLOW_SHIFT,
   Flows,
@@ -113,6 +114,15 @@ export function flowMemoryBytes(capacity: number, addresses?: number): number {
   return flowBytes(capacity) + (addresses === undefined ? 0 : addressBytes(addresses));
 }
 
+/**
+ * An intent as a process finds the flows that another left: with the services as they were, so that the flows of what
+ * is gone of them end as with a reload, when the intent itself is applied.
+ */
+export function asLeft(intent: Intent): Intent {
+  const left = intent.flows?.left;
+  return left === undefined ? intent : { ...intent, services: left.services };
+}
+
 /** The numbers that addresses get in the table of this process; all are held until `release`. */
 class Numbers {
   private readonly held: number[] = [];
@@ -155,7 +165,7 @@ class Numbers {
 /**
  * Which entries may be taken over, as far as their owner need not be asked: of a network and an endpoint that are still
  * what they were, and not of a port that is published no more. The owner is set anew, for uplinks may have changed
- * places: it is the uplink of the network.
+ * places: it is the uplink of the network. The balancer knows itself which flows are of its services.
  */
 function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows): (flow: number) => boolean {
   const { words } = flows;
@@ -179,10 +189,12 @@ function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows)
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     const domain = (key >>> 16) - 1;
+    const owner = (key >>> OWNER_SHIFT) & (OWNERS - 1);
     const uplink = uplinkOf.get(domain);
-    if (uplink === undefined || (key & (IN_DOMAIN | 0x8000)) !== 0) return false;
-    if (((key >>> OWNER_SHIFT) & (OWNERS - 1)) >= MAX_UPLINKS) return false;
     const ipv6 = (key & IPV6_FLOW) !== 0;
+    const inDomain = key & (IN_DOMAIN | 0x8000);
+    if (owner === BALANCER_OWNER) return inDomain === IN_DOMAIN && (!ipv6 || numbers.renew(words, at));
+    if (uplink === undefined || inDomain !== 0 || owner >= MAX_UPLINKS) return false;
     if (ipv6 && !numbers.renew(words, at)) return false;
     if (!endpoints.has(placeOf(domain, words[at + INSIDE], ipv6))) return false;
     if (unpublished.size > 0 && gone(at)) return false;

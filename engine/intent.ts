@@ -151,9 +151,9 @@ export interface NatIntent {
 
 /** Which of the flows that an earlier process left are still somebody's. */
 export interface LeftFlows {
-  /** Domains that are what they were. */
+  /** Domains that are what they were, and whose packets go the same way. */
   readonly domains: readonly number[];
-  /** Endpoints of this host; 4 or 16 bytes each. */
+  /** Endpoints of this host, and backends; 4 or 16 bytes each. */
   readonly endpoints: readonly { readonly domain: number; readonly address: Uint8Array }[];
   /** Ports that were published and are not any more: external address, 4 or 16 bytes, protocol and port. */
   readonly unpublished: readonly {
@@ -161,6 +161,11 @@ export interface LeftFlows {
     readonly protocol: number;
     readonly port: number;
   }[];
+  /**
+   * Services under the numbers that they had, in domains that are what they were: those of the intent, with the
+   * backends that are gone since, and those that are gone.
+   */
+  readonly services: readonly ServiceIntent[];
 }
 
 /** The node's flow table. Stays for life. */

@@ -14,10 +14,17 @@ import type { FlowMemory } from './flow-memory.js';
 import type { GatewayWay } from './gateway.js';
 import type { Batch, Context } from './graph.js';
 import { Health, type HealthChange } from './health.js';
-import type { Intent } from './intent.js';
+import type { Intent, NeighbourIntent, ServiceIntent } from './intent.js';
 import type { Timeouts } from './tables/connection.js';
 import type { Neighbours } from './tables/neighbours.js';
-import { type BackendCounts, MAX_BACKENDS, MAX_SERVICES, Services } from './tables/services.js';
+import {
+  type BackendCounts,
+  MAX_BACKENDS,
+  MAX_SERVICES,
+  placeOf,
+  Services,
+  virtualMac,
+} from './tables/services.js';
 
 /** Steps of some nanoseconds that tables of schedulers may take between two breaths. */
 const REBUILD_STEPS = 5000;
@@ -47,6 +54,9 @@ export class ServiceFront {
   private rebuilding = false;
   private forgetting = 0;
   private ticked = 0;
+  private current: readonly ServiceIntent[] = [];
+  /** Addresses of services and backends that are gone, as neighbours. */
+  private gone: readonly NeighbourIntent[] = [];
 
   /**
    * @param front what leads to the bridge; from now on it leads here.
@@ -58,7 +68,7 @@ export class ServiceFront {
   constructor(
     private readonly context: Context,
     { flows, addresses }: Pick<FlowMemory, 'flows' | 'addresses'>,
-    neighbours: Neighbours,
+    private readonly neighbours: Neighbours,
     { front, behind, station, tunnel, ports }: ServiceBatches,
     gateway: Pick<GatewayWay, 'balanceBy' | 'gateways' | 'inward' | 'outsideOf' | 'outsideOfV6'>,
     timeouts: Timeouts,
@@ -92,7 +102,7 @@ export class ServiceFront {
     station.next = createVirtualStation(context, services, addresses, ports);
   }
 
-  apply({ services = [], marks = [] }: Intent): void {
+  apply({ services = [], marks = [], neighbours }: Intent): void {
     this.health.set(services);
     this.services.set(
       services,
@@ -102,6 +112,26 @@ export class ServiceFront {
     this.rebuilding = true;
     this.forgetting = FORGET_TICKS;
     this.marker.set(marks);
+    this.keepNeighbours(services, neighbours);
+  }
+
+  /**
+   * Who is gone stays a neighbour for a while: both ends of its connections are asked to reset themselves, and at a
+   * restart, when their interface had no carrier, clients have forgotten the virtual address that they answer to.
+   * @param known of the intent, which go first.
+   */
+  private keepNeighbours(services: readonly ServiceIntent[], known: readonly NeighbourIntent[]): void {
+    const taken = new Set(known.map(placeOf));
+    const gone = [...this.gone, ...this.current.flatMap(neighboursOf)];
+    this.gone = gone.filter((one) => !taken.has(placeOf(one)));
+    for (const { domain, address, mac } of this.gone) this.neighbours.set(domain, address, mac);
+    this.current = services;
+  }
+
+  private forget(): void {
+    this.services.forget();
+    for (const { domain, address } of this.gone) this.neighbours.remove(domain, address);
+    this.gone = [];
   }
 
   private turn(backend: number, alive: boolean): void {
@@ -122,7 +152,7 @@ export class ServiceFront {
     this.ticked = now;
     this.balancer.age();
     this.v6?.age();
-    if (--this.forgetting === 0) this.services.forget();
+    if (--this.forgetting === 0) this.forget();
   }
 
   /** Called after each breath: goes on with tables that changes made stale. */
@@ -133,4 +163,11 @@ export class ServiceFront {
   counts(): BackendCounts[] {
     return this.services.counts();
   }
+}
+
+function neighboursOf({ domain, address, backends }: ServiceIntent): NeighbourIntent[] {
+  return [
+    { domain, address, mac: virtualMac(address) },
+    ...backends.map((backend) => ({ domain, address: backend.address, mac: backend.mac })),
+  ];
 }

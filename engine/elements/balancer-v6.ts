@@ -397,6 +397,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
         return 0;
       },
       leave: chooser.forget,
+      adopt: chooser.adopt,
     },
     true,
   );

@@ -405,6 +405,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
       return 0;
     },
     leave: chooser.forget,
+    adopt: chooser.adopt,
   });
 
   function age(): void {

@@ -20,7 +20,7 @@ const CLOSED = -1;
 /** As of IPVS; what Maglev's tables count with. */
 export const MAX_WEIGHT = 65535;
 /** Most backends of one service: places in its list are 16 bits in Maglev's tables. */
-const MAX_BACKENDS_OF_SERVICE = 65535;
+export const MAX_BACKENDS_OF_SERVICE = 65535;
 
 /** Schedulers, by their numbers; the names are those of ipvsadm, where it has them. */
 export const SCHEDULERS = ['rr', 'wrr', 'lc', 'wlc', 'sh', 'maglev'] as const;

@@ -35,7 +35,7 @@ export const OUT_KEY = 3;
 export const EXTERNAL = 4;
 /** Port outside in the low half, remote port in the high half. */
 export const IN_PORTS = 5;
-/** Next and previous flow of the same external port, for whoever made the flow. */
+/** Next and previous flow of the same external port; or what else whoever made the flow keeps there. */
 export const NEXT_OF_PORT = 6;
 /** State of the connection in bits 0–6, see connection.ts; above, what the owner keeps. */
 export const STATE = 7;
@@ -467,8 +467,6 @@ export class Flows {
     // Said so that what is no number, as of a clock that was damaged, is not taken either.
     const lives = expiry > now && expiry <= now + WHEEL_SECONDS;
     if (!lives || this.isKnown(at)) return false;
-    words[at + NEXT_OF_PORT] = NO_FLOW;
-    words[at + PREVIOUS_OF_PORT] = NO_FLOW;
     const bytes = this.bytesOf(flow);
     if (!(bytes >= 0 && bytes <= Number.MAX_SAFE_INTEGER)) doubles[(at + BYTES_WORD) >> 1] = 0;
     if (this.ownerOf(flow).adopt?.(flow) !== true) return false;

@@ -27,6 +27,11 @@ export const MAX_BACKENDS = 131072;
 /** The first two bytes of a virtual address's MAC, 06:57, locally administered; the address itself follows. */
 export const VIRTUAL_MAC_LE = 0x5706;
 
+/** The MAC of a virtual address, 4 or 16 bytes. */
+export function virtualMac(address: Uint8Array): Uint8Array {
+  return Uint8Array.of(VIRTUAL_MAC_LE & 0xff, VIRTUAL_MAC_LE >>> 8, ...address.slice(-4));
+}
+
 /** What the methods take for the domain of IPv6 addresses: it, and this bit. Below are domains. */
 export const IPV6_SPACE = 1 << 16;
 
@@ -359,7 +364,9 @@ export interface BackendCounts {
 
 type Entry = readonly [key: number, address: number, port: number, service: number, target: number];
 
-const placeOf = ({ domain, address }: ServiceIntent): string => `${domain} ${address.join()}`;
+/** Of what has an address in a domain, that address as text. */
+export const placeOf = ({ domain, address }: Pick<ServiceIntent, 'domain' | 'address'>): string =>
+  `${domain} ${address.join()}`;
 
 function spaceOf(domain: number, address: Uint8Array): number {
   return address.length === 16 ? domain | IPV6_SPACE : domain;

@@ -59,7 +59,7 @@ function intentOf(publish: readonly PublishIntent[] = []): Intent {
 function used(state: string, networks: readonly string[], publish: readonly PublishIntent[] = []) {
   const config = configOf(networks);
   const file = FlowFile.open(state, config);
-  const plan = createPlan(file.numbers);
+  const plan = createPlan(file);
   plan.networks.assign(networks);
   file.change(config, plan, intentOf(publish));
   const { fd } = file.intentOf(config, intentOf(publish));
@@ -121,11 +121,66 @@ test('networks keep their numbers, and others do not get them', (t) => {
     ['blue', before[0]],
     ['red', before[2]],
   ]);
-  const numbers = createPlan(next.numbers).networks;
+  const numbers = createPlan(next).networks;
   numbers.assign(['teal', 'red', 'blue']);
   t.deepEqual([numbers.of('blue'), numbers.of('red')], [before[0], before[2]]);
   t.deepEqual([...leftIn(next, ['teal', 'red', 'blue'])!.domains].sort(), [before[0], before[2]]);
   next.close();
+});
+
+test('services are known again by their networks, also when the way out of those is another', (t) => {
+  const config = (more: string, vips: readonly string[]) => {
+    const services = vips.map((vip, i) => `  - { name: s${i}, network: blue, vip: "${vip}", backends: [] }`);
+    const text = [
+      ...['node: n1', 'underlay: { address: 192.168.50.1 }', 'networks:'],
+      `  - { name: blue, vni: 42, subnet: 10.0.9.0/24, ${more} }`,
+      ...['  - { name: six, vni: 43, subnet: "fd00:9::/64" }', 'endpoints: []'],
+      'uplinks: [ { name: out, interface: eth0, address: 192.168.60.10/24 } ]',
+      ...['services:', ...services, '  - { name: s6, network: six, vip: "fd00:9::100", backends: [] }'],
+    ];
+    return parseConfig(text.join('\n'), 'f');
+  };
+  const process = (now: ReturnType<typeof parseConfig>) => {
+    const file = FlowFile.open(state, now);
+    const plan = createPlan(file);
+    plan.networks.assign(now.networks.map(({ name }) => name));
+    const numbers = {
+      domainOf: (name: string) => plan.networks.of(name),
+      portOf: () => 0,
+      uplinkOf: () => 0,
+    };
+    const { services } = plan.services.intents(now, numbers);
+    const intent = { ...intentOf(), services };
+    const { left, fd } = file.intentOf(now, intent);
+    const words = new Int32Array(native.fileMap(fd, HEADER_BYTES));
+    words.set([0x776c6f01, now.nat.maxFlows]);
+    file.change(now, plan, intent);
+    file.settle(now, plan, intent);
+    file.close(true);
+    const known = file.services.map(({ key, id, vip }) => [key, id, vip]);
+    return { left: left && [left.domains, left.services.map(({ id, domain }) => [id, domain])], known };
+  };
+  const state = stateOf(t);
+  const gateway = 'gateway: 10.0.9.254, uplink: out';
+  t.false(FlowFile.hasServices(state));
+  t.is(process(config(gateway, ['10.0.9.100', '10.0.9.101'])).left, undefined);
+  t.true(FlowFile.hasServices(state));
+  const second = process(config('gateway: 10.0.9.254', ['10.0.9.100']));
+  t.deepEqual(second.known, [
+    ['s0', 0, '10.0.9.100'],
+    ['s1', 1, '10.0.9.101'],
+    ['s6', 2, 'fd00:9::100'],
+  ]);
+  const all = [0, 1, 2].map((id) => [id, Number(id === 2)]);
+  t.deepEqual(second.left, [[1], all], 'nothing that leaves by an uplink is taken over');
+  // The last service of IPv6 is gone, and its addresses still have to be known.
+  const bare = parseConfig(
+    'node: n1\nunderlay: { address: 192.168.50.1 }\nnetworks: [{ name: six, vni: 43, subnet: "fd00:9::/64" }]',
+    'f',
+  );
+  const third = process(bare);
+  t.deepEqual(third.left, [[1], [[2, 1]]]);
+  t.false(FlowFile.hasServices(state));
 });
 
 test('a table is taken for empty when it is another’s, half there, or of an earlier boot', (t) => {

@@ -41,6 +41,7 @@ const LEFT: LeftFlows = {
   domains: [0],
   endpoints: [{ domain: 0, address: ip(FROM_V6) }],
   unpublished: [],
+  services: [],
 };
 
 interface Options {

@@ -55,6 +55,7 @@ const LEFT: LeftFlows = {
   domains: [0],
   endpoints: [{ domain: 0, address: ip(INSIDE_ADDRESS) }],
   unpublished: [],
+  services: [],
 };
 
 interface Life {
@@ -222,7 +223,7 @@ test('what is nobody’s any more is not taken over', (t) => {
   }
 });
 
-test('flows of services are not taken over, nor of IPv6 without its addresses', (t) => {
+test('flows of services that nobody has are not taken over, nor of IPv6 without its addresses', (t) => {
   for (const bits of [IPV6_FLOW, IN_DOMAIN, 16 << 10]) {
     const fd = fileOf(t);
     const { memory } = life(fd);

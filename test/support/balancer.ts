@@ -3,7 +3,7 @@
 import type { Balancer } from '../../engine/elements/balancer.js';
 import { createBalancer } from '../../engine/elements/balancer.js';
 import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
-import { Batch } from '../../engine/graph.js';
+import { Batch, type Context } from '../../engine/graph.js';
 import { Health, type HealthChange } from '../../engine/health.js';
 import type { BackendIntent, GatewayIntent, ServiceIntent } from '../../engine/intent.js';
 import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
@@ -61,10 +61,14 @@ export class BalancerRig {
   /** What was found out of backends. */
   readonly changes: HealthChange[] = [];
 
-  constructor(services: readonly ServiceIntent[] = [service()], maxFlows = 1000) {
+  constructor(
+    services: readonly ServiceIntent[] = [service()],
+    maxFlows = 1000,
+    flows = (context: Context): Flows => new Flows(maxFlows, 1, context.seconds),
+  ) {
     const { context } = this.rig;
     this.at(1000);
-    this.flows = new Flows(maxFlows, 1, context.seconds);
+    this.flows = flows(context);
     const neighbours = new Neighbours(1);
     neighbours.set(0, ip(CLIENT), station(50));
     for (const { backends } of services)

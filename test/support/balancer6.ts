@@ -3,7 +3,8 @@ import { type Balancer, createBalancer } from '../../engine/elements/balancer.js
 import { type BalancerV6, createBalancerV6 } from '../../engine/elements/balancer-v6.js';
 import { createIcmpErrors } from '../../engine/elements/icmp-errors.js';
 import { createIcmpv6Errors } from '../../engine/elements/icmpv6-errors.js';
-import { Batch } from '../../engine/graph.js';
+import type { FlowMemory } from '../../engine/flow-memory.js';
+import { Batch, type Context } from '../../engine/graph.js';
 import { Health, type HealthChange } from '../../engine/health.js';
 import type { BackendIntent, ServiceIntent } from '../../engine/intent.js';
 import { Addresses6 } from '../../engine/tables/addresses6.js';
@@ -43,11 +44,17 @@ export class BalancerRigV6 {
   private readonly toTunnel: Batch;
   private readonly sink: Sink;
 
-  constructor(services: readonly ServiceIntent[] = [service6()], maxFlows = 1000, maxAddresses = 2000) {
+  constructor(
+    services: readonly ServiceIntent[] = [service6()],
+    maxFlows = 1000,
+    maxAddresses = 2000,
+    memory?: (context: Context) => FlowMemory,
+  ) {
     const { context } = this.rig;
     this.at(1000);
-    this.flows = new Flows(maxFlows, 1, context.seconds);
-    this.addresses = new Addresses6(maxAddresses, 1);
+    const own = memory?.(context);
+    this.flows = own?.flows ?? new Flows(maxFlows, 1, context.seconds);
+    this.addresses = own?.addresses ?? new Addresses6(maxAddresses, 1);
     this.services = new Services(64, 1024, this.addresses);
     const neighbours = new Neighbours(1);
     neighbours.set(0, ip(CLIENT6), station(50));

@@ -7,7 +7,15 @@
 import type { Context } from '../../graph.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
 import { NO_BACKEND } from '../../tables/backends.js';
-import { ESTABLISHED, NEW_IN, NEW_OUT, SYN_IN, type Timeouts, TWO_SIDED } from '../../tables/connection.js';
+import {
+  ESTABLISHED,
+  isState,
+  NEW_IN,
+  NEW_OUT,
+  SYN_IN,
+  type Timeouts,
+  TWO_SIDED,
+} from '../../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -16,9 +24,11 @@ import {
   type Flows,
   flowKeyHash,
   IN_DOMAIN,
+  IN_PORTS,
   INSIDE,
   IPV6_FLOW,
   MESH_OWNER,
+  NEXT_OF_PORT,
   NO_FLOW,
   OUT_KEY,
   OUT_PORTS,
@@ -28,7 +38,7 @@ import {
   STATE_MASK,
 } from '../../tables/flows.js';
 import { NOTHING, type Services } from '../../tables/services.js';
-import { PROTOCOL_TCP } from '../../wire/ip.js';
+import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
 import { ACK_LE, FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
 import type { Balancing } from '../nat/tables.js';
 
@@ -37,6 +47,8 @@ export const [NO_SUCH_FLOW, NO_SERVICE_THERE, WITHOUT_BACKEND, CONFLICT, TABLE_F
 
 /** Of two flows that mirror each other, the one that counts for nothing: bit of STATE. */
 export const MIRROR = 0x80;
+/** Word of a connection: number of its service, and 1. Packets do not need it; who takes over the table does. */
+const SERVICE = NEXT_OF_PORT;
 /** Flags by which a segment that opens a connection is told: it has SYN alone. */
 const TURNING = ACK_LE | FIN_LE | RST_LE | SYN_LE;
 /** Backends that are tried for a client that has a flow with the same ends already. */
@@ -65,6 +77,8 @@ export interface Chooser extends Omit<Balancing, 'expired'> {
   isTcp(flow: number): boolean;
   /** Gives up what a flow that `make` made uses. */
   forget(flow: number): void;
+  /** Takes over a flow that another process left, see FlowOwner. */
+  adopt(flow: number): boolean;
 }
 
 /** Words of a flow that are addresses. */
@@ -92,6 +106,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   const { backends, schedulers, affinity, idle } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
   const { pick } = schedulers;
+  /** Of lists of backends, which are never changed, their numbers by address. */
+  const byAddress = new WeakMap<Int32Array, Map<number, number>>();
 
   function make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number {
     const protocol = key & 0xff;
@@ -184,6 +200,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const flow = flows.obtain(inside, remote, outPorts, key, own, pair, evicted);
     if (flow === NO_FLOW) return NO_FLOW;
     hold(flow);
+    words[(flow << FLOW_SHIFT) + SERVICE] = serviceOf[(state >>> 8) - 1] + 1;
     words[(flow << FLOW_SHIFT) + STATE] = state;
     const silence = (state & STATE_MASK) === SYN_IN ? timeouts.opening : timeouts.udp;
     flows.setExpiry(flow, context.seconds + silence);
@@ -256,6 +273,50 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     return backend;
   }
 
+  function backendAt(service: number, wanted: number): number {
+    const list = backends.lists[service];
+    let known = byAddress.get(list);
+    if (known === undefined) {
+      known = new Map(Array.from(list, (backend) => [address[backend], backend]));
+      byAddress.set(list, known);
+    }
+    return known.get(wanted) ?? NO_BACKEND;
+  }
+
+  /** Numbers of services are what they were, those of backends are not: they are found again by their addresses. */
+  function adopt(flow: number): boolean {
+    const at = flow << FLOW_SHIFT;
+    const state = words[at + STATE];
+    const key = words[at + OUT_KEY];
+    const sticky = (key & 0xff) === AFFINITY;
+    const service = sticky ? words[at + OUT_PORTS] : words[at + SERVICE] - 1;
+    // A number that no service can have is of no domain.
+    if (services.domain[service] !== (key >>> 16) - 1) return false;
+    const backend = backendAt(service, words[at + INSIDE]);
+    if (backend === NO_BACKEND || services.isIpv6(backend) !== (addresses !== undefined)) return false;
+    if (!(sticky ? isAffinity(at, service) : isConnection(at))) return false;
+    words[at + STATE] = (state & 0xff) | ((backend + 1) << 8);
+    hold(flow);
+    if ((state & MIRROR) === 0) count(flow, backend);
+    return true;
+  }
+
+  function isAffinity(at: number, service: number): boolean {
+    const known = words[at + IN_PORTS] === service && (words[at + STATE] & 0xff) === (NEW_OUT | MIRROR);
+    return known && affinity[service] > 0;
+  }
+
+  function isConnection(at: number): boolean {
+    const protocol = words[at + OUT_KEY] & 0xff;
+    const ports = words[at + OUT_PORTS] ^ words[at + IN_PORTS];
+    // The client's is the same on both sides, but for a caller that is its own backend.
+    if ((ports & ~0xffff) !== 0 && words[at + INSIDE] !== words[at + REMOTE_END]) return false;
+    return (
+      (protocol === PROTOCOL_TCP || protocol === PROTOCOL_UDP) &&
+      isState(protocol === PROTOCOL_TCP, words[at + STATE] & STATE_MASK)
+    );
+  }
+
   function leave(flow: number): void {
     const state = words[(flow << FLOW_SHIFT) + STATE];
     if ((state & MIRROR) !== 0) return;
@@ -266,12 +327,12 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   return {
     make,
     forget,
+    adopt,
     leave,
     turned,
     backendFor,
     addressOf: (backend) => address[backend],
-    backendAt: (service, wanted) =>
-      backends.lists[service].find((backend) => address[backend] === wanted) ?? NO_BACKEND,
+    backendAt,
     idleOf: (flow) => idle[(words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1],
     begin(flow, backend) {
       words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;

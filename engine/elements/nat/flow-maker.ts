@@ -256,6 +256,8 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const key = words[at + OUT_KEY];
     const [inside, outside] = [words[at + INSIDE], words[at + EXTERNAL]];
     const [outPorts, inPorts] = [words[at + OUT_PORTS], words[at + IN_PORTS]];
+    words[at + NEXT_OF_PORT] = NO_FLOW;
+    words[at + PREVIOUS_OF_PORT] = NO_FLOW;
     const keeps = routed[(key >>> 16) - 1] === 1 && inside === outside;
     if (!keeps && outside !== external) return false;
     const port = portOf(key, inside, outside, inPorts);

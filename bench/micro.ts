@@ -31,7 +31,7 @@ export async function micro(seconds: number, say: (line: string) => void): Promi
   const { default: Bench } = await load();
   const results: MicroResult[] = [];
   for (const [name, run] of subjects()) {
-    const one = new Bench(name, run, { maxTime: seconds, minSamples: 20 });
+    const one = new Bench(name, run, { maxTime: seconds, minSamples: 20, minTime: Math.min(0.05, seconds) });
     one.run();
     // It keeps what a subject throws, and times nothing.
     if (one.error !== undefined) throw one.error;

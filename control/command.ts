@@ -108,10 +108,10 @@ export class RunningCommand {
 
   /**
    * Waits until `stdout` (or the other stream) matches.
-   * @throws CommandError when the command ends, or `timeoutMs` (10,000) pass, before that.
+   * @throws CommandError when the command ends, or `timeoutMs` (20,000) pass, before that.
    */
   async output(pattern: RegExp, options: { stream?: 'stdout' | 'stderr'; timeoutMs?: number } = {}) {
-    const { stream = 'stdout', timeoutMs = 10_000 } = options;
+    const { stream = 'stdout', timeoutMs = 20_000 } = options;
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       const match = pattern.exec(this[stream]);
@@ -179,7 +179,7 @@ export async function waitFor<T>(
   probe: () => T | Promise<T>,
   options: { what: string; timeoutMs?: number; intervalMs?: number },
 ): Promise<NonNullable<T>> {
-  const { what, timeoutMs = 5_000, intervalMs = 10 } = options;
+  const { what, timeoutMs = 15_000, intervalMs = 10 } = options;
   const deadline = Date.now() + timeoutMs;
   let failure: unknown;
   do {

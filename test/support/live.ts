@@ -271,7 +271,8 @@ export async function sniff(
   direction: 'in' | 'out' | 'inout' = 'in',
 ): Promise<Sniffer> {
   const running = namespace.start('tcpdump', [
-    ...['-i', device, '-n', '-t', '-l', '-xx', '-s', '0', '--immediate-mode', '-Q', direction],
+    // A place for a frame takes 128 KiB: of its own accord tcpdump has 32, which a busy machine leaves unread too long.
+    ...['-i', device, '-n', '-t', '-l', '-xx', '-s', '0', '-B', '8192', '--immediate-mode', '-Q', direction],
     filter,
   ]);
   await running.output(/listening on/, { stream: 'stderr' });

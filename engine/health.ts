@@ -3,8 +3,10 @@
  *
  * So many failed checks in a row mean that a backend is down, so many good ones that it is up. Thresholds count here,
  * not in control: what was found out holds from the very answer on, and control, which has nothing to decide, hears of
- * changes alone, however many checks there are. As many failed connections to the checked port within an interval also
- * mean that it is down; only checks bring it back. A new backend begins as its intent says.
+ * changes alone, however many checks there are. As many connections to the checked port that a backend resets within an
+ * interval also mean that it is down; only checks bring it back. As many that are not answered mean that it is checked
+ * at once, and that this check alone decides: the answer to a client that is not there, which anybody can play, gets no
+ * further than the backend. A new backend begins as its intent says.
  *
  * A check goes from the virtual address to the backend's. The backend of a service that is `direct` has the virtual
  * address itself and takes no packet from it: it is asked at that address, under its own MAC, by the gateway's.
@@ -22,11 +24,8 @@ import { ipv4Length } from './wire/ipv4-checks.js';
 import { ipv6Length } from './wire/ipv6.js';
 import { TCP_HEADER } from './wire/tcp.js';
 
-/** Cause of a change: connections of clients failed. Others are outcomes of a check. */
+/** Cause of a change: connections of clients failed, and a check if they had no answer. Others are outcomes of a check. */
 export const CONNECTIONS_FAILED = 5;
-
-/** Milliseconds without the engine after which clients may have asked again for want of us. */
-const MISSED = 1000;
 
 /** Checks that begin in one call of `tick`, each in some hundred nanoseconds: the breath is to stay short. */
 const MOST_AT_ONCE = 1024;
@@ -59,9 +58,12 @@ interface Target {
   /** Checks in a row that ended as the last one did, and whether that was well. */
   run: number;
   good: boolean;
-  /** Failed connections of this interval, and when it began. */
-  failed: number;
+  /** Connections of this interval that failed, and when it began. */
+  refused: number;
+  unanswered: number;
   since: number;
+  /** Whether the next check that ends decides. */
+  doubted: boolean;
 }
 
 export class Health implements Checks {
@@ -151,8 +153,10 @@ export class Health implements Checks {
       underWay: false,
       run: 0,
       good: true,
-      failed: 0,
+      refused: 0,
+      unanswered: 0,
       since: now,
+      doubted: false,
     });
   }
 
@@ -164,10 +168,8 @@ export class Health implements Checks {
   /** Called every 100 ms, between breaths. @param late milliseconds for which the engine did not run meanwhile. */
   tick(late = 0): void {
     this.prober.tick(late);
+    this.suspect();
     this.begin();
-    // Of connections that began before nobody knows whose silence it was.
-    if (late >= MISSED) this.services.suspects.clear();
-    if (this.services.suspects.size > 0) this.suspect();
     if (this.changes.length === 0) return;
     this.tell(this.changes);
     this.changes = [];
@@ -193,23 +195,36 @@ export class Health implements Checks {
 
   /** Looks at the connections of clients that failed since it was last called. */
   private suspect(): void {
-    const { suspects } = this.services;
-    const { now } = this.context;
-    this.byNumber ??= new Map(this.list.map((target) => [this.services.numberOf(target.id), target]));
-    for (const [number, failed] of suspects) {
-      const target = this.byNumber.get(number);
-      if (target === undefined) continue;
-      const { interval, failures } = target.health;
-      if (now - target.since >= interval) {
-        target.since = now;
-        target.failed = 0;
-      }
-      target.failed += failed;
-      if (!target.alive || target.failed < failures) continue;
+    const { refused, unanswered } = this.services;
+    for (const [number, times] of refused) {
+      const target = this.suspected(number);
+      if (target === undefined || (target.refused += times) < target.health.failures) continue;
       this.change(target, false, CONNECTIONS_FAILED);
       target.run = 0;
     }
-    suspects.clear();
+    for (const [number, times] of unanswered) {
+      const target = this.suspected(number);
+      if (target === undefined || (target.unanswered += times) < target.health.failures) continue;
+      target.unanswered = 0;
+      target.doubted = true;
+      this.due[target.index] = this.context.now;
+    }
+    refused.clear();
+    unanswered.clear();
+  }
+
+  /** The backend of a number in the table of services, if it is checked and lives. */
+  private suspected(number: number): Target | undefined {
+    this.byNumber ??= new Map(this.list.map((one) => [this.services.numberOf(one.id), one]));
+    const target = this.byNumber.get(number);
+    if (target === undefined || !target.alive) return undefined;
+    const { now } = this.context;
+    if (now - target.since >= target.health.interval) {
+      target.since = now;
+      target.refused = 0;
+      target.unanswered = 0;
+    }
+    return target;
   }
 
   private done(target: Target, outcome: number): void {
@@ -219,13 +234,17 @@ export class Health implements Checks {
     target.underWay = false;
     target.run = target.good === good ? target.run + 1 : 1;
     target.good = good;
-    if (target.alive !== good && target.run >= (good ? successes : failures))
-      this.change(target, good, outcome);
+    const enough = target.run >= (good ? successes : failures);
+    if (target.alive !== good && (enough || target.doubted))
+      this.change(target, good, enough ? outcome : CONNECTIONS_FAILED);
+    target.doubted = false;
   }
 
   private change(target: Target, alive: boolean, cause: number): void {
     target.alive = alive;
-    target.failed = 0;
+    target.refused = 0;
+    target.unanswered = 0;
+    target.doubted = false;
     this.turned(target.id, alive);
     this.changes.push({ backend: target.id, alive, cause });
   }

@@ -80,8 +80,9 @@ export class Services {
   readonly failures: Float64Array;
   /** Its port that is checked, as a little-endian load gives it, 0: none. */
   private readonly checked: Uint16Array;
-  /** How many connections to that port failed, by backend, since somebody took them out. */
-  readonly suspects = new Map<number, number>();
+  /** How many connections to that port were reset, and not answered, by backend, since somebody took them out. */
+  readonly refused = new Map<number, number>();
+  readonly unanswered = new Map<number, number>();
   private entries = new Int32Array(64 << ENTRY_SHIFT);
   private mask = 63;
   /** What is there now: services by number, and the numbers of their backends here by those of the intent. */
@@ -287,15 +288,21 @@ export class Services {
     this.backends.setUp(number, alive);
   }
 
-  /** Counts a connection that a backend reset or did not answer; `port`, the backend's, as a load gives it. */
-  failed(backend: number, port: number): void {
+  /** Counts a connection that a backend reset or else did not answer; `port`, the backend's, as a load gives it. */
+  failed(backend: number, port: number, reset: boolean): void {
     this.failures[backend]++;
-    this.suspect(backend, port);
+    if (reset) this.count(this.refused, backend, port);
+    else this.suspect(backend, port);
   }
 
-  /** Takes note that a backend is slow to answer, if its `port` is the one by which it is judged. */
+  /** Takes note that a backend is slow to answer. */
   suspect(backend: number, port: number): void {
-    if (this.checked[backend] === port) this.suspects.set(backend, (this.suspects.get(backend) ?? 0) + 1);
+    this.count(this.unanswered, backend, port);
+  }
+
+  /** Counts for a backend what happened at the port by which it is judged. */
+  private count(failures: Map<number, number>, backend: number, port: number): void {
+    if (this.checked[backend] === port) failures.set(backend, (failures.get(backend) ?? 0) + 1);
   }
 
   private drop({ id }: BackendIntent, ended: (backend: number) => void): void {

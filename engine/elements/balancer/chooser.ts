@@ -258,7 +258,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
     // Neither accepted nor left to hang: whoever looks after its health may want to know.
     if (before === SYN_IN && refused)
-      services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff);
+      services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff, true);
     if (isActive(before) === isActive(after) || (words[(flow << FLOW_SHIFT) + STATE] & MIRROR) !== 0) return;
     const change = isActive(after) ? 1 : -1;
     active[backend] += change;

@@ -65,17 +65,11 @@ export function createLife(context: Context, options: LifeOptions): Life {
     inward: boolean,
     flags: number,
   ): void {
-    const direct = keeps[backend] === 1;
-    const oneSided = direct || words[at + INSIDE] === words[at + REMOTE_END];
+    const oneSided = keeps[backend] === 1 || words[at + INSIDE] === words[at + REMOTE_END];
     const next = oneSided ? nextOneSided(state, flags) : nextTcpState(state, inward, flags);
     words[at + STATE] += next - state;
-    // A SYN that comes again after seconds is one that the backend did not answer, if its answers come by here.
-    if (
-      !direct &&
-      state === SYN_IN &&
-      next === SYN_IN &&
-      context.seconds - words[at + EXPIRY] + tcp[SYN_IN] >= 2
-    )
+    // A SYN that comes again after seconds is one that the backend did not answer.
+    if (state === SYN_IN && next === SYN_IN && context.seconds - words[at + EXPIRY] + tcp[SYN_IN] >= 2)
       services.suspect(backend, words[at + OUT_PORTS] & 0xffff);
     chooser.turned(flow, state, next, !inward && (flags & RST_LE) !== 0);
     const expiry = context.seconds + (next >= FIN_OUT ? idle[backend] : tcp[next]);
@@ -93,8 +87,8 @@ export function createLife(context: Context, options: LifeOptions): Life {
     const backend = (words[at + STATE] >>> 8) - 1;
     // What was refused is counted already, and that a caller did not answer itself by its other flow.
     const failed = state === SYN_IN && words[at + PACKETS_OUT] === 0 && (words[at + STATE] & MIRROR) === 0;
-    // What is answered past us looks the same: whoever only begins connections must not take a backend down.
-    if (failed && keeps[backend] !== 1) services.failed(backend, words[at + OUT_PORTS] & 0xffff);
+    // What is answered past us, and not gone on with, looks the same.
+    if (failed && keeps[backend] !== 1) services.failed(backend, words[at + OUT_PORTS] & 0xffff, false);
   }
 
   return { turn, over };

@@ -187,7 +187,7 @@ test('a service that becomes direct, or is it no more: connections of the other 
 test('a backend in the place of another begins with no counts', (t) => {
   const services = new Services(4, 1);
   services.set([of({}, backend(1))], () => {});
-  services.failed(services.numberOf(1), 80);
+  services.failed(services.numberOf(1), 80, true);
   t.is(services.counts()[0]!.failures, 1);
   services.set([of({}, backend(2))], () => {});
   t.deepEqual(services.counts(), [

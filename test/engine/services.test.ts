@@ -32,7 +32,10 @@ test('a tick that comes late is no time that a backend was given', (t) => {
     ...([gateway, DEFAULT_TIMEOUTS, (told: readonly HealthChange[]) => changes.push(...told)] as const),
   );
   const health = { ...HEALTH, failures: 1, timeout: 1000, interval: 100_000 };
-  services.apply({ services: [service({ health, backends: [backend(1)] })] } as unknown as Intent);
+  services.apply({
+    services: [service({ health, backends: [backend(1)] })],
+    neighbours: [],
+  } as unknown as Intent);
   let now = 1000;
   const tick = (milliseconds: number): readonly number[] => {
     rig.context.setTime((now += milliseconds));

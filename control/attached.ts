@@ -22,8 +22,7 @@ export const endpointsOf = (attached: ReadonlyMap<string, Attached>): LocalEndpo
   [...attached.values()].map(({ endpoint }) => endpoint);
 
 /** Where an endpoint's interface is: its identity, whatever its name. */
-const placeOf = (endpoint: LocalEndpoint): string =>
-  `${netnsPath(endpoint.netns)} ${endpoint.interface}`;
+const placeOf = (endpoint: LocalEndpoint): string => `${netnsPath(endpoint.netns)} ${endpoint.interface}`;
 
 /** Device and inode of a namespace's file; empty when there is none. */
 export function namespaceOf({ netns }: LocalEndpoint): string {

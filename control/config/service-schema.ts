@@ -1,6 +1,7 @@
 /** The shape of `ingress`, `services` and `marks` in a node's file; what they mean for each other is in `services.ts`. */
 import { z } from 'zod';
 import { MAX_WEIGHT } from '../../engine/tables/backends.js';
+import { LONGEST_SILENCE } from '../../engine/tables/connection.js';
 import { parseMac, quote, ValueError } from '../addresses.js';
 import {
   between,
@@ -156,7 +157,7 @@ export const serviceSchema = z.strictObject({
   idle_timeout: duration(
     'idle_timeout',
     1,
-    2_592_000,
+    LONGEST_SILENCE,
     7440,
     '2h',
     'Silence after which an established TCP connection is reset (RFC 5382, REQ-5).',

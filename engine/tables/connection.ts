@@ -68,6 +68,9 @@ export interface Timeouts {
   readonly other: number;
 }
 
+/** Seconds of silence that any flow survives at most: a service may ask for 30 days. */
+export const LONGEST_SILENCE = 2_592_000;
+
 export const DEFAULT_TIMEOUTS: Timeouts = {
   established: 7440,
   opening: 240,

@@ -15,7 +15,7 @@
  * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
  * those are small integers to V8 and cross calls without being boxed.
  */
-import { FIN_BOTH, KEPT, TRANSITORY, WORTHS } from './connection.js';
+import { FIN_BOTH, KEPT, LONGEST_SILENCE, TRANSITORY, WORTHS } from './connection.js';
 import { CHANGED, CLOSED, ENDED, EVICTED, EXPIRED, FLUSHED, type FlowEvents, MADE } from './flow-events.js';
 import { createFinder, type FlowFinder, outerKey } from './flow-finder.js';
 
@@ -70,7 +70,7 @@ export const IN = 1;
 /** No flow: entry 0 is nobody's, and a word of the index that is 0 leads to it. */
 export const NO_FLOW = 0;
 
-/** Buckets of the wheel, in seconds; no timeout is longer. */
+/** Buckets of the wheel, in seconds. Who may be silent for longer is met once a turn. */
 export const WHEEL_SECONDS = 8192;
 /** Entries that are looked at for one that may go when the table is full. */
 const SAMPLE = 32;
@@ -465,7 +465,7 @@ export class Flows {
     const { words, doubles } = this;
     const at = flow << FLOW_SHIFT;
     // Said so that what is no number, as of a clock that was damaged, is not taken either.
-    const lives = expiry > now && expiry <= now + WHEEL_SECONDS;
+    const lives = expiry > now && expiry <= now + LONGEST_SILENCE;
     if (!lives || this.isKnown(at)) return false;
     const bytes = this.bytesOf(flow);
     if (!(bytes >= 0 && bytes <= Number.MAX_SAFE_INTEGER)) doubles[(at + BYTES_WORD) >> 1] = 0;

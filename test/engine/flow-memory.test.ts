@@ -6,7 +6,7 @@ import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import { FlowMemory, holdsFlows, takenOver } from '../../engine/flow-memory.js';
 import type { Intent, LeftFlows } from '../../engine/intent.js';
-import { ESTABLISHED, TWO_SIDED } from '../../engine/tables/connection.js';
+import { ESTABLISHED, LONGEST_SILENCE, TWO_SIDED } from '../../engine/tables/connection.js';
 import {
   EXPIRY,
   EXTERNAL,
@@ -146,6 +146,23 @@ test('time goes on while no process runs, by the clock of the kernel', (t) => {
   doubles[2] -= 8000_000;
   life(fd, { seconds: 20, left: LEFT });
   t.deepEqual(counts(fd), [0, 1]);
+});
+
+test('a service may let its connections be silent for a month: those are taken over too', (t) => {
+  const fd = fileOf(t);
+  const before = life(fd, { seconds: 5000 });
+  talk(before);
+  const { words } = before.rig.tables.flows;
+  before.rig.tables.flows.forEach((flow) => {
+    const at = flow << FLOW_SHIFT;
+    if (words[at + STATE] === ESTABLISHED) words[at + EXPIRY] = 5000 + LONGEST_SILENCE;
+  });
+  const after = life(fd, { seconds: 20, left: LEFT });
+  t.deepEqual(counts(fd), [2, 0]);
+  after.rig.pass(20_000);
+  t.deepEqual(after.rig.states(), [ESTABLISHED]);
+  after.rig.finish(t);
+  before.rig.finish(t);
 });
 
 test('a port whose flows were taken over is given back with the last of them, and not before', (t) => {
@@ -334,7 +351,7 @@ function sound(t: ExecutionContext, { tables }: NatRig): void {
     outer.add(
       `${words[at + EXTERNAL]} ${words[at + REMOTE_END]} ${words[at + IN_PORTS]} ${words[at + OUT_KEY]! & 0xff}`,
     );
-    t.true(words[at + EXPIRY]! > 1000 && words[at + EXPIRY]! <= 1000 + 8192);
+    t.true(words[at + EXPIRY]! > 1000 && words[at + EXPIRY]! <= 1000 + LONGEST_SILENCE);
   });
   t.is(outer.size, flows.size, 'no two have the same ends outside');
 }

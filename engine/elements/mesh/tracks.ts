@@ -78,7 +78,8 @@ export function createTracks(context: Context, options: TrackOptions): Tracks {
   const { u16, domain } = context.frames;
   const { flows, gateways, timeouts, origins, made } = options;
   const { words, seed, find } = flows;
-  // The node that has chosen the backend knows how long a connection may be silent; here it is never shorter.
+  // The node that has chosen the backend knows how long a connection may be silent. What is forgotten here is found as
+  // what was lost in a restart.
   const tcp = tcpTimeouts({ ...timeouts, established: WHEEL_SECONDS - 1 });
 
   function make(own: number, remote: number, pair: number, key: number, flags: number, from: number): number {

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import {
   ESTABLISHED,
   FIN_BOTH,
+  LONGEST_SILENCE,
   NEW_IN,
   SYN_OUT,
   TWO_SIDED,
@@ -300,7 +301,7 @@ test('of what another process left, flows that are over, that come twice or that
   const before = new Flows(capacity, SEED, NOW, memory);
   const twice = add(before, 0);
   const over = add(before, 1, NOW + 10);
-  const distant = add(before, 2, NOW + WHEEL_SECONDS + 51);
+  const distant = add(before, 2, NOW + LONGEST_SILENCE + 51);
   const good = add(before, 3, NOW + 60);
   const copy = add(before, 4);
   for (let word = 0; word < 16; word++)

@@ -360,6 +360,14 @@ export class DataPlane {
     this.invalidate();
   }
 
+  /** They are learned again by their next packet, and those that the intent names must have room. */
+  private forgetLearnedVteps(): void {
+    const { state } = this.vteps;
+    this.table.removeWhere((_, destination) => destination >= REMOTE && state[destination & 0xffff] === 2);
+    for (let vtep = 0; vtep < MAX_VTEPS; vtep++) if (state[vtep] === 2) this.vteps.remove(vtep);
+    this.invalidate();
+  }
+
   private invalidate(): void {
     this.decap.invalidate();
     this.secureDecap?.invalidate();
@@ -426,8 +434,14 @@ export class DataPlane {
 
   /** Index of a configured VTEP. @throws RangeError when the table is full. */
   private vtep(address: Uint8Array): number {
-    const vtep = this.vteps.add(address, true, this.local, this.context.seconds);
-    if (vtep < 0) throw new RangeError(`more than ${MAX_VTEPS} VTEPs`);
+    const add = (): number => this.vteps.add(address, true, this.local, this.context.seconds);
+    let vtep = add();
+    if (vtep < 0 && this.vteps.learned > 0) {
+      this.forgetLearnedVteps();
+      vtep = add();
+    }
+    if (vtep < 0)
+      throw new RangeError(`more than ${MAX_VTEPS} VTEPs, those that go included: take them away first`);
     return vtep;
   }
 

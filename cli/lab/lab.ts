@@ -8,6 +8,7 @@
 import fs from 'node:fs';
 import { runSync, toolEnvironment } from '../../control/command.js';
 import { Namespace } from './namespace.js';
+import { addressCommands, runAll } from './script.js';
 
 const RUN_NETNS = '/run/netns';
 const NAME = /^weft-([0-9a-z]+)-([0-9a-z]+)-\d+-/;
@@ -97,26 +98,13 @@ export class Lab {
     if (this.#namespaces.has(label)) throw new Error(`lab: there is a ${label} already`);
     const namespace = new Namespace(this.#prefix + label, label);
     this.#namespaces.set(label, namespace); // before the kernel has it, so that close() also removes a half-made one
-    runSync('ip', ['netns', 'add', namespace.name]);
-    namespace.prepare();
+    namespace.make();
     return namespace;
   }
 
   /** Joins two namespaces by a veth pair, up and with addresses. */
   link(a: Namespace, b: Namespace, options: LinkOptions): void {
-    const { nameA, nameB, mtu = 1500, macA, macB } = options;
-    const mac = (address: string | undefined) => (address ? ['address', address] : []);
-    runSync('ip', [
-      ...['link', 'add', nameA, 'mtu', String(mtu), ...mac(macA), 'netns', a.name],
-      ...['type', 'veth', 'peer', 'name', nameB, 'mtu', String(mtu), ...mac(macB), 'netns', b.name],
-    ]);
-    for (const [namespace, name, addresses] of [
-      [a, nameA, options.addressesA],
-      [b, nameB, options.addressesB],
-    ] as const) {
-      namespace.ip('link', 'set', name, 'up');
-      namespace.addAddresses(name, addresses ?? []);
-    }
+    runAll(linkCommands(a.name, b.name, options));
   }
 
   /** Joins hosts on one subnet by a switch: a namespace, which is returned, with a kernel bridge br0, ports p0, p1 … */
@@ -128,14 +116,22 @@ export class Lab {
       );
     }
     const sw = this.host(label);
-    sw.ipBatch([
-      `link add br0 mtu ${mtu} type bridge stp_state 0 forward_delay 0 mcast_snooping 0`,
-      'link set br0 up',
+    const inside = ['ip', '-n', sw.name, 'link'];
+    const ports = hosts.flatMap((host, i) => [
+      ...linkCommands(host.name, sw.name, {
+        nameA: device,
+        nameB: `p${i}`,
+        mtu,
+        addressesA: addresses[i] ?? [],
+      }),
+      [...inside, 'set', `p${i}`, 'master', 'br0'],
     ]);
-    hosts.forEach((host, i) => {
-      this.link(host, sw, { nameA: device, nameB: `p${i}`, mtu, addressesA: addresses[i] ?? [] });
-      sw.ip('link', 'set', `p${i}`, 'master', 'br0');
-    });
+    const bridge = 'type bridge stp_state 0 forward_delay 0 mcast_snooping 0'.split(' ');
+    runAll([
+      [...inside, 'add', 'br0', 'mtu', String(mtu), ...bridge],
+      [...inside, 'set', 'br0', 'up'],
+      ...ports,
+    ]);
     return sw;
   }
 
@@ -148,6 +144,21 @@ export class Lab {
     for (const namespace of this.#namespaces.values()) namespace.killChildren();
     removeNamespaces([...this.#namespaces.values()].map((namespace) => namespace.name));
   }
+}
+
+function linkCommands(a: string, b: string, options: LinkOptions): string[][] {
+  const { nameA, nameB, mtu = 1500, macA, macB, addressesA = [], addressesB = [] } = options;
+  const mac = (address: string | undefined) => (address ? ['address', address] : []);
+  return [
+    [
+      ...['ip', 'link', 'add', nameA, 'mtu', String(mtu), ...mac(macA), 'netns', a],
+      ...['type', 'veth', 'peer', 'name', nameB, 'mtu', String(mtu), ...mac(macB), 'netns', b],
+    ],
+    ['ip', '-n', a, 'link', 'set', nameA, 'up'],
+    ...addressCommands(a, nameA, addressesA),
+    ['ip', '-n', b, 'link', 'set', nameB, 'up'],
+    ...addressCommands(b, nameB, addressesB),
+  ];
 }
 
 /** Removes the namespaces, with what runs in them, of labs whose process is gone. @returns their names. */
@@ -173,17 +184,16 @@ function startTime(pid: number): string {
 }
 
 function removeNamespaces(names: readonly string[]): void {
+  if (names.length === 0) return;
   killProcessesIn(names);
-  const failures: string[] = [];
-  for (const name of names) {
-    try {
-      runSync('ip', ['netns', 'del', name]);
-    } catch (error) {
-      // Gone already: another process swept it at the same time, or it never came to be.
-      if (fs.existsSync(`${RUN_NETNS}/${name}`)) failures.push((error as Error).message);
-    }
+  try {
+    runSync('ip', ['-force', '-batch', '-'], { input: names.map((name) => `netns del ${name}\n`).join('') });
+  } catch (error) {
+    // Gone already: another process swept one at the same time, or it never came to be.
+    const left = names.filter((name) => fs.existsSync(`${RUN_NETNS}/${name}`));
+    if (left.length > 0)
+      throw new Error(`lab: namespaces are left behind: ${left.join(' ')}\n${(error as Error).message}`);
   }
-  if (failures.length > 0) throw new Error(`lab: namespaces are left behind\n${failures.join('\n')}`);
 }
 
 /** A process keeps its namespace, and the devices in it, alive after the name is gone. */

@@ -7,6 +7,7 @@ import {
   type RunOptions,
   runSync,
 } from '../../control/command.js';
+import { addressCommands, runAll, sysctlCommand } from './script.js';
 
 export interface RouteOptions {
   /** Next hop. */
@@ -49,8 +50,7 @@ export class Namespace {
 
   /** Adds addresses such as 10.0.0.1/24; IPv6 ones without duplicate detection, so they work at once. */
   addAddresses(device: string, addresses: readonly string[]): void {
-    if (addresses.length === 0) return;
-    this.ipBatch(addresses.map((a) => `addr add ${a} dev ${device}${a.includes(':') ? ' nodad' : ''}`));
+    runAll(addressCommands(this.name, device, addresses));
   }
 
   /** Adds or replaces a route; `destination` is a prefix or `default`. */
@@ -67,17 +67,21 @@ export class Namespace {
 
   /** Lets the namespace route between its interfaces. */
   enableForwarding(): void {
-    this.#sysctl('1', ['net/ipv4/ip_forward', 'net/ipv6/conf/all/forwarding']);
+    runAll([sysctlCommand(this.name, '1', ['net/ipv4/ip_forward', 'net/ipv6/conf/all/forwarding'])]);
   }
 
   /** Called once by the lab: loopback up, IPv6 addresses usable at once and no router solicitations. */
-  prepare(): void {
-    this.ip('link', 'set', 'lo', 'up');
+  make(): void {
     const keys = ['all/accept_dad', 'default/accept_dad', 'default/router_solicitations'];
-    this.#sysctl(
-      '0',
-      keys.map((key) => `net/ipv6/conf/${key}`),
-    );
+    runAll([
+      ['ip', 'netns', 'add', this.name],
+      ['ip', '-n', this.name, 'link', 'set', 'lo', 'up'],
+      sysctlCommand(
+        this.name,
+        '0',
+        keys.map((key) => `net/ipv6/conf/${key}`),
+      ),
+    ]);
   }
 
   /** Starts a command in the namespace; the lab kills it at its close if it still runs. */
@@ -120,11 +124,5 @@ export class Namespace {
   killChildren(): void {
     for (const child of this.#children) child.kill('SIGKILL');
     this.#children.clear();
-  }
-
-  #sysctl(value: string, keys: readonly string[]): void {
-    // /proc/sys/net shows the namespace of whoever opens the file, so something inside has to write it.
-    const files = keys.map((key) => `/proc/sys/${key}`);
-    runSync('nsenter', [`--net=${this.path}`, '--', 'tee', ...files], { input: value });
   }
 }

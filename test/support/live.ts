@@ -66,7 +66,8 @@ export function live(title: string, body: Body, { tools = [], skip }: LiveOption
 /** A rig that the tests of a file share: made before the first unless they `skip`, closed whatever happens. */
 export function shared<R extends Rig>(make: () => Promise<R>, skip = missing([])): () => R {
   let rig: R | undefined;
-  test.before(async () => {
+  // One after another: a file may have eight of them, and sixteen engines that start at once keep each other waiting.
+  test.serial.before(async () => {
     if (skip === undefined) rig = await make();
   });
   test.after.always(() => rig?.close());

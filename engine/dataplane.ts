@@ -402,14 +402,14 @@ export class DataPlane {
     for (const station of next.stations) this.setStation(station);
     this.dropUnusedVteps(next);
     this.setLinks(next);
-    for (const gone of difference(maybe.neighbours, next.neighbours))
-      this.neighbours.remove(gone.domain, gone.address);
+    const gone = difference(maybe.neighbours, next.neighbours);
+    for (const { domain, address } of gone) this.neighbours.remove(domain, address);
     for (const added of difference(next.neighbours, sure.neighbours))
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
     this.gateway.apply(maybe, next);
     if (next.ingress) this.domains.addPort(next.ingress.domain, MESH_PORT);
     if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();
-    this.services?.apply(next);
+    this.services?.apply(next, gone);
     this.invalidate();
   }
 

@@ -31,6 +31,7 @@ import {
   REMOTE_END,
 } from './tables/flows.js';
 import { addressWord } from './tables/gateways.js';
+import { neighboursOf, placeOf } from './tables/services.js';
 import { swap16 } from './wire/ethernet.js';
 import { words16 } from './wire/ipv6.js';
 
@@ -120,7 +121,10 @@ export function flowMemoryBytes(capacity: number, addresses?: number): number {
  */
 export function asLeft(intent: Intent): Intent {
   const left = intent.flows?.left;
-  return left === undefined ? intent : { ...intent, services: left.services };
+  if (left === undefined) return intent;
+  const known = new Set(intent.neighbours.map(placeOf));
+  const gone = left.services.flatMap(neighboursOf).filter((one) => !known.has(placeOf(one)));
+  return { ...intent, services: left.services, neighbours: [...intent.neighbours, ...gone] };
 }
 
 /** The numbers that addresses get in the table of this process; all are held until `release`. */
@@ -173,7 +177,7 @@ function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows)
   for (const { domain, uplink } of intent.gateways)
     if (uplink >= 0 && left.domains.includes(domain)) uplinkOf.set(domain, uplink);
   const endpoints = new Set(
-    left.endpoints.map(({ domain, address }) => placeOf(domain, numbers.of(address), address.length === 16)),
+    left.endpoints.map(({ domain, address }) => numberOf(domain, numbers.of(address), address.length === 16)),
   );
   const unpublished = new Set(
     left.unpublished.map(
@@ -196,7 +200,7 @@ function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows)
     if (owner === BALANCER_OWNER) return inDomain === IN_DOMAIN && (!ipv6 || numbers.renew(words, at));
     if (uplink === undefined || inDomain !== 0 || owner >= MAX_UPLINKS) return false;
     if (ipv6 && !numbers.renew(words, at)) return false;
-    if (!endpoints.has(placeOf(domain, words[at + INSIDE], ipv6))) return false;
+    if (!endpoints.has(numberOf(domain, words[at + INSIDE], ipv6))) return false;
     if (unpublished.size > 0 && gone(at)) return false;
     words[at + OUT_KEY] = (key & ~((OWNERS - 1) << OWNER_SHIFT)) | (uplink << OWNER_SHIFT);
     return true;
@@ -204,7 +208,7 @@ function keeper(flows: Flows, numbers: Numbers, intent: Intent, left: LeftFlows)
 }
 
 /** One number of a domain and an address of either family. */
-function placeOf(domain: number, address: number, ipv6: boolean): number {
+function numberOf(domain: number, address: number, ipv6: boolean): number {
   return (domain * 2 + (ipv6 ? 1 : 0)) * 2 ** 32 + (address >>> 0);
 }
 

@@ -21,9 +21,9 @@ import {
   type BackendCounts,
   MAX_BACKENDS,
   MAX_SERVICES,
+  neighboursOf,
   placeOf,
   Services,
-  virtualMac,
 } from './tables/services.js';
 
 /** Steps of some nanoseconds that tables of schedulers may take between two breaths. */
@@ -102,7 +102,9 @@ export class ServiceFront {
     station.next = createVirtualStation(context, services, addresses, ports);
   }
 
-  apply({ services = [], marks = [], neighbours }: Intent): void {
+  /** @param gone neighbours that the intent has no more. */
+  apply(intent: Intent, gone: readonly NeighbourIntent[]): void {
+    const { services = [], marks = [] } = intent;
     this.health.set(services);
     this.services.set(
       services,
@@ -112,20 +114,21 @@ export class ServiceFront {
     this.rebuilding = true;
     this.forgetting = FORGET_TICKS;
     this.marker.set(marks);
-    this.keepNeighbours(services, neighbours);
+    this.keepNeighbours(intent, gone);
+    this.current = services;
   }
 
   /**
    * Who is gone stays a neighbour for a while: both ends of its connections are asked to reset themselves, and at a
    * restart, when their interface had no carrier, clients have forgotten the virtual address that they answer to.
-   * @param known of the intent, which go first.
    */
-  private keepNeighbours(services: readonly ServiceIntent[], known: readonly NeighbourIntent[]): void {
-    const taken = new Set(known.map(placeOf));
-    const gone = [...this.gone, ...this.current.flatMap(neighboursOf)];
-    this.gone = gone.filter((one) => !taken.has(placeOf(one)));
+  private keepNeighbours({ neighbours }: Intent, gone: readonly NeighbourIntent[]): void {
+    if (gone.length + this.gone.length === 0) return;
+    const ours = new Set(this.current.flatMap(neighboursOf).map(placeOf));
+    const taken = new Set(neighbours.map(placeOf));
+    const kept = [...this.gone, ...gone.filter((one) => ours.has(placeOf(one)))];
+    this.gone = kept.filter((one) => !taken.has(placeOf(one)));
     for (const { domain, address, mac } of this.gone) this.neighbours.set(domain, address, mac);
-    this.current = services;
   }
 
   private forget(): void {
@@ -163,11 +166,4 @@ export class ServiceFront {
   counts(): BackendCounts[] {
     return this.services.counts();
   }
-}
-
-function neighboursOf({ domain, address, backends }: ServiceIntent): NeighbourIntent[] {
-  return [
-    { domain, address, mac: virtualMac(address) },
-    ...backends.map((backend) => ({ domain, address: backend.address, mac: backend.mac })),
-  ];
 }

@@ -11,7 +11,7 @@
  * and cost two loads. Addresses and ports are words as little-endian loads give them; of IPv6 an address is its number
  * (see Addresses6), which the services hold, and its domain is looked for in a space of its own, IPV6_SPACE.
  */
-import type { BackendIntent, ServiceIntent } from '../intent.js';
+import type { BackendIntent, NeighbourIntent, ServiceIntent } from '../intent.js';
 import { swap16 } from '../wire/ethernet.js';
 import { words16 } from '../wire/ipv6.js';
 import { type Addresses6, NO_ADDRESS } from './addresses6.js';
@@ -27,9 +27,13 @@ export const MAX_BACKENDS = 131072;
 /** The first two bytes of a virtual address's MAC, 06:57, locally administered; the address itself follows. */
 export const VIRTUAL_MAC_LE = 0x5706;
 
-/** The MAC of a virtual address, 4 or 16 bytes. */
-export function virtualMac(address: Uint8Array): Uint8Array {
-  return Uint8Array.of(VIRTUAL_MAC_LE & 0xff, VIRTUAL_MAC_LE >>> 8, ...address.slice(-4));
+/** The addresses of a service and its backends, with their MACs. */
+export function neighboursOf({ domain, address, backends }: ServiceIntent): NeighbourIntent[] {
+  const mac = Uint8Array.of(VIRTUAL_MAC_LE & 0xff, VIRTUAL_MAC_LE >>> 8, ...address.slice(-4));
+  return [
+    { domain, address, mac },
+    ...backends.map((one) => ({ domain, address: one.address, mac: one.mac })),
+  ];
 }
 
 /** What the methods take for the domain of IPv6 addresses: it, and this bit. Below are domains. */

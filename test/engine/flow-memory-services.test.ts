@@ -51,7 +51,7 @@ function intentOf(fd: number, left: readonly ServiceIntent[] | undefined, addres
     ...(addresses !== undefined && { addresses }),
     ...(left && { left: { domains: [0], endpoints: [], unpublished: [], services: left } }),
   };
-  return { gateways: [], flows } as unknown as Intent;
+  return { gateways: [], neighbours: [], flows } as unknown as Intent;
 }
 
 /** Runs a process over the file, which does what DataPlane does at its start. */

@@ -146,19 +146,22 @@ live(
 live(
   'what was taken out of the file meanwhile: its connections are reset at once at both ends, all others go on',
   async (t) => {
-    const { containers, engines } = rig();
+    const { clients, containers, engines } = rig();
     const [first] = engines;
     const kept = await keptToAll();
     const direct = KeptConnection.open(containers[0], DIRECT, 80);
     t.is(await direct.ask(), 'c3');
+    const outside = KeptConnection.open(clients[0], uplinkAddress(1), 8080);
+    t.is(await outside.ask(), 'c2');
     const before = fileOf(first);
+    const other = { address: overlayAddress(1), address6: overlayAddress(1, true) };
     const services = (before['services'] as { name: string; backends: unknown[] }[])
       .filter(({ name }) => name !== 'direct')
-      .map((one) => (one.name === 'all' ? { ...one, backends: one.backends.slice(0, 2) } : one));
+      .map((one) => ({ ...one, backends: one.name === 'all' ? one.backends.slice(0, 2) : [other] }));
     await first.kill();
     first.write({ ...before, services });
     await first.start();
-    const gone = [...kept.filter(([name]) => name === 'c3').map(([, one]) => one), direct];
+    const gone = [...kept.filter(([name]) => name === 'c3').map(([, one]) => one), direct, outside];
     for (const { running } of gone) t.regex((await running.finish(5000)).stderr, /Connection reset by peer/);
     // One that is direct learns of it by what it sends.
     const own = ['-Htn', 'state', 'established', `sport = :80 and not src ${DIRECT}`];

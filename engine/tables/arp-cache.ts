@@ -28,6 +28,7 @@ export const ASKING = 1;
 export const KNOWN = 2;
 
 const SETS = 256;
+const SET_SHIFT = 24;
 const WAYS = 4;
 
 /** No entry. */
@@ -56,9 +57,12 @@ function makeRoom(words: Int32Array, first: number): number {
   return best;
 }
 
-/** First word of the set that a hash leads to. */
-function setOf(hash: number): number {
-  return (((hash ^ (hash >>> 15)) & (SETS - 1)) * WAYS) << 3;
+/**
+ * First word of the set that a product leads to: by its highest bits, which each bit of a factor reaches. The last byte
+ * of an address, in which stations of one link differ, is the highest of its word, and reaches no others.
+ */
+function setOf(product: number): number {
+  return ((product >>> SET_SHIFT) * WAYS) << 3;
 }
 
 /** @param first, second, third words of the MAC. */

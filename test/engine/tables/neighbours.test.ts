@@ -102,3 +102,23 @@ test('behaves as a Map through any run of sets and removals, growth included', (
   );
   t.pass();
 });
+
+test('endpoints of one network, whose addresses differ in the last byte alone, have slots of their own', (t) => {
+  for (const [prefix, words] of [
+    [
+      [10, 0, 9],
+      [0, 0, MAPPED_IPV4, 10 | (9 << 16)],
+    ],
+    [A6.slice(0, 15), [0xfd, 0, 0, 0]],
+  ] as const) {
+    const table = new Neighbours(5);
+    const homes = new Map<number, number>();
+    for (let host = 0; host < 256; host++) table.set(3, Uint8Array.of(...prefix, host), MAC);
+    for (let host = 0; host < 256; host++) {
+      const [a, b, c, d] = words;
+      const home = table['slot'](4, a, b, c, d | (host << 24));
+      homes.set(home, (homes.get(home) ?? 0) + 1);
+    }
+    t.true(Math.max(...homes.values()) <= 4, `${Math.max(...homes.values())} have one`);
+  }
+});

@@ -7,6 +7,7 @@
  * unicast and then by everybody's address, and forgotten when it does not answer (2.3.2.1; RFC 4861, 7.3).
  */
 import type { Context, Drops } from '../graph.js';
+import { NO_FRAME } from '../memory/frames.js';
 import {
   ARP_ASKED,
   ARP_CONFIRMED,
@@ -80,6 +81,7 @@ export interface NextHops {
 export function createNextHops(context: Context, options: NextHopsOptions): NextHops {
   const { cache, drops, base, send, request, announce, unreachable } = options;
   const { words } = cache;
+  const { frames } = context;
   const { values } = context.counters;
   const waiting = new Int32Array(MOST_WAITING);
   /** Next hop of each, by the first word of its entry, and where that was. */
@@ -97,12 +99,13 @@ export function createNextHops(context: Context, options: NextHopsOptions): Next
     const hop = words[at];
     let same = 0;
     for (let i = 0; i < state[0]; i++) if (hops[i] === hop) same++;
-    if (state[0] === MOST_WAITING || same === MOST_FOR_ONE) {
+    const parked = state[0] === MOST_WAITING || same === MOST_FOR_ONE ? NO_FRAME : frames.park(frame);
+    if (parked === NO_FRAME) {
       if (words[at + ARP_STATE] === 0) cache.remove(at);
       drops.drop(frame, QUEUE_FULL);
       return;
     }
-    waiting[state[0]] = frame;
+    waiting[state[0]] = parked;
     places[state[0]] = at;
     hops[state[0]++] = hop;
     if (words[at + ARP_STATE] !== 0) return;
@@ -119,7 +122,10 @@ export function createNextHops(context: Context, options: NextHopsOptions): Next
         waiting[kept] = waiting[i];
         places[kept] = places[i];
         hops[kept++] = hops[i];
-      } else if (at !== NO_ENTRY) send(waiting[i], at);
+        continue;
+      }
+      frames.resume(waiting[i]);
+      if (at !== NO_ENTRY) send(waiting[i], at);
       else {
         unreachable(waiting[i], false);
         drops.drop(waiting[i], UNRESOLVED);

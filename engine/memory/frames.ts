@@ -112,6 +112,8 @@ export class FrameMemory {
   private readonly freeSmall: Uint32Array;
   private smallTop: number;
   private largeTop: number;
+  /** Large slots whose frames wait. */
+  private parked = 0;
 
   constructor(options: FrameMemoryOptions) {
     const { small, large, arena = 0 } = options;
@@ -256,7 +258,7 @@ export class FrameMemory {
 
   /**
    * Copies a frame with all that is known of it into a slot of its own, with full headroom; NO_FRAME when no
-   * slot is free. For flooding and head-end replication, the only places where payload is copied.
+   * slot is free. For flooding, head-end replication and what waits, the only places where payload is copied.
    */
   clone(frame: number): number {
     const length = this.len[frame];
@@ -277,6 +279,29 @@ export class FrameMemory {
     this.csumStart[copy] = this.csumStart[frame];
     this.csumOffset[copy] = this.csumOffset[frame];
     return copy;
+  }
+
+  /**
+   * Lets a frame wait longer than a breath: in a small slot where it fits, for large ones are what is received into,
+   * and who makes frames wait must not take them from all others. Half of the small slots stay free, and three quarters
+   * of the large ones.
+   * @returns the frame, by another number perhaps; NO_FRAME when too much waits, and then nothing was done.
+   */
+  park(frame: number): number {
+    if (frame < this.small) return frame;
+    if (this.len[frame] <= SMALL_CAPACITY && this.smallTop > this.small >> 1) {
+      const copy = this.clone(frame);
+      this.free(frame);
+      return copy;
+    }
+    if (this.parked >= this.large >> 2) return NO_FRAME;
+    this.parked++;
+    return frame;
+  }
+
+  /** To be called of each frame that `park` returned, when it goes on or is dropped. */
+  resume(frame: number): void {
+    if (frame >= this.small) this.parked--;
   }
 
   /** Slots taken at the moment. */

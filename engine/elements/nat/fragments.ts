@@ -8,6 +8,7 @@
  * alone. Not handled: overlaps, which are the receiver's to judge.
  */
 import type { Context } from '../../graph.js';
+import { NO_FRAME } from '../../memory/frames.js';
 import { IN } from '../../tables/flows.js';
 import { ETHERNET_HEADER } from '../../wire/ethernet.js';
 import { IPV4_DESTINATION, IPV4_ID, IPV4_SOURCE, IPV4_TTL_PROTOCOL } from '../../wire/ip.js';
@@ -57,7 +58,10 @@ export const FRAGMENTS_V4: FragmentFamily = {
 };
 
 export interface Fragments {
-  /** Takes a fragment that has no ports: translates it when its first one went by, holds it, or refuses it. */
+  /**
+   * Takes a fragment that has no ports: translates it when its first one went by, holds it, which is no longer the
+   * caller's then, or refuses it.
+   */
   later(frame: number): number;
   /** Whether the first fragment of a fragment's datagram went by. */
   known(frame: number): boolean;
@@ -84,7 +88,8 @@ export function createFragments(
   lost: (frame: number) => void,
   within = false,
 ): Fragments {
-  const { u16, off, domain } = context.frames;
+  const { frames } = context;
+  const { u16, off, domain } = frames;
   const keys = new Int32Array(DATAGRAMS * KEY);
   /** Of the fragment at hand. */
   const key = new Int32Array(KEY);
@@ -138,6 +143,7 @@ export function createFragments(
     for (let i = 0; i < WAITING; i++) {
       if (heldFor[i] !== datagram) continue;
       heldFor[i] = -1;
+      frames.resume(held[i]);
       lost(held[i]);
     }
   }
@@ -159,8 +165,9 @@ export function createFragments(
       if (heldFor[i] === datagram) mine++;
       else if (heldFor[i] < 0 && free < 0) free = i;
     }
-    if (free < 0 || mine >= WAITING_EACH) return REFUSED;
-    held[free] = frame;
+    const parked = free < 0 || mine >= WAITING_EACH ? NO_FRAME : frames.park(frame);
+    if (parked === NO_FRAME) return REFUSED;
+    held[free] = parked;
     heldFor[free] = datagram;
     return HELD;
   }
@@ -174,12 +181,15 @@ export function createFragments(
   function first(frame: number, words: Int32Array, at: number, dom: number): readonly number[] {
     const datagram = place(frame);
     states[datagram] = KNOWN;
+    // It may be another one under the same number.
+    seconds[datagram] = context.seconds;
     for (let i = 0; i < ADDRESS; i++) addresses[datagram * ADDRESS + i] = words[at + i];
     domains[datagram] = dom;
     const released: number[] = [];
     for (let i = 0; i < WAITING; i++) {
       if (heldFor[i] !== datagram) continue;
       heldFor[i] = -1;
+      frames.resume(held[i]);
       translate(held[i], datagram);
       released.push(held[i]);
     }

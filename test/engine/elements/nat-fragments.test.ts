@@ -152,6 +152,51 @@ test('what waits in vain is given up after some seconds, and counted', (t) => {
   t.deepEqual(n.drops(), { fragment: 1 });
 });
 
+test('fragments wait in small slots, and go on from there', (t) => {
+  const n = new NatRig();
+  const { memory } = n.rig;
+  const [first, second] = fragmentsOf({ content: content(60) }, [32]) as [Uint8Array, Uint8Array];
+  const large = memory.allocLarge();
+  memory.u8.set(second, memory.off[large]!);
+  memory.len[large] = second.length;
+  const free = memory.freeLargeCount;
+  n.rig.feed(n.nat.fromInside, large);
+  t.deepEqual([memory.freeLargeCount - free, memory.inUse], [1, 1]);
+  t.deepEqual(
+    bytesOf(n.feed(false, [first]).outside).map(addresses),
+    Array(2).fill(`${EXTERNAL} > ${REMOTE}`),
+  );
+  n.finish(t);
+});
+
+test('fragments too long for small slots wait in a quarter of the large ones, again and again', (t) => {
+  const n = new NatRig();
+  const { memory } = n.rig;
+  const most = memory.large >> 2;
+  for (let round = 1; round <= 4; round++) {
+    const later = (id: number) => framed({ id, fragment: 100 | MORE }, content(4000));
+    for (let id = 0; id <= most; id++) n.feed(false, [later(id)]);
+    t.is(memory.inUse, most);
+    const first = (id: number) => framed({ id, fragment: MORE }, transport({ content: content(40) }));
+    if (round % 2 === 0) n.pass(6);
+    else for (let id = 0; id <= most; id++) n.feed(false, [first(id)]);
+    t.is(memory.inUse, 0);
+    n.pass(6);
+  }
+  n.finish(t);
+});
+
+test('a datagram that comes again under its number is remembered from then on', (t) => {
+  const n = new NatRig();
+  const [first, second] = fragmentsOf({ content: content(60) }, [32]) as [Uint8Array, Uint8Array];
+  n.feed(false, [first, second]);
+  n.pass(4);
+  t.is(n.feed(false, [first]).outside.length, 1);
+  n.pass(3);
+  t.is(n.feed(false, [second]).outside.length, 1);
+  n.finish(t);
+});
+
 test('what waits for a first fragment that is refused is given up at once', (t) => {
   const n = new NatRig();
   const [first, second] = fragmentsOf(

@@ -148,6 +148,23 @@ test('what waits is bounded, for one next hop and in all', (t) => {
   rig.finish(t);
 });
 
+test('of super-frames a quarter of the large slots waits, and as many again when those have gone', (t) => {
+  const { resolver, hear, wait, drops, rig } = resolverRig();
+  const large = (destination: string) =>
+    rig.put(packet({ source: OWN, destination, content: new Uint8Array(4000) }));
+  const most = rig.memory.large >> 2;
+  for (const round of [1, 2, 3, 4]) {
+    const hosts = [20, 21].map((host) => `192.168.60.${host + 2 * round}`);
+    for (let i = 0; i <= most; i++) rig.feed(resolver, large(hosts[i & 1]!));
+    t.is(drops()['queue-full'], round);
+    t.is(rig.memory.large - rig.memory.freeLargeCount, most);
+    if (round % 2 === 0) wait(5);
+    else for (const host of hosts) hear(answer(host));
+  }
+  wait(1);
+  rig.finish(t);
+});
+
 test('who asks for our address gets it, and is known from then on', (t) => {
   const { hear, send, rig } = resolverRig();
   const { sent } = hear(arpFrame(1, { sender: ROUTER, target: OWN }));

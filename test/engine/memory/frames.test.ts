@@ -170,3 +170,38 @@ test('more memory than can be had is an error that says how much', (t) => {
     message: /cannot reserve \d+ KiB of frame memory/,
   });
 });
+
+test('who waits gives back a large slot that is larger than it needs, and there are always large ones to receive into', (t) => {
+  const m = new FrameMemory({ small: 4, large: 8 });
+  const received = (length: number): number => {
+    const frame = m.takeLarge();
+    m.off[frame] += 10;
+    m.len[frame] = length;
+    m.domain[frame] = 7;
+    m.csumStart[frame] = length & 0xff;
+    m.u8.set(payload(length, length), m.off[frame]);
+    return frame;
+  };
+  const waiting = [60, 1500, 1501, 1502, 1503].map((length) => m.park(received(length)));
+  // Half of the small slots stay free; then large ones wait, a quarter of them.
+  t.deepEqual(
+    waiting.map((frame) => frame >= 0 && frame < 4),
+    [true, true, false, false, false],
+  );
+  t.is(waiting[4], NO_FRAME);
+  t.deepEqual([m.freeSmallCount, m.freeLargeCount], [2, 5]);
+  for (const [i, length] of [60, 1500, 1501].entries()) {
+    const frame = waiting[i];
+    t.deepEqual([m.len[frame], m.domain[frame], m.csumStart[frame]], [length, 7, length & 0xff]);
+    t.deepEqual(m.u8.slice(m.off[frame], m.off[frame] + length), payload(length, length));
+  }
+  // What is in a small slot waits there, and what ends makes room.
+  const small = m.alloc(10);
+  t.is(m.park(small), small);
+  m.resume(waiting[2]);
+  const large = received(40_000);
+  t.is(m.park(large), large);
+  t.is(m.park(received(40_000)), NO_FRAME);
+  for (const frame of [waiting[0], waiting[3], large]) m.resume(frame);
+  t.not(m.park(waiting[2]), NO_FRAME);
+});

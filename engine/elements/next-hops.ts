@@ -40,6 +40,8 @@ export { ANSWERED, FRAMES, NO_SLOT };
 /** Frames that wait, in all and for one next hop. */
 const MOST_WAITING = 256;
 const MOST_FOR_ONE = 64;
+/** Room for what waits for the next hop of all that is not on the link, when there is none for others any more. */
+const KEPT_FOR_GATEWAY = MOST_FOR_ONE;
 /** Questions, a second apart, before a next hop that was never known is given up. */
 const FIRST_TRIES = 3;
 /** Seconds after which a neighbour in use is confirmed; questions until it is forgotten, the first by unicast. */
@@ -63,6 +65,8 @@ export interface NextHopsOptions {
   readonly announce: () => void;
   /** Told of each packet whose next hop cannot be reached, before it is dropped. */
   readonly unreachable: (frame: number, route: boolean) => void;
+  /** Whether an entry is that of the next hop of all that is not on the link. */
+  readonly isGateway: (at: number) => boolean;
 }
 
 export interface NextHops {
@@ -79,14 +83,14 @@ export interface NextHops {
 }
 
 export function createNextHops(context: Context, options: NextHopsOptions): NextHops {
-  const { cache, drops, base, send, request, announce, unreachable } = options;
+  const { cache, drops, base, send, request, announce, unreachable, isGateway } = options;
   const { words } = cache;
   const { frames } = context;
   const { values } = context.counters;
-  const waiting = new Int32Array(MOST_WAITING);
+  const waiting = new Int32Array(MOST_WAITING + KEPT_FOR_GATEWAY);
   /** Next hop of each, by the first word of its entry, and where that was. */
-  const hops = new Int32Array(MOST_WAITING);
-  const places = new Int32Array(MOST_WAITING);
+  const hops = new Int32Array(waiting.length);
+  const places = new Int32Array(waiting.length);
   /** How many wait; the second of the last look at the cache; the second of the last defence. */
   const state = new Int32Array([0, 0, -DEFEND_INTERVAL]);
 
@@ -99,7 +103,9 @@ export function createNextHops(context: Context, options: NextHopsOptions): Next
     const hop = words[at];
     let same = 0;
     for (let i = 0; i < state[0]; i++) if (hops[i] === hop) same++;
-    const parked = state[0] === MOST_WAITING || same === MOST_FOR_ONE ? NO_FRAME : frames.park(frame);
+    const most = MOST_WAITING + (isGateway(at) ? KEPT_FOR_GATEWAY : 0);
+    const full = state[0] >= most || same === MOST_FOR_ONE;
+    const parked = full ? NO_FRAME : frames.park(frame);
     if (parked === NO_FRAME) {
       if (words[at + ARP_STATE] === 0) cache.remove(at);
       drops.drop(frame, QUEUE_FULL);

@@ -95,6 +95,7 @@ export function createResolverV6(
   const { base } = context.counters.claim(`resolver-v6:${name}`, HOP_COUNTERS);
   const nextHops = createNextHops(context, {
     ...{ cache, drops, base, send, request, announce: advertiseOurs, unreachable },
+    isGateway: (at) => gateway !== null && sameAddress(addresses, at, gateway, 0),
   });
   /** The second of the last report, -1 before the first. */
   const reported = new Int32Array([-1]);

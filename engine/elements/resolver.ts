@@ -77,6 +77,7 @@ export function createResolver(
   const nextHops = createNextHops(context, {
     ...{ cache, drops, base, send, unreachable, announce },
     request: (at, unicast) => request(words[at], unicast ? at : NO_ENTRY),
+    isGateway: (at) => words[at] === gateway,
   });
 
   function process(batch: Batch): void {

@@ -2,8 +2,8 @@
  * Neighbours that a router on an Ethernet segment has found by ARP (RFC 826; RFC 1122, 2.3.2.1 for their ageing), or
  * by ND (RFC 4861).
  *
- * Sets of four ways over one Int32Array, eight words an entry; a full set loses the entry that was confirmed longest
- * ago. So memory is fixed, and nobody who answers for many addresses displaces more than a few.
+ * Sets of four ways over one Int32Array, eight words an entry; a full set loses the entry that was used longest ago,
+ * if ever. So memory is fixed, and neither who has many asked for nor who answers for many displaces what is in use.
  *   word 0  IPv4 address, as a little-endian load gives it; of IPv6 a number that no entry had before; 0 is empty
  *   word 1  state: ASKING, KNOWN; 0 until somebody asks
  *   word 2  first four bytes of the MAC
@@ -46,12 +46,12 @@ function remove(words: Int32Array, at: number): void {
   words.fill(0, at, at + ARP_WORDS);
 }
 
-/** Empties the entry of a set that is free, or was confirmed longest ago. Returns its first word. */
+/** Empties the entry of a set that is free, or was used longest ago, or never. Returns its first word. */
 function makeRoom(words: Int32Array, first: number): number {
   let best = first;
   for (let at = first; at < first + WAYS * ARP_WORDS; at += ARP_WORDS) {
     if (words[at] === 0) return at;
-    if (words[at + ARP_CONFIRMED] < words[best + ARP_CONFIRMED]) best = at;
+    if (words[at + ARP_USED] < words[best + ARP_USED]) best = at;
   }
   remove(words, best);
   return best;
@@ -96,7 +96,7 @@ export class ArpCache implements HopCache {
   }
 
   /**
-   * Makes an entry, all else zero, in place of the one of its set that was confirmed longest ago.
+   * Makes an entry, all else zero, in place of the one of its set that was used longest ago.
    * @returns its first word; what was there is gone.
    */
   add(address: number): number {

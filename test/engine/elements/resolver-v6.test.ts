@@ -182,6 +182,16 @@ test('what waits is bounded, for one next hop and in all', (t) => {
   rig.finish(t);
 });
 
+test('who has frames wait for many that do not answer leaves room for what waits for the router', (t) => {
+  const { send, hear, drops, wait, rig } = resolverRig({ gateway: 'fe80::1' });
+  for (let host = 20; host < 250; host++) for (let i = 0; i < 3; i++) send(`fd00:60::${host.toString(16)}`);
+  t.true(drops()['queue-full'] > 0);
+  t.is(send(FAR).length, 1);
+  t.is(hear(answer('fe80::1')).sent.length, 1);
+  wait(5);
+  rig.finish(t);
+});
+
 test('who asks for our address gets it, solicited, and is known from then on', (t) => {
   const { hear, send, rig } = resolverRig();
   const { sent } = hear(asks());

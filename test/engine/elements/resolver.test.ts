@@ -148,6 +148,16 @@ test('what waits is bounded, for one next hop and in all', (t) => {
   rig.finish(t);
 });
 
+test('who has frames wait for many that do not answer leaves room for what waits for the router', (t) => {
+  const { send, hear, drops, rig } = resolverRig();
+  for (let host = 20; host < 250; host++) for (let i = 0; i < 3; i++) send(`192.168.60.${host}`);
+  t.true(drops()['queue-full']! > 0);
+  t.deepEqual(send(FAR), [question(ROUTER)]);
+  t.is(hear(answer(ROUTER)).sent.length, 1);
+  for (let host = 20; host < 250; host++) hear(answer(`192.168.60.${host}`));
+  rig.finish(t);
+});
+
 test('of super-frames a quarter of the large slots waits, and as many again when those have gone', (t) => {
   const { resolver, hear, wait, drops, rig } = resolverRig();
   const large = (destination: string) =>

@@ -1,5 +1,5 @@
 import test from 'ava';
-import { ArpCache, NdCache, NO_ENTRY } from '../../../engine/tables/arp-cache.js';
+import { ARP_CONFIRMED, ARP_USED, ArpCache, NdCache, NO_ENTRY } from '../../../engine/tables/arp-cache.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { words16 } from '../../../engine/wire/ipv6.js';
 import { ip } from '../../support/frames.js';
@@ -30,5 +30,21 @@ test('of many others few are displaced by each other', (t) => {
     const all = Array.from({ length: 512 }, (_, n) => addressWord(ip(`10.${n & 3}.${n >>> 2}.7`)));
     for (const address of all) cache.add(address);
     t.true(all.filter((address) => cache.find(address) !== NO_ENTRY).length > 400);
+  }
+});
+
+test('a neighbour that is used makes no room for those that only are asked for, or have asked', (t) => {
+  for (const used of [0, 50]) {
+    const cache = new ArpCache(1);
+    const router = addressWord(ip('10.0.0.1'));
+    const at = cache.add(router);
+    cache.words[at + ARP_CONFIRMED] = 80;
+    cache.words[at + ARP_USED] = 100;
+    for (let n = 2; n < 10_000; n++) {
+      const other = cache.add(addressWord(ip(`10.0.${n >>> 8}.${n & 0xff}`)));
+      cache.words[other + ARP_CONFIRMED] = 100;
+      cache.words[other + ARP_USED] = used;
+    }
+    t.is(cache.find(router), at);
   }
 });

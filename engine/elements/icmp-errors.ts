@@ -3,13 +3,21 @@
  * slot of their own.
  *
  * None is made about an ICMP error, a fragment but the first, a packet to or from a group or a broadcast address, or
- * one whose source is nobody's (RFC 1122, 3.2.2). They are limited by a token bucket, as RFC 1812, 4.3.2.8 asks.
+ * one whose source is nobody's (RFC 1122, 3.2.2). They are limited by a token bucket, as RFC 1812, 4.3.2.8 asks; those
+ * by which senders find out how long packets may be have one of their own, for without them connections hang.
  */
 import { native } from '../../native-bindings/index.js';
 import type { Context } from '../graph.js';
 import { NO_FRAME } from '../memory/frames.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, swap16 } from '../wire/ethernet.js';
-import { ICMP_CHECKSUM, ICMP_HEADER, isError, REDIRECT } from '../wire/icmp.js';
+import {
+  FRAGMENTATION_NEEDED,
+  ICMP_CHECKSUM,
+  ICMP_HEADER,
+  isError,
+  REDIRECT,
+  UNREACHABLE,
+} from '../wire/icmp.js';
 import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
@@ -65,12 +73,14 @@ export function createIcmpErrors(context: Context): IcmpErrors {
   const { values } = context.counters;
   const { base } = context.counters.claim('icmp-errors', COUNTERS);
   const take = createErrorLimit(context);
+  const takeTooLong = createErrorLimit(context);
 
   function make(about: number, type: number, code: number, argument: number, source: number): number {
     const w = off[about] >>> 1;
     const ip = w + ETHERNET_HEADER / 2;
     if (!deserves(w, ip)) return NO_FRAME;
-    if (!take()) {
+    const tooLong = type === UNREACHABLE && code === FRAGMENTATION_NEEDED;
+    if (tooLong ? !takeTooLong() : !take()) {
       values[base + LIMITED]++;
       return NO_FRAME;
     }

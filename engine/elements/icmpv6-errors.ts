@@ -9,7 +9,7 @@ import type { Context } from '../graph.js';
 import { NO_FRAME } from '../memory/frames.js';
 import { ETHERNET_HEADER, ETHERTYPE_IPV6_LE, swap16 } from '../wire/ethernet.js';
 import { ICMP_CHECKSUM, ICMP_HEADER } from '../wire/icmp.js';
-import { isNeverAnswered } from '../wire/icmpv6.js';
+import { isNeverAnswered, PACKET_TOO_BIG } from '../wire/icmpv6.js';
 import {
   fold16,
   IPV6_DESTINATION,
@@ -53,6 +53,7 @@ export function createIcmpv6Errors(context: Context): Icmpv6Errors {
   const { values } = context.counters;
   const { base } = context.counters.claim('icmpv6-errors', COUNTERS);
   const take = createErrorLimit(context);
+  const takeTooBig = createErrorLimit(context);
 
   function make(
     about: number,
@@ -65,7 +66,7 @@ export function createIcmpv6Errors(context: Context): Icmpv6Errors {
     const w = off[about] >>> 1;
     const ip = w + ETHERNET_HEADER / 2;
     if (!deserves(w, ip)) return NO_FRAME;
-    if (!take()) {
+    if (type === PACKET_TOO_BIG ? !takeTooBig() : !take()) {
       values[base + LIMITED]++;
       return NO_FRAME;
     }

@@ -332,6 +332,15 @@ test('errors are limited: fifty at once, and one a millisecond', (t) => {
   rig.finish(t);
 });
 
+test('who provokes errors of other kinds keeps nobody from hearing how long a packet may be', (t) => {
+  const { send, rig } = gatewayRig({ mtu: 1400 });
+  for (let i = 0; i < 80; i++) send(fromC1({ hopLimit: 1 }));
+  let sent = 0;
+  for (let i = 0; i < 80; i++) sent += send(long(1401)).answers.length;
+  t.is(sent, 50);
+  rig.finish(t);
+});
+
 test('networks of this host are told from prefixes that only begin as they do', (t) => {
   const gateways = new Gateways();
   const set = (domain: number, subnet: string, length: number) =>

@@ -337,6 +337,16 @@ test('errors are limited: fifty at once, and one a millisecond', (t) => {
   rig.finish(t);
 });
 
+test('who provokes errors of other kinds keeps nobody from hearing how long a packet may be', (t) => {
+  const { send, rig } = gatewayRig({ mtu: 1400 });
+  for (let i = 0; i < 80; i++) send(withTtl(fromC1(), 1));
+  const about = long({ fragment: 0x4000 }, 1401);
+  let sent = 0;
+  for (let i = 0; i < 80; i++) sent += send(about).answers.length;
+  t.is(sent, 50);
+  rig.finish(t);
+});
+
 test('property: whatever comes, each frame is sent on, answered or dropped, once', (t) => {
   const bytes = fc.oneof(
     fc.uint8Array({ minLength: 0, maxLength: 200 }),

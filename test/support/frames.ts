@@ -39,7 +39,12 @@ export function concat(...parts: readonly Uint8Array[]): Uint8Array {
 }
 
 export function be16(...values: readonly number[]): Uint8Array {
-  return Uint8Array.from(values.flatMap((value) => [value >>> 8, value]));
+  const bytes = new Uint8Array(2 * values.length);
+  values.forEach((value, i) => {
+    bytes[2 * i] = value >>> 8;
+    bytes[2 * i + 1] = value;
+  });
+  return bytes;
 }
 
 /** Bytes whose content says where they were, so that a shift or a hole shows. */

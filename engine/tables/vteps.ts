@@ -43,6 +43,8 @@ export class Vteps {
   readonly addresses: Uint32Array;
   private readonly index: Int32Array;
   private readonly mask: number;
+  /** Bits of a product that are not of a slot's number. */
+  private readonly shift: number;
   /** Learned VTEPs in use. */
   learned = 0;
   /** What was seen of each VTEP, in SAW_ bits, and what of it was told already. */
@@ -66,14 +68,15 @@ export class Vteps {
     let slots = 16;
     while (slots < capacity * 2) slots *= 2;
     this.mask = slots - 1;
+    this.shift = Math.clz32(this.mask);
     this.index = new Int32Array(slots).fill(-1);
   }
 
+  /** By the highest bits of a product, which the last byte of an address reaches: it is the highest of its word. */
   private slot(a: number, b: number, c: number, d: number): number {
     let h = Math.imul(a ^ Math.imul(b, 0x85ebca6b), 0x9e3779b1);
     h = Math.imul(h ^ c ^ (h >>> 15), 0xc2b2ae35);
-    h = Math.imul(h ^ d ^ (h >>> 13), 0x27d4eb2f);
-    return (h ^ (h >>> 15)) & this.mask;
+    return Math.imul(h ^ d ^ (h >>> 13), 0x27d4eb2f) >>> this.shift;
   }
 
   /** Index of the VTEP with this address (four little-endian words, IPv4 as ::ffff:a.b.c.d); -1 unknown. */

@@ -148,3 +148,14 @@ test('property: the table is a map from addresses to small numbers', (t) => {
     { numRuns: 200 },
   );
 });
+
+test('VTEPs of one network, whose addresses differ in the last byte alone, have slots of their own', (t) => {
+  const vteps = new Vteps(4096);
+  for (const prefix of ['192.168.50.', '2001:db8::']) {
+    const homes = Array.from({ length: 256 }, (_, host) => {
+      const address = ip(`${prefix}${prefix.includes(':') ? host.toString(16) : host}`);
+      return vteps['slot'](...addressWords(address));
+    });
+    t.is(new Set(homes).size, 256);
+  }
+});

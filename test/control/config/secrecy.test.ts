@@ -105,8 +105,10 @@ const PLACES: readonly RegExp[] = [
 for (const place of PLACES) {
   test(`nothing of a wrong value is told: in place of ${place.source}`, (t) => {
     t.regex(FILE, place);
+    // Behind a blank one more changes nothing.
+    const spaces = FILE[FILE.search(place) - 1] === ' ' ? [''] : ['', ' '];
     for (const value of VALUES) {
-      for (const space of ['', ' ']) {
+      for (const space of spaces) {
         // Those that stand in the file as they are must not be told either, whatever else is wrong.
         tellsNothing(
           t,
@@ -205,6 +207,6 @@ test('property: a file cut, doubled and overwritten tells nothing of its secrets
       }
       tellsNothing(t, text);
     }),
-    { numRuns: 4000 },
+    { numRuns: 1500 },
   );
 });

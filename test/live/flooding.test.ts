@@ -118,7 +118,7 @@ live(
     const before = await engines[0].element('neighbour');
     const sniffer = await sniff(containers[1], 'eth0', `arp or ${FILTER}`);
     containers[0].ip('neigh', 'flush', 'all');
-    t.is((await ping(containers[0], '10.0.9.21', { count: 2 })).received, 2);
+    t.true((await ping(containers[0], '10.0.9.21', { count: 2, deadlineS: 10 })).received >= 2);
     await inject(containers[0], 'eth0', frameFrom(1, BROADCAST, 120));
     await seen(sniffer, mark(120));
     t.is(sniffer.frames().length, 1);
@@ -160,7 +160,7 @@ live(
   'split horizon: what came from one VTEP never goes to another, and is counted',
   async (t) => {
     const { hosts, containers, engines } = mesh();
-    t.is((await ping(containers[0], overlayAddress(3), { count: 1 })).received, 1);
+    t.true((await ping(containers[0], overlayAddress(3), { count: 1, deadlineS: 10 })).received >= 1);
     const dropped = await engines[0].watchDrops();
     const sniffers = await Promise.all(containers.map((container) => sniff(container, 'eth0', FILTER)));
     const packet = (inner: Uint8Array) => concat(Uint8Array.of(8, 0, 0, 0, 0, 0, 42, 0), inner);
@@ -188,7 +188,7 @@ live(
     const { hosts, containers } = mesh();
     const filter = 'udp and dst port 4789';
     const witnesses = await Promise.all(hosts.slice(1).map((host) => witness(host, 'under0', filter)));
-    t.is((await ping(containers[0], overlayAddress(3), { count: 1 })).received, 1);
+    t.true((await ping(containers[0], overlayAddress(3), { count: 1, deadlineS: 10 })).received >= 1);
     await inject(
       containers[0],
       'eth0',
@@ -219,14 +219,14 @@ live(
       endpoints: [...mesh().fileOf(n).endpoints, endpoint],
     });
     await engines[1].change(with9(2));
-    t.is((await ping(containers[0], overlayAddress(9), { count: 2 })).received, 2);
+    t.true((await ping(containers[0], overlayAddress(9), { count: 2, deadlineS: 10 })).received >= 2);
     await locate(t, 2);
     await engines[1].change(mesh().fileOf(2));
     await engines[2].change(with9(3));
     // It announces itself or speaks first; either way host 1 follows.
     await mover.exec('ping', ['-c', '1', '-w', '5', overlayAddress(1)]);
-    t.is((await ping(containers[0], overlayAddress(9), { count: 3 })).received, 3);
-    t.is((await ping(containers[1], overlayAddress(9), { count: 3 })).received, 3);
+    t.true((await ping(containers[0], overlayAddress(9), { count: 3, deadlineS: 10 })).received >= 3);
+    t.true((await ping(containers[1], overlayAddress(9), { count: 3, deadlineS: 10 })).received >= 3);
     await locate(t, 3);
     t.true((await engines[0].element('bridge'))['moved'] >= 1);
     await engines[2].change(mesh().fileOf(3));

@@ -47,8 +47,8 @@ live(
       host.route('default', { via: NEAR_ADDRESS });
       await both.start(engine1);
       t.true(host.ip('address', 'show', 'tap-out').includes('172.31.0.0/31'));
-      t.is((await ping(c1, FAR_ADDRESS, { count: 1 })).received, 1);
-      t.is((await ping(g1, FAR_ADDRESS, { count: 1 })).received, 1);
+      t.true((await ping(c1, FAR_ADDRESS, { count: 1, deadlineS: 10 })).received >= 1);
+      t.true((await ping(g1, FAR_ADDRESS, { count: 1, deadlineS: 10 })).received >= 1);
       // Routed without masquerade: outside knows the way back, and still may not come by itself.
       await serve(far, 'TCP', 7001);
       t.is(await askTcp(c1, FAR_ADDRESS, 7001, 'routed'), '10.0.9.1 routed');
@@ -97,7 +97,7 @@ live(
       const servers = [await serve(c1, 'TCP', 80), await serve(c2, 'TCP', 80)];
       const both = async (): Promise<void> => {
         t.is(await askTcp(far, HOST_ADDRESS, 8082, 'two'), `${FAR_ADDRESS} two`);
-        t.is((await ping(c2, FAR_ADDRESS, { count: 1 })).received, 1);
+        t.true((await ping(c2, FAR_ADDRESS, { count: 1, deadlineS: 10 })).received >= 1);
       };
       await both();
       t.is(await askTcp(far, HOST_ADDRESS, 8080, 'one'), `${FAR_ADDRESS} one`);
@@ -162,7 +162,10 @@ live(
       t.is(await conf('all', 'forwarding'), '0');
       t.is(await conf('out0', 'force_forwarding'), '1');
       for (const address of [HOST_V6, 'fd00:60::1', FAR_V6])
-        t.is((await ping(c1, address, { count: 2 })).received, 2, `${address} ${await why()}`);
+        t.true(
+          (await ping(c1, address, { count: 2, deadlineS: 10 })).received >= 2,
+          `${address} ${await why()}`,
+        );
       const serve6 = async (server: Namespace, port: number) => {
         const running = server.start('socat', [
           `TCP6-LISTEN:${port},reuseaddr,fork`,

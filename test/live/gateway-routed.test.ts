@@ -24,7 +24,7 @@ live(
     t.is(await askTcp(c1, FAR_ADDRESS, 7001, 'over tcp'), '10.0.9.1 over tcp');
     t.is(await askUdp(c1, FAR_ADDRESS, 7002, 'over udp'), '10.0.9.1 over udp');
     t.is(await askTcp(g1, FAR_ADDRESS, 7001, 'masqueraded'), `${UPLINK_ADDRESS} masqueraded`);
-    t.is((await ping(c1, FAR_ADDRESS, { count: 3, deadlineS: 5 })).received, 3);
+    t.true((await ping(c1, FAR_ADDRESS, { count: 3, deadlineS: 5 })).received >= 3);
     await tcp.stop();
     await udp.stop();
   },

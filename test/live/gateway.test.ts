@@ -143,8 +143,8 @@ live('a packet with little TTL is answered by each router on the way', async (t)
   };
   t.regex(await hop(c1, FAR_ADDRESS, 1), /^10\.0\.9\.254/);
   t.regex(await hop(c1, FAR_ADDRESS, 2), /^192\.168\.60\.1/);
-  t.is((await ping(c1, FAR_ADDRESS, { count: 1 })).received, 1);
-  t.is((await ping(far, UPLINK_ADDRESS, { count: 1 })).received, 1);
+  t.true((await ping(c1, FAR_ADDRESS, { count: 1, deadlineS: 10 })).received >= 1);
+  t.true((await ping(far, UPLINK_ADDRESS, { count: 1, deadlineS: 10 })).received >= 1);
 });
 
 live('what cannot be reached is said: no host on the link, no port at the server', async (t) => {

@@ -216,7 +216,7 @@ live(
     const { red, green } = tenants().containers;
     const redSniffer = await sniff(red[1], 'eth0', 'ip or ether proto 0x88b5');
     const greenSniffer = await sniff(green[1], 'eth0', 'ip or ether proto 0x88b5');
-    t.is((await ping(red[0], overlayAddress(2), { count: 5 })).received, 5);
+    t.true((await ping(red[0], overlayAddress(2), { count: 5, deadlineS: 10 })).received >= 5);
     // Broadcast and unicast, with the very addresses that the other network has too.
     await inject(red[0], 'eth0', frameTo(BROADCAST, 70), frameTo(overlayMac(2), 71));
     await inject(green[0], 'eth0', frameTo(BROADCAST, 72), frameTo(overlayMac(2), 73));
@@ -228,7 +228,7 @@ live(
     // Five pings and two frames; green saw its own two and no ping.
     t.is(redSniffer.frames().length, 7);
     t.is(greenSniffer.frames().length, 2);
-    t.is((await ping(green[0], overlayAddress(2), { count: 5 })).received, 5);
+    t.true((await ping(green[0], overlayAddress(2), { count: 5, deadlineS: 10 })).received >= 5);
     await redSniffer.stop();
     await greenSniffer.stop();
   },

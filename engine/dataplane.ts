@@ -225,6 +225,7 @@ export class DataPlane {
       neighbours: this.neighbours,
       ports: this.outputs,
       bridge: toBridge,
+      vxlanPort: underlay.port,
       mesh: { domains: this.domains, stations: this.table, tunnel: toTunnel },
     });
     const { outputs: ports } = this;

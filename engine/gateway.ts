@@ -75,6 +75,8 @@ export interface GatewayOptions {
   /** Sending side of each local port, by port number. */
   readonly ports: readonly (Batch | null)[];
   readonly bridge: Batch;
+  /** UDP port of the underlay. */
+  readonly vxlanPort: number;
   /** What the mesh needs beside, and where it sends frames for VTEPs. */
   readonly mesh: Pick<MeshOptions, 'domains' | 'stations'> & { readonly tunnel: Batch };
 }
@@ -151,6 +153,7 @@ export class GatewayWay {
     this.expiring = this.translations.length > 0 ? flows : null;
     const gateway = createGateway(context, this.gateways, neighbours, errors, {
       ports,
+      vxlanPort: options.vxlanPort,
       bridge,
       mesh: this.mesh && { element: this.mesh, forth: this.toMesh },
       uplinks: this.uplinks.map(({ fromInside, v6 }, index) => ({

@@ -35,6 +35,7 @@ import {
   inPrefix,
   ipv6Length,
   isRoutableV6,
+  LATER_FRAGMENT_V6,
   ROUTED_BY_SENDER,
   sameAddress,
   upperLayer,
@@ -55,6 +56,7 @@ const REASONS = [
   'not-served',
   'same-network',
   'between-networks',
+  'to-underlay',
   'no-uplink',
   'hop-limit',
   'too-big',
@@ -69,6 +71,7 @@ const [
   NOT_SERVED,
   SAME_NETWORK,
   BETWEEN_NETWORKS,
+  TO_UNDERLAY,
   WITHOUT_UPLINK,
   HOP_LIMIT,
   TOO_BIG,
@@ -94,6 +97,7 @@ export interface GatewayOutputsV6 {
   readonly bridge: Batch;
   /** As of the gateway for IPv4. */
   readonly mesh: { readonly element: Mesh; readonly forth: Batch } | null;
+  readonly vxlanPort: number;
 }
 
 export interface GatewayV6 {
@@ -119,6 +123,7 @@ export function createGatewayV6(
   const { values } = context.counters;
   const { ports, uplinks, bridge } = to;
   const mesh = to.mesh?.element ?? null;
+  const vxlan = swap16(to.vxlanPort);
   const drops = new Drops(context, 'gateway-v6', REASONS);
   const { base } = context.counters.claim('gateway-v6', COUNTERS);
 
@@ -189,12 +194,20 @@ export function createGatewayV6(
     else if (!way || !out) refuse(frame, WITHOUT_UPLINK, UNREACHABLE_V6, NO_ROUTE, 0);
     else if (sameAddress(u16, ip + IPV6_DESTINATION, out.address, 0) && isEchoV6(u16, ip))
       local(frame, ip, false);
+    else if (isVxlan(ip, upper) && !sameAddress(u16, ip + IPV6_DESTINATION, out.address, 0))
+      refuse(frame, TO_UNDERLAY, UNREACHABLE_V6, PROHIBITED, 0);
     else if (u16[ip + IPV6_NEXT_HOP] >>> 8 <= 1) refuse(frame, HOP_LIMIT, TIME_EXCEEDED_V6, 0, 0);
     else if (packetSize(frame, ip, upper) > way.mtu) refuse(frame, TOO_BIG, PACKET_TOO_BIG, 0, way.mtu);
     else {
       u16[ip + IPV6_NEXT_HOP] -= 0x100;
       out.out.push(frame);
     }
+  }
+
+  /** @param upper as `upperLayer` gives it. */
+  function isVxlan(ip: number, upper: number): boolean {
+    if (((upper >>> 16) & 0xff) !== PROTOCOL_UDP || (upper & LATER_FRAGMENT_V6) !== 0) return false;
+    return u16[ip + ((upper & 0xffff) >>> 1) + 1] === vxlan;
   }
 
   /** What is for the gateway itself, or an echo request for the uplink's address. */

@@ -5,6 +5,7 @@
  *   1. ARP for the gateway's address is answered, and echo to it; nothing else is served;
  *   2. the header is checked, and the source, which must be of the network;
  *   3. what is for a network of this host goes nowhere: neither between networks nor, by this way, between containers;
+ *      nor does VXLAN, which a container would reach any network by, and which hosts take from each other alone;
  *   4. networks without uplink have no way out;
  *   5. TTL and MTU: the sender hears why its packet does not go on;
  *   6. the packet goes to the uplink's way out, address translation first.
@@ -69,6 +70,7 @@ const REASONS = [
   'not-served',
   'same-network',
   'between-networks',
+  'to-underlay',
   'no-uplink',
   'ttl-exceeded',
   'too-big',
@@ -85,6 +87,7 @@ const [
   NOT_SERVED,
   SAME_NETWORK,
   BETWEEN_NETWORKS,
+  TO_UNDERLAY,
   WITHOUT_UPLINK,
   TTL_EXCEEDED,
   TOO_BIG,
@@ -118,6 +121,8 @@ export interface GatewayOutputs {
   readonly bridge: Batch;
   /** Packets for stations of all nodes; null where nothing is carried between nodes. */
   readonly mesh: { readonly element: Mesh; readonly forth: Batch } | null;
+  /** UDP port of the underlay, to which no container speaks. */
+  readonly vxlanPort: number;
 }
 
 export interface Gateway {
@@ -147,6 +152,7 @@ export function createGateway(
   /** The pieces of one packet, which are fewer than a batch has room for. */
   const parts = new Batch({ process() {} });
   const mesh = to.mesh?.element ?? null;
+  const vxlan = swap16(to.vxlanPort);
   const v6 = createGatewayV6(context, gateways, neighbours, errorsV6, to);
 
   function fromInside(batch: Batch): void {
@@ -244,6 +250,10 @@ export function createGateway(
       refuse(frame, BETWEEN_NETWORKS, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, 0);
       return;
     }
+    if (isVxlan(ip) && destination !== way.address) {
+      refuse(frame, TO_UNDERLAY, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, 0);
+      return;
+    }
     if ((u16[ip + IPV4_TTL_PROTOCOL] & 0xff) <= 1) {
       refuse(frame, TTL_EXCEEDED, TIME_EXCEEDED, 0, 0);
       return;
@@ -257,6 +267,12 @@ export function createGateway(
     }
     hop(ip);
     way.out.push(frame);
+  }
+
+  function isVxlan(ip: number): boolean {
+    if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_UDP) return false;
+    // 0xff1f: an offset of a fragment, which has no ports then.
+    return (u16[ip + IPV4_FRAGMENT] & 0xff1f) === 0 && u16[ip + ((u16[ip] & 15) << 1) + 1] === vxlan;
   }
 
   /** What is for the gateway itself, by the address given. */

@@ -63,6 +63,20 @@ async function reaches(t: ExecutionContext, from: Namespace, address: string): P
 }
 
 live(
+  'a container puts nothing into another network by speaking VXLAN to its host',
+  async (t) => {
+    const { c1, engine1 } = rig();
+    const drops = await engine1.watchDrops();
+    // Of no network, so that it would be counted where it arrived.
+    const header = '\\x08\\0\\0\\0\\0\\0\\x09\\0';
+    await c1.exec('sh', ['-c', `printf '${header}%060d' 0 | socat - UDP:192.168.50.1:4789`]);
+    await waitFor(async () => (await drops())['gateway to-underlay'] >= 1, { what: 'it to be refused' });
+    t.is((await drops())['vxlan-decap unknown-vni'] ?? 0, 0);
+  },
+  TOOLS,
+);
+
+live(
   'containers reach the host and what is behind it; the server sees the host',
   async (t) => {
     const { c1, c2, g1, far } = rig();

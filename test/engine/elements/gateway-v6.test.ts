@@ -93,6 +93,7 @@ function gatewayRig({ mtu = 1500, v6 = true, carried = 0 } = {}) {
   };
   const errors = { v4: createIcmpErrors(rig.context), v6: createIcmpv6Errors(rig.context) };
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
+    vxlanPort: 4789,
     ports: [null, batches[0]],
     bridge: batches[2],
     mesh: carried === 0 ? null : { element: meshOf(carried), forth: batches[3] },
@@ -206,6 +207,13 @@ const REFUSED: readonly (readonly [title: string, bytes: Uint8Array, reason: str
   ['from elsewhere', fromC1({ source: 'fd00:10::1' }), 'bad-source'],
   ['from the link alone', fromC1({ source: 'fe80::1' }), 'bad-source'],
   ["from the gateway's address", fromC1({ source: GATEWAY }), 'bad-source'],
+  ['VXLAN', fromC1({ destinationPort: 4789 }), 'to-underlay', `1/1 ${GATEWAY} to ${C1} mtu 0`],
+  [
+    'VXLAN behind other headers',
+    fromC1({ destinationPort: 4789, extensions: extension(17), first: 60 }),
+    'to-underlay',
+    `1/1 ${GATEWAY} to ${C1} mtu 0`,
+  ],
   ['a source route', fromC1({ extensions: extension(17, 0, 1), first: 43 }), 'source-route'],
   [
     'hop-by-hop options behind others',
@@ -329,6 +337,19 @@ test('errors are limited: fifty at once, and one a millisecond', (t) => {
   for (let i = 0; i < 80; i++) sent += send(fromC1({ hopLimit: 1 })).answers.length;
   t.is(sent, 50);
   t.is(rig.counter('icmpv6-errors', 'limited'), 30);
+  rig.finish(t);
+});
+
+test('what only looks like VXLAN passes, and so does what is published at its port', (t) => {
+  const { send, rig } = gatewayRig();
+  const later = Uint8Array.of(17, 0, 0, 8, 0, 0, 0, 1);
+  for (const p of [
+    { sourcePort: 4789 },
+    { protocol: 6, destinationPort: 4789 },
+    { destinationPort: 4789, extensions: later, first: 44 },
+    { destinationPort: 4789, destination: UPLINK },
+  ])
+    t.is(send(fromC1(p)).left.length, 1, JSON.stringify(p));
   rig.finish(t);
 });
 

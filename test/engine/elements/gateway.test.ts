@@ -79,6 +79,7 @@ function gatewayRig({ mtu = 1500, carried = 0 } = {}) {
   const mesh = { entryOf, back, ingress: Int32Array.of(1, carried) } as Partial<Mesh> as Mesh;
   const errors = { v4: createIcmpErrors(rig.context), v6: createIcmpv6Errors(rig.context) };
   const gateway = createGateway(rig.context, gateways, neighbours, errors, {
+    vxlanPort: 4789,
     ports: [null, batches[0]],
     bridge: batches[2],
     mesh: carried === 0 ? null : { element: mesh, forth: batches[2] },
@@ -162,6 +163,13 @@ const REFUSED: readonly (readonly [title: string, bytes: Uint8Array, reason: str
     'between-networks',
     `3/13 ${GATEWAY} to ${C1} mtu 0`,
   ],
+  ['VXLAN', fromC1({ destinationPort: 4789 }), 'to-underlay', `3/13 ${GATEWAY} to ${C1} mtu 0`],
+  [
+    'VXLAN behind options, in a first fragment',
+    fromC1({ destinationPort: 4789, options: Uint8Array.of(1, 1, 1, 0), fragment: 0x2000 }),
+    'to-underlay',
+    `3/13 ${GATEWAY} to ${C1} mtu 0`,
+  ],
   ['its own network', fromC1({ destination: '10.0.9.2' }), 'same-network', `3/13 ${GATEWAY} to ${C1} mtu 0`],
   ['TTL 1', withTtl(fromC1(), 1), 'ttl-exceeded', `11/0 ${GATEWAY} to ${C1} mtu 0`],
   ['TTL 0', withTtl(fromC1(), 0), 'ttl-exceeded', `11/0 ${GATEWAY} to ${C1} mtu 0`],
@@ -214,6 +222,19 @@ for (const [title, bytes, reason, error] of REFUSED) {
     rig.finish(t);
   });
 }
+
+test('what only looks like VXLAN passes, and so does what is published at its port', (t) => {
+  const { send, rig } = gatewayRig();
+  for (const p of [
+    { destinationPort: 4788 },
+    { sourcePort: 4789 },
+    { protocol: TCP, destinationPort: 4789 },
+    { destinationPort: 4789, fragment: 8 },
+    { destinationPort: 4789, destination: UPLINK },
+  ])
+    t.is(send(fromC1(p)).left.length, 1, JSON.stringify(p));
+  rig.finish(t);
+});
 
 test('networks without an uplink, and what comes from another host', (t) => {
   const { send, rig } = gatewayRig();

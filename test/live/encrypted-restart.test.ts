@@ -38,6 +38,16 @@ const REFUSED = /^esp-decrypt (unknown-spi|replayed|too-old)$/;
 
 const addresses = [overlayAddress(1), overlayAddress(2)] as const;
 
+/** Waits until both have sent so many more packets under the keys they have now. */
+async function used(engines: readonly Engine[], packets: number): Promise<void> {
+  const sent = async () => (await Promise.all(engines.map(outbound))).map(([row]) => row.packets);
+  const before = await sent();
+  await waitFor(async () => (await sent()).every((count, i) => count >= before[i] + packets), {
+    what: `${packets} packets of each`,
+    timeoutMs: 30_000,
+  });
+}
+
 /** Puts recorded packets on the wire once more, and asserts that each is refused and none delivered. */
 async function replay(t: ExecutionContext, mesh: Mesh, recorded: readonly EspPacket[], v6: boolean) {
   const { hosts, containers, engines } = mesh;
@@ -119,12 +129,12 @@ for (const { title, mode, encapsulation, v6 } of variants) {
         const recording = await record(mesh(), hosts[0]);
         const flow = await Flow.between(containers, addresses, 500);
         const before = (await Promise.all(engines.map(outbound))).map(([row]) => row.spi);
-        await delay(500);
+        await used(engines, 100);
         await Promise.all(victims.map((i) => engines[i].kill()));
         await Promise.all(victims.map((i) => engines[i].start()));
         for (const engine of engines) await sending(engine, 1);
         await reached(t, containers[0], addresses[1]);
-        await delay(300);
+        await used(engines, 50);
         const reports = await flow.stop();
         const { esp, ...rest } = await recording.stop();
         for (const { sent, last, duplicates, reordered } of reports) {

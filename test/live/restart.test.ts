@@ -40,9 +40,7 @@ for (const [path, rig] of [
       t.is((await ping(a, overlayAddress(2), { count: 1 })).received, 0, 'nobody forwards meanwhile');
 
       await engines[0].start();
-      await delay(1000);
-      const { received } = await ping(a, overlayAddress(2), { count: 1 });
-      t.is(received, 1, 'the first ping a second after ready');
+      t.true((await ping(a, overlayAddress(2), { count: 1, deadlineS: 10 })).received > 0);
       const after = linkOf(a, 'eth0');
       t.is(after?.ifindex, before?.ifindex);
       t.is(after?.address, before?.address);

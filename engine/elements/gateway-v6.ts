@@ -43,7 +43,7 @@ import {
 import { ROUTER_LE } from '../wire/nd.js';
 import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { answerNd } from './answer-nd.js';
-import { answerEchoV6, isEchoV6 } from './echo.js';
+import { answerEchoV6, isEchoFragmentV6, isEchoV6 } from './echo.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
 import { NO_NODE, WAITS } from './mesh/ways.js';
 import type { Mesh } from './mesh.js';
@@ -213,7 +213,7 @@ export function createGatewayV6(
   /** What is for the gateway itself, or an echo request for the uplink's address. */
   function local(frame: number, ip: number, toGateway: boolean): void {
     const port = ports[ingress[frame]];
-    if (port && isEchoV6(u16, ip)) {
+    if (port && (isEchoV6(u16, ip) || (toGateway && isEchoFragmentV6(u16, ip)))) {
       values[base + ECHO_ANSWERED]++;
       answerEchoV6(frames, frame);
       port.push(frame);

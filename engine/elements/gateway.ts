@@ -52,7 +52,7 @@ import {
 import { hasSourceRoute, ipv4Length, isRoutable } from '../wire/ipv4-checks.js';
 import { TCP_FLAGS, tcpHeaderLength } from '../wire/tcp.js';
 import { answerArp } from './answer-arp.js';
-import { answerEcho, isEcho } from './echo.js';
+import { answerEcho, isEcho, isEchoFragment } from './echo.js';
 import { createFragmenter } from './fragment.js';
 import { createGatewayV6, type GatewayUplinkV6 } from './gateway-v6.js';
 import type { IcmpErrors } from './icmp-errors.js';
@@ -278,7 +278,9 @@ export function createGateway(
   /** What is for the gateway itself, by the address given. */
   function local(frame: number, ip: number, own: number): void {
     const port = ports[ingress[frame]];
-    if (port && isEcho(u16, ip)) {
+    // To an uplink's address fragments may be those of flows.
+    const asked = isEcho(u16, ip) || (own === address[domain[frame]] && isEchoFragment(u16, ip));
+    if (port && asked) {
       values[base + ECHO_ANSWERED]++;
       answerEcho(frames, frame);
       port.push(frame);

@@ -84,9 +84,12 @@ live('ping: small, large and many at once, over IPv4 and IPv6', async (t) => {
   const { c1, c2, g1, engine1 } = rig();
   // The first long answer over IPv6 is what tells the server of the network's MTU: routers do not cut (RFC 8200, 5).
   await ping(c1, FAR_ADDRESS6, { count: 1, size: 8000 });
-  for (const address of [FAR_ADDRESS, FAR_ADDRESS6]) {
+  for (const address of [FAR_ADDRESS, FAR_ADDRESS6, '10.0.9.254', 'fd00:9::fe']) {
     const sizes = [0, 56, 1400, 8000].map((size) => ping(c1, address, { count: 5, size }));
-    const others = [c2, g1].map((from) => ping(from, address, { count: 20, interval: 0.1 }));
+    const inside = address.startsWith('10.') || address.startsWith('fd00:9:');
+    const others = (inside ? [c2] : [c2, g1]).map((from) =>
+      ping(from, address, { count: 20, interval: 0.1 }),
+    );
     for (const { received, sent, duplicates } of await Promise.all([...sizes, ...others]))
       t.deepEqual([received, duplicates], [sent, 0], `${address} ${JSON.stringify(await engine1.drops())}`);
   }

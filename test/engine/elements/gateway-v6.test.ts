@@ -31,6 +31,7 @@ import {
 } from '../../support/frames.js';
 import {
   destinationV6,
+  fragmentsOfV6,
   framedV6,
   ICMPV6,
   icmpv6Error,
@@ -280,6 +281,26 @@ test('echo to the gateway and to the uplink is answered', (t) => {
     t.is(`${sourceV6(bytes)} ${destinationV6(bytes)} ${bytes[21]}`, `${destination} ${C1} 64`);
     t.deepEqual(bytes.slice(0, 6), station(1));
   }
+  rig.finish(t);
+});
+
+test('echo in fragments is answered fragment by fragment, by the gateway', (t) => {
+  const { send, rig } = gatewayRig();
+  const asked = { source: C1, destination: GATEWAY, protocol: ICMPV6, content: payload(100) };
+  const frames = fragmentsOfV6(asked, 48, 7);
+  const answers = frames.flatMap((frame) => send(frame).answers.map(({ bytes }) => bytes));
+  t.deepEqual(
+    answers.map((bytes) => `${sourceV6(bytes)} ${destinationV6(bytes)} ${bytes[20]} ${bytes[21]}`),
+    frames.map(() => `${GATEWAY} ${C1} 44 64`),
+  );
+  const message = concat(...answers.map((bytes) => bytes.slice(62)));
+  const pseudo = slowSum(concat(ip(GATEWAY), ip(C1), be16(message.length, ICMPV6)));
+  t.deepEqual([message[0], slowSum(message, pseudo)], [129, 0xffff]);
+  t.deepEqual(message.slice(8), asked.content);
+  t.is(
+    send(fragmentsOfV6({ source: C1, destination: GATEWAY, content: payload(90) }, 48, 7)[1]).answers.length,
+    0,
+  );
   rig.finish(t);
 });
 

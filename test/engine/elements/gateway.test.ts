@@ -27,6 +27,7 @@ import {
 import {
   badChecksums,
   dotted,
+  fragmentsOf,
   framed,
   ICMP,
   icmpError,
@@ -258,6 +259,25 @@ test('echo to the gateway and to the uplink is answered', (t) => {
   rig.finish(t);
 });
 
+test('echo in fragments is answered fragment by fragment, by the gateway', (t) => {
+  const { send, rig } = gatewayRig();
+  const asked = { source: C1, destination: GATEWAY, protocol: ICMP, content: payload(100) };
+  const answers = fragmentsOf(asked, [48, 40]).flatMap((frame) => send(frame).answers);
+  t.deepEqual(
+    answers.map(({ bytes }) => [dotted(bytes.slice(26, 34)), be16At(bytes, 20), badChecksums(bytes)]),
+    [0x2000, 0x2006, 0x000b].map((field) => [`${GATEWAY}.${C1}`, field, []]),
+  );
+  const message = concat(...answers.map(({ bytes }) => bytes.slice(34)));
+  t.deepEqual([message[0], slowSum(message)], [0, 0xffff]);
+  t.deepEqual(message.slice(8), asked.content);
+  // Of a datagram that is no request the first is not; to the uplink's address they go on, for they may be a flow's.
+  t.is(send(framed({ ...asked, fragment: 0x2000 }, new Uint8Array(16))).answers.length, 0);
+  t.is(send(fromC1({ destination: GATEWAY, fragment: 8 })).answers.length, 0);
+  const onward = send(framed({ ...asked, destination: UPLINK, fragment: 8 }, new Uint8Array(16)));
+  t.deepEqual([onward.answers.length, onward.left.length], [0, 1]);
+  rig.finish(t);
+});
+
 test('a unicast ARP request for the gateway is answered', (t) => {
   const { send, rig } = gatewayRig();
   const arp = (operation: number, target: string): Uint8Array =>
@@ -449,3 +469,7 @@ test("what the mesh keeps is none of the gateway's any more", (t) => {
   t.deepEqual([answers, left, entered, back, drops], [[], [], [], [], {}]);
   rig.finish(t);
 });
+
+function be16At(bytes: Uint8Array, at: number): number {
+  return (bytes[at]! << 8) | bytes[at + 1]!;
+}

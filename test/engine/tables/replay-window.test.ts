@@ -99,7 +99,9 @@ class Naive {
   arrive(low: number): Verdict {
     const n = this.number(low);
     if (n < 0n) return 'no-half';
-    if (n === 0n || n > LAST) return 'too-old';
+    // Behind the last one the high half begins anew, with numbers of long ago: only a window refuses those.
+    if (n > LAST) return this.o.window === 0 && n !== LAST + 1n ? 'fresh' : 'too-old';
+    if (n === 0n) return 'too-old';
     if (this.o.window !== 0) {
       if (n <= this.top - BigInt(this.o.window)) return 'too-old';
       if (this.seen.has(n)) return 'replayed';

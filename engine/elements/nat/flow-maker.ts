@@ -13,9 +13,20 @@
  * the table was lost; but not one to a service that was ended on purpose. An RST never makes one, nor does an ICMP reply.
  */
 import type { Context } from '../../graph.js';
-import { isState, MET_IN, MET_OUT, NEW_IN, NEW_OUT, SYN_IN, SYN_OUT } from '../../tables/connection.js';
+import {
+  FIN_BOTH,
+  isState,
+  MET_IN,
+  MET_OUT,
+  NEW_IN,
+  NEW_OUT,
+  SYN_IN,
+  SYN_OUT,
+} from '../../tables/connection.js';
+import { EVICTED } from '../../tables/flow-events.js';
 import { outerKey } from '../../tables/flow-finder.js';
 import {
+  EXPIRY,
   EXTERNAL,
   FLOW_SHIFT,
   flowKeyHash,
@@ -30,7 +41,7 @@ import {
   STATE,
   STATE_MASK,
 } from '../../tables/flows.js';
-import { NO_PORT } from '../../tables/port-mappings.js';
+import { NO_PORT, SPACE_TCP } from '../../tables/port-mappings.js';
 import { swap16 } from '../../wire/ethernet.js';
 import { PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
 import { RST_LE, SYN_LE } from '../../wire/tcp.js';
@@ -38,7 +49,10 @@ import { type NatTables, spaceOf } from './tables.js';
 
 /** Flows of one port, newest first, that are looked at for one to the sender's address: some microseconds. */
 const MOST_LOOKED_AT = 128;
-/** Ports of each parity that are tried for one flow, where ports may be shared by flows to other remote ends. */
+/**
+ * Ports of each parity that are tried for one flow, where ports may be shared by flows to other remote ends; and in all
+ * where one is looked for whose connection is over.
+ */
 const MOST_TRIED = 64;
 
 export interface FlowMaker {
@@ -108,7 +122,30 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   /** The port that stands for an endpoint whatever it talks to. */
   function independentPort(space: number, own: number, endpoint: number): number {
     const known = ports.find(space, own, endpoint);
-    return known === NO_PORT ? ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff)) : known;
+    if (known !== NO_PORT) return known;
+    const port = ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff));
+    if (port !== NO_PORT || space !== SPACE_TCP || !endClosed()) return port;
+    return ports.allocate(space, own, endpoint, swap16(endpoint & 0xffff));
+  }
+
+  /**
+   * Ends a connection that both sides have closed and that has a port for itself: of some, the one that is over longest.
+   * Connections that come and go would else be as many as there are ports in four minutes.
+   * @returns false when there is none.
+   */
+  function endClosed(): boolean {
+    let best = NO_FLOW;
+    for (let i = 0; i < MOST_TRIED; i++) {
+      const flow = firstOfPort[(SPACE_TCP << 16) | ports.anyOf(i & 1)];
+      const at = flow << FLOW_SHIFT;
+      if (flow === NO_FLOW || words[at + STATE] !== FIN_BOTH || words[at + NEXT_OF_PORT] !== NO_FLOW)
+        continue;
+      if (best === NO_FLOW || words[at + EXPIRY] < words[(best << FLOW_SHIFT) + EXPIRY]) best = flow;
+    }
+    if (best === NO_FLOW) return false;
+    flows.end(best, EVICTED);
+    evicted();
+    return true;
   }
 
   /** A port that no other flow to the same remote end has: the one inside, or one of its parity, or another. */

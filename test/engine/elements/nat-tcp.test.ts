@@ -122,6 +122,35 @@ test('RFC 5382, REQ-5: one that ends goes after four minutes, though it was to s
   t.is(n.flows, 0);
 });
 
+test('where no port is left, a connection that both sides have closed gives up its own, the one that is over longest', (t) => {
+  const n = new NatRig({ firstPort: 40000, lastPort: 40003 });
+  const close = (port: number): void => {
+    const syn = connect(n, { sourcePort: port });
+    n.out(tcp(FIN | ACK, { sourcePort: port }));
+    n.in(answerTo(syn, FIN | ACK));
+  };
+  connect(n, { sourcePort: 1 });
+  connect(n, { sourcePort: 2 });
+  n.in(answerTo(n.out(tcp(ACK, { sourcePort: 2 })), RST));
+  for (const port of [3, 4]) {
+    close(port);
+    n.pass(10);
+  }
+  const before = n.states().length;
+  const third = sourcePort(n.out(tcp(ACK, { sourcePort: 3 })));
+  t.is(sourcePort(n.out(tcp(SYN, { sourcePort: 5 }))), sourcePort(n.out(tcp(ACK, { sourcePort: 5 }))));
+  t.is(n.states().length, before);
+  t.is(n.rig.counter('nat', 'flows-evicted'), 1);
+  // The other one is younger still, for its endpoint has spoken; then nobody is left who has closed.
+  t.is(sourcePort(n.out(tcp(SYN, { sourcePort: 6 }))), third);
+  t.is(n.refused(false, tcp(SYN, { sourcePort: 7 })), 'no-port');
+  t.is(n.shortages, 1);
+  // UDP has ports of its own, and nobody there has closed anything.
+  for (const port of [1, 2, 3, 4]) n.out(packet({ sourcePort: port }));
+  t.is(n.refused(false, packet({ sourcePort: 5 })), 'no-port');
+  n.finish(t);
+});
+
 test('RFC 5382, REQ-7: ports are not overloaded', (t) => {
   const n = new NatRig();
   const seen = new Set(

@@ -414,15 +414,22 @@ live(
       `for d in all eth0; do echo 1 > /proc/sys/net/ipv6/conf/$d/accept_dad; done
        echo 20000 > /proc/sys/net/ipv6/neigh/eth0/retrans_time_ms`,
     ]);
-    container.ip('addr', 'add', 'fd00::2/64', 'dev', 'eth0');
+    // On a busy machine it was seen to ask nobody in 20 s, and to do so when the address was given once more.
+    const claim = (what: 'add' | 'del'): string => container.ip('addr', what, 'fd00::2/64', 'dev', 'eth0');
+    let claimed = 0;
     await waitFor(
       () => {
+        if (Date.now() - claimed > 3000) {
+          if (claimed > 0) claim('del');
+          claim('add');
+          claimed = Date.now();
+        }
         breathe();
         return /fd00::2\/64 .*dadfailed/.test(container.ip('-6', 'addr', 'show', 'dev', 'eth0'));
       },
-      { what: 'the duplicate to be found', timeoutMs: 20_000 },
+      { what: 'the duplicate to be found', timeoutMs: 30_000 },
     );
-    t.is(rig.counter('neighbour', 'conflict'), 1);
+    t.true(rig.counter('neighbour', 'conflict') >= 1);
     t.deepEqual([...failures], [0, 0, 0, 0]);
     rig.finish(t);
   },

@@ -250,15 +250,16 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   function flowOf(frame: number, ip: number, t: number, protocol: number, own: number): number {
     const pair = u16[t + 1] | (u16[t] << 16);
     const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
+    const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : SYN_LE;
     const known = addresses.find(u16, ip + IPV6_SOURCE);
     if (known !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, known, pair, key), own, known, pair, key);
-      if (ref !== NO_FLOW) return (ref & 1) === IN ? ref >>> 1 : -1 - CONFLICT;
+      if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
+      if (ref !== NO_FLOW && !chooser.opensAgain(ref >>> 1, flags)) return ref >>> 1;
     }
     // The flow holds it; meanwhile we do.
     const remote = addresses.hold(u16, ip + IPV6_SOURCE);
     if (remote === NO_ADDRESS) return -1 - TABLE_FULL;
-    const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : SYN_LE;
     const made = chooser.make(mark[frame], own, remote, pair, key, flags);
     addresses.release(remote);
     if (made >= 0) values[base + MADE]++;
@@ -411,7 +412,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     drops,
     packet,
     age,
-    balancing: { ...chooser, expired: endings.expired },
+    balancing: { ...chooser, expired: life.expired },
     end: endings.begin,
     flush: () => odd.expire(true),
   };

@@ -262,9 +262,10 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   /** The flow of a packet to a service, a new one if need be; or -1 - reason. */
   function flowOf(frame: number, k: number): number {
     const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    // To a backend's own address, by a mark, from ends that it serves under a virtual one.
-    if (ref !== NO_FLOW) return (ref & 1) === IN ? ref >>> 1 : -1 - CONFLICT;
     const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : SYN_LE;
+    // To a backend's own address, by a mark, from ends that it serves under a virtual one.
+    if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
+    if (ref !== NO_FLOW && !chooser.opensAgain(ref >>> 1, flags)) return ref >>> 1;
     const made = chooser.make(mark[frame], owns[k], remotes[k], pairs[k], keys[k], flags);
     if (made >= 0) values[base + MADE]++;
     return made;
@@ -418,7 +419,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     drops,
     process,
     age,
-    balancing: { ...chooser, expired: endings.expired },
+    balancing: { ...chooser, expired: life.expired },
     end: endings.begin,
     flush: () => rest.expire(true),
   };

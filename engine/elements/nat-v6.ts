@@ -152,13 +152,15 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
     const mine = ip + (direction === OUT ? IPV6_SOURCE : IPV6_DESTINATION);
     const theirs = ip + (direction === OUT ? IPV6_DESTINATION : IPV6_SOURCE);
     const key = protocol | ownerKey | (direction === OUT ? (domain[frame] + 1) << 16 : 0);
+    const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0;
     const own = addresses.find(u16, mine);
     const remote = addresses.find(u16, theirs);
     if (own !== NO_ADDRESS && remote !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-      if (ref !== NO_FLOW) return ref >>> 1;
+      const isAgain = ref !== NO_FLOW && direction === IN && maker.opensAgain(ref >>> 1, flags);
+      if (ref !== NO_FLOW && !isAgain) return ref >>> 1;
     }
-    return make(mine, theirs, pair, key, protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0, direction);
+    return make(mine, theirs, pair, key, flags, direction);
   }
 
   /** Makes a flow, which then holds its addresses; meanwhile we do. */

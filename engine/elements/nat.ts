@@ -222,7 +222,9 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   /** The flow of a packet, a new one if need be; or -1 - reason. */
   function flowOf(k: number, direction: number): number {
     const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    return ref === NO_FLOW ? make(k, direction) : ref >>> 1;
+    if (ref === NO_FLOW) return make(k, direction);
+    const isAgain = direction === IN && maker.opensAgain(ref >>> 1, u16[transports[k] + TCP_FLAGS]);
+    return isAgain ? make(k, direction) : ref >>> 1;
   }
 
   function make(k: number, direction: number): number {

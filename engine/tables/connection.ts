@@ -35,6 +35,11 @@ const STATES = 14;
 /** Flags of a TCP packet that may do more than prolong an established connection. */
 export const TURNING_FLAGS = RST_LE | FIN_LE | SYN_LE;
 
+/** Whether TCP flags are those of a segment that opens a connection: SYN alone. */
+export function isOpening(flags: number): boolean {
+  return (flags & (ACK_LE | TURNING_FLAGS)) === SYN_LE;
+}
+
 /** Names of states, for people. */
 export const STATE_NAMES: Readonly<Record<number, string>> = {
   [NEW_IN]: 'unreplied-in',
@@ -112,6 +117,11 @@ function afterFin(state: number, inward: boolean): number {
   if (state === ESTABLISHED) return inward ? FIN_IN : FIN_OUT;
   if (state === (inward ? FIN_OUT : FIN_IN)) return FIN_BOTH;
   return state;
+}
+
+/** Whether a TCP connection in a state has ended: who opens one with the same ends begins another. */
+export function isClosed(state: number): boolean {
+  return state === FIN_BOTH || state === TRANSITORY;
 }
 
 /** Whether a flow can be in a state, TCP or not. */

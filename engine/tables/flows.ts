@@ -15,7 +15,7 @@
  * Addresses, ports and identifiers are words as little-endian loads give them. Everything is a signed 32-bit number:
  * those are small integers to V8 and cross calls without being boxed.
  */
-import { FIN_BOTH, KEPT, LONGEST_SILENCE, TRANSITORY, WORTHS } from './connection.js';
+import { isClosed, KEPT, LONGEST_SILENCE, WORTHS } from './connection.js';
 import { CHANGED, CLOSED, ENDED, EVICTED, EXPIRED, FLUSHED, type FlowEvents, MADE } from './flow-events.js';
 import { createFinder, type FlowFinder, outerKey } from './flow-finder.js';
 
@@ -320,8 +320,7 @@ export class Flows {
   }
 
   private isClosed(flow: number): boolean {
-    const state = this.words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK;
-    return state === FIN_BOTH || state === TRANSITORY;
+    return isClosed(this.words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK);
   }
 
   private enterBucket(flow: number, second: number): void {

@@ -1,14 +1,16 @@
 /**
  * Which backend a new flow of a service gets, and what flows count for.
  *
- * Affinity is a flow of its own kind in the same table: from the client to the virtual address, without ports, with the
- * backend that the client had last. It lives as long as the affinity does after the client's last new flow.
+ * Affinity is a flow of its own kind in the same table: from the client to the service's virtual address, whatever led to
+ * it, without ports, with the backend that the client had last. It lives as long as the affinity does after the client's last new flow.
  */
 import type { Context } from '../../graph.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
 import { NO_BACKEND } from '../../tables/backends.js';
 import {
   ESTABLISHED,
+  isClosed,
+  isOpening,
   isState,
   NEW_IN,
   NEW_OUT,
@@ -16,6 +18,7 @@ import {
   type Timeouts,
   TWO_SIDED,
 } from '../../tables/connection.js';
+import { CLOSED } from '../../tables/flow-events.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -39,7 +42,6 @@ import {
 } from '../../tables/flows.js';
 import { NOTHING, type Services } from '../../tables/services.js';
 import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.js';
-import { ACK_LE, FIN_LE, RST_LE, SYN_LE } from '../../wire/tcp.js';
 import type { Balancing } from '../nat/tables.js';
 
 export const BALANCE_REASONS = ['no-flow', 'no-service', 'no-backend', 'conflict', 'table-full'] as const;
@@ -49,10 +51,8 @@ export const [NO_SUCH_FLOW, NO_SERVICE_THERE, WITHOUT_BACKEND, CONFLICT, TABLE_F
 export const MIRROR = 0x80;
 /** Word of a connection: number of its service, and 1. Packets do not need it; who takes over the table does. */
 const SERVICE = NEXT_OF_PORT;
-/** Flags by which a segment that opens a connection is told: it has SYN alone. */
-const TURNING = ACK_LE | FIN_LE | RST_LE | SYN_LE;
-/** Backends that are tried for a client that has a flow with the same ends already. */
-const MOST_TRIED = 4;
+/** Further backends that are tried for a client that has a flow with the same ends already. */
+const MOST_TRIED = 16;
 /** Protocol of flows that are an affinity. */
 const AFFINITY = 0;
 
@@ -73,6 +73,11 @@ export interface Chooser extends Omit<Balancing, 'expired'> {
    * @returns its number, or -1 - reason.
    */
   make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number;
+  /**
+   * Whether a TCP segment opens a connection over the ports of one that has ended. That is a new one, for which a
+   * backend is chosen as for any other: the flow goes.
+   */
+  opensAgain(flow: number, flags: number): boolean;
   /** Whether a flow is a connection of TCP. */
   isTcp(flow: number): boolean;
   /** Gives up what a flow that `make` made uses. */
@@ -103,7 +108,7 @@ function isActive(state: number): boolean {
 export function createChooser(context: Context, options: ChooserOptions): Chooser {
   const { flows, services, timeouts, evicted, addresses } = options;
   const { words, seed, find } = flows;
-  const { backends, schedulers, affinity, idle } = services;
+  const { backends, schedulers, affinity, idle, virtual } = services;
   const { address, active, inactive, flows: counted, weight, up, service: serviceOf } = backends;
   const { pick } = schedulers;
   /** Of lists of backends, which are never changed, their numbers by address. */
@@ -116,25 +121,22 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const entry = services.find(space, own, protocol, port);
     const marked = mark === 0 ? NOTHING : services.marked(space, mark);
     const service = marked !== NOTHING ? marked : entry === NOTHING ? NOTHING : services.serviceAt(entry);
-    if (protocol === PROTOCOL_TCP && (flags & TURNING) !== SYN_LE) return -1 - NO_SUCH_FLOW;
+    if (protocol === PROTOCOL_TCP && !isOpening(flags)) return -1 - NO_SUCH_FLOW;
     if (service === NOTHING) return -1 - NO_SERVICE_THERE;
     // The port of another service's address is none of this one's.
     const isOwn = entry !== NOTHING && services.serviceAt(entry) === service;
     const target = isOwn ? services.targetAt(entry, port) : port;
     const outPorts = (pair & ~0xffff) | target;
-    const backend = choose(service, own, remote, pair, outPorts, key);
+    const backend = choose(service, remote, outPorts, key);
     if (backend < 0) return backend;
     const state = protocol === PROTOCOL_TCP ? SYN_IN : NEW_IN;
     const inside = address[backend];
     // What the backend answers to itself comes to the virtual address, with these ports.
     const back = (pair >>> 16) | (target << 16);
-    if (
-      inside === remote &&
-      find(flowKeyHash(seed, own, remote, back, key), own, remote, back, key) !== NO_FLOW
-    )
-      return -1 - CONFLICT;
+    // One that mirrors another is what is left of a connection of which the other flow made room.
+    if (inside === remote && !isVacant(own, remote, back, key, MIRROR)) return -1 - CONFLICT;
     // First, for it may cost another flow its place.
-    if (affinity[service] > 0) remember(service, own, remote, key, backend);
+    if (affinity[service] > 0) remember(service, remote, key, backend);
     const flow = enter(inside, remote, outPorts, key, own, pair, state | ((backend + 1) << 8));
     if (flow === NO_FLOW) return -1 - TABLE_FULL;
     count(flow, backend);
@@ -155,24 +157,27 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   }
 
   /** A backend that has no flow with these ends; or -1 - reason. */
-  function choose(
-    service: number,
-    own: number,
-    remote: number,
-    pair: number,
-    outPorts: number,
-    key: number,
-  ): number {
+  function choose(service: number, remote: number, outPorts: number, key: number): number {
     const sticky = affinity[service] > 0;
     if (sticky) {
-      const before = remembered(service, own, remote, aboutClients(key));
+      const before = remembered(service, remote, aboutClients(key));
       if (before !== NO_BACKEND && isFree(before, remote, outPorts, key)) return before;
     }
-    const port = sticky ? 0 : pair >>> 16;
+    const port = sticky ? 0 : outPorts >>> 16;
     const client = addresses === undefined ? remote : wordOfClient(addresses, remote);
-    for (let i = 0; i < MOST_TRIED; i++) {
-      const backend = pick(service, client, port);
-      if (backend === NO_BACKEND) return -1 - WITHOUT_BACKEND;
+    const backend = pick(service, client, port);
+    if (backend === NO_BACKEND) return -1 - WITHOUT_BACKEND;
+    return isFree(backend, remote, outPorts, key) ? backend : another(backend, remote, outPorts, key);
+  }
+
+  /** The next one of the service, in the order of `rr`: most schedulers choose the same for a client again. */
+  function another(taken: number, remote: number, outPorts: number, key: number): number {
+    const list = backends.lists[serviceOf[taken]];
+    const { length } = list;
+    const first = list.indexOf(taken);
+    for (let i = 1; i < length && i <= MOST_TRIED; i++) {
+      const backend = list[(first - i + length) % length];
+      if (weight[backend] === 0 || up[backend] === 0) continue;
       if (isFree(backend, remote, outPorts, key)) return backend;
     }
     return -1 - CONFLICT;
@@ -182,10 +187,23 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   function isFree(backend: number, remote: number, outPorts: number, key: number): boolean {
     const own = address[backend];
     const mesh = (key & ~0xfe00) | (MESH_OWNER << OWNER_SHIFT) | IN_DOMAIN;
-    return (
-      find(flowKeyHash(seed, own, remote, outPorts, key), own, remote, outPorts, key) === NO_FLOW &&
-      find(flowKeyHash(seed, own, remote, outPorts, mesh), own, remote, outPorts, mesh) === NO_FLOW
-    );
+    return isVacant(own, remote, outPorts, key, 0) && isVacant(own, remote, outPorts, mesh, 0);
+  }
+
+  /** Whether no flow has these ends. One that is over goes, and so does one with any of the bits `also` in its state. */
+  function isVacant(own: number, remote: number, ports: number, key: number, also: number): boolean {
+    const ref = find(flowKeyHash(seed, own, remote, ports, key), own, remote, ports, key);
+    if (ref === NO_FLOW) return true;
+    const state = words[((ref >>> 1) << FLOW_SHIFT) + STATE];
+    if (!isClosed(state & STATE_MASK) && (state & also) === 0) return false;
+    flows.end(ref >>> 1, CLOSED);
+    return true;
+  }
+
+  function opensAgain(flow: number, flags: number): boolean {
+    if (!isClosed(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK) || !isOpening(flags)) return false;
+    flows.end(flow, CLOSED);
+    return true;
   }
 
   function enter(
@@ -220,23 +238,24 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   }
 
   /** The backend that a client had, if it may have flows still. */
-  function remembered(service: number, own: number, remote: number, key: number): number {
-    const flow = affinityOf(service, own, remote, key);
+  function remembered(service: number, remote: number, key: number): number {
+    const flow = affinityOf(service, remote, key);
     if (flow === NO_FLOW) return NO_BACKEND;
     const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
     return serviceOf[backend] === service && up[backend] === 1 && weight[backend] > 0 ? backend : NO_BACKEND;
   }
 
-  function affinityOf(service: number, own: number, remote: number, key: number): number {
+  function affinityOf(service: number, remote: number, key: number): number {
+    const own = virtual[service];
     const about = (key & ~0xff) | AFFINITY;
     return find(flowKeyHash(seed, own, remote, service, about), own, remote, service, about) >>> 1;
   }
 
-  function remember(service: number, own: number, remote: number, key: number, backend: number): void {
+  function remember(service: number, remote: number, key: number, backend: number): void {
     const until = context.seconds + affinity[service];
     // Worth less than what has two sides: a flood of clients must not put that out.
     const state = NEW_OUT | MIRROR | ((backend + 1) << 8);
-    let flow = affinityOf(service, own, remote, key);
+    let flow = affinityOf(service, remote, key);
     if (flow !== NO_FLOW && words[(flow << FLOW_SHIFT) + INSIDE] !== address[backend]) {
       flows.end(flow);
       flow = NO_FLOW;
@@ -244,6 +263,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     if (flow === NO_FLOW) {
       const about = (key & ~0xff) | AFFINITY;
       // Without room for it the client is scheduled anew next time.
+      const own = virtual[service];
       flow = flows.obtain(address[backend], remote, service, about, own, service, evicted);
       if (flow === NO_FLOW) return;
       hold(flow);
@@ -257,19 +277,25 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   function turned(flow: number, before: number, after: number, refused: boolean): void {
     const backend = (words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
     // Neither accepted nor left to hang: whoever looks after its health may want to know.
-    if (before === SYN_IN && refused)
-      services.failed(backend, words[(flow << FLOW_SHIFT) + OUT_PORTS] & 0xffff, true);
+    if (before === SYN_IN && after === SYN_IN) judge(flow << FLOW_SHIFT, backend, refused);
     if (isActive(before) === isActive(after) || (words[(flow << FLOW_SHIFT) + STATE] & MIRROR) !== 0) return;
     const change = isActive(after) ? 1 : -1;
     active[backend] += change;
     inactive[backend] -= change;
   }
 
+  /** A connection goes on as one that is not accepted. */
+  function judge(at: number, backend: number, refused: boolean): void {
+    const port = words[at + OUT_PORTS] & 0xffff;
+    if (refused) services.failed(backend, port, true);
+    // A SYN that comes again after seconds is one that the backend did not answer.
+    else if (context.seconds - words[at + EXPIRY] + timeouts.opening >= 2) services.suspect(backend, port);
+  }
+
   function backendFor(service: number, remote: number, outPorts: number, key: number): number {
     const about = aboutClients(key);
-    const backend = choose(service, services.virtual[service], remote, outPorts, outPorts, key);
-    if (backend >= 0 && affinity[service] > 0)
-      remember(service, services.virtual[service], remote, about, backend);
+    const backend = choose(service, remote, outPorts, key);
+    if (backend >= 0 && affinity[service] > 0) remember(service, remote, about, backend);
     return backend;
   }
 
@@ -326,6 +352,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
 
   return {
     make,
+    opensAgain,
     forget,
     adopt,
     leave,

@@ -4,13 +4,12 @@
  */
 import type { Context } from '../../graph.js';
 import {
-  FIN_BOTH,
+  isClosed,
   MET_IN,
   NEW_IN,
   nextTcpState,
   SYN_IN,
   type Timeouts,
-  TRANSITORY,
   TWO_SIDED,
   tcpTimeouts,
 } from '../../tables/connection.js';
@@ -71,7 +70,7 @@ export interface TrackOptions {
 
 /** Whether a connection in a state stands in nobody's way. */
 function isOver(state: number): boolean {
-  return state === FIN_BOTH || state === TRANSITORY || state === MET_IN;
+  return isClosed(state) || state === MET_IN;
 }
 
 export function createTracks(context: Context, options: TrackOptions): Tracks {

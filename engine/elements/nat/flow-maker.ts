@@ -15,6 +15,8 @@
 import type { Context } from '../../graph.js';
 import {
   FIN_BOTH,
+  isClosed,
+  isOpening,
   isState,
   MET_IN,
   MET_OUT,
@@ -23,7 +25,7 @@ import {
   SYN_IN,
   SYN_OUT,
 } from '../../tables/connection.js';
-import { EVICTED } from '../../tables/flow-events.js';
+import { CLOSED, EVICTED } from '../../tables/flow-events.js';
 import { outerKey } from '../../tables/flow-finder.js';
 import {
   EXPIRY,
@@ -64,6 +66,11 @@ export interface FlowMaker {
   outward(own: number, remote: number, ports: number, key: number, flags: number): number;
   /** The same for a packet from outside. */
   inward(own: number, remote: number, ports: number, key: number, flags: number): number;
+  /**
+   * Whether a TCP segment from outside opens a connection to a service over the ports of one that has ended. A backend
+   * is chosen anew for it: the flow goes.
+   */
+  opensAgain(flow: number, flags: number): boolean;
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
@@ -213,6 +220,13 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return flow;
   }
 
+  function opensAgain(flow: number, flags: number): boolean {
+    const state = words[(flow << FLOW_SHIFT) + STATE];
+    if (state <= STATE_MASK || !isClosed(state & STATE_MASK) || !isOpening(flags)) return false;
+    flows.end(flow, CLOSED);
+    return true;
+  }
+
   /** Whether packets from outside are of a connection that was ended, so that nothing begins by them. */
   function hasEnded(remote: number, pair: number, key: number): boolean {
     return flows.ended.has(flowKeyHash(flows.seed, external, remote, pair, outerKey(key)));
@@ -337,5 +351,5 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   }
 
   flows.own(tables.owner, { over, leave, adopt }, addresses !== null);
-  return { outward, inward };
+  return { outward, inward, opensAgain };
 }

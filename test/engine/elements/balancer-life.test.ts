@@ -1,7 +1,7 @@
 /** The life of backends and flows: weights, drain, death, removal, affinity, expiry, and what is counted. */
 import test from 'ava';
 import type { ServiceIntent } from '../../../engine/intent.js';
-import { ESTABLISHED } from '../../../engine/tables/connection.js';
+import { ESTABLISHED, SYN_IN } from '../../../engine/tables/connection.js';
 import { FLOW_SHIFT, flowKeyHash, OUT_KEY, STATE } from '../../../engine/tables/flows.js';
 import { addressWord } from '../../../engine/tables/gateways.js';
 import { Services } from '../../../engine/tables/services.js';
@@ -341,16 +341,14 @@ test('with affinity, sh and maglev choose by the address alone', (t) => {
   }
 });
 
-test('ports of a closed connection begin one again', (t) => {
-  const b = new BalancerRig([of({}, backend(1), backend(2))]);
-  const more: Packet = {};
-  const request = open(b, 4000, more);
-  close(b, request, 4000, more);
-  t.deepEqual(counts(b, backendOf(request)).active, 0);
-  const again = open(b, 4000);
-  t.is(ends(again), ends(request));
-  b.one(answerTo(again, ACK));
-  t.is(counts(b, backendOf(again)).active, 1);
+test('affinity is of the service, whether its address or a mark leads to it', (t) => {
+  const b = new BalancerRig([of({ affinity: 60, mark: 300 }, backend(1), backend(2))]);
+  const mine = backendOf(b.one(syn(4000)));
+  for (let i = 1; i < 5; i++) {
+    const marked = b.one(syn(4000 + i, { destination: `10.0.9.20${i}` }), { mark: 300 });
+    t.is(backendOf(marked), mine);
+  }
+  t.is(b.flows.size, 6);
   b.rig.finish(t);
 });
 
@@ -377,6 +375,30 @@ test('what is counted of backends is what is in the table', (t) => {
     all.reduce((sum, one) => sum + one.flows, 0),
     90,
   );
+});
+
+test('a connection from outside that is not answered counts as failed, and its SYNs as signs of that', (t) => {
+  const health = { kind: 'tcp', path: '', interval: 2000, timeout: 1000, failures: 3, successes: 2 } as const;
+  const b = new BalancerRig([service({ backends: [backend(1)], health: { ...health, port: 80 } })]);
+  const { balancing } = b.balancer;
+  const [inside, client, external] = ['10.0.9.1', '198.51.100.7', '203.0.113.1'].map((a) =>
+    addressWord(ip(a)),
+  );
+  const key = TCP | (1 << 16);
+  const flow = b.flows.create(inside!, client!, 0xa00f5000 | 0, key, external!, 0xa00f901f | 0);
+  b.flows.words[(flow << FLOW_SHIFT) + STATE] = SYN_IN;
+  b.flows.setExpiry(flow, 1240);
+  balancing.begin(flow, 0);
+  balancing.turned(flow, SYN_IN, SYN_IN, false);
+  t.is(b.services.unanswered.size, 0);
+  b.at(1002);
+  balancing.turned(flow, SYN_IN, SYN_IN, false);
+  t.deepEqual([...b.services.unanswered], [[0, 1]]);
+  t.is(counts(b, 1).failures, 0);
+  balancing.expired(flow);
+  t.deepEqual([[...b.services.unanswered], counts(b, 1).failures], [[[0, 2]], 1]);
+  b.flows.remove(flow);
+  b.rig.finish(t);
 });
 
 test('both ends of a connection from outside are asked as they know it, and again when they may not have heard', (t) => {

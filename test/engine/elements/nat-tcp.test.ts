@@ -368,3 +368,36 @@ test('a port that is published for a service leads to the backend that is chosen
   t.is(n.refused(true, refused), 'no-backend');
   n.finish(t);
 });
+
+test('a connection to a service over the ports of one that has ended gets a backend like any other', (t) => {
+  const n = new NatRig();
+  let chosen = 6;
+  n.tables.balancing = {
+    backendFor: () => chosen,
+    addressOf: (backend) => word(ip(`10.0.9.${backend}`)),
+    backendAt: () => chosen,
+    begin(flow, backend) {
+      n.tables.flows.words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
+    },
+    leave: () => {},
+    turned: () => {},
+    idleOf: () => 50,
+    expired: () => {},
+  };
+  const address = ip('10.0.9.100');
+  n.tables.publish({ protocol: TCP, port: 8080, domain: 0, address, target: 80, service: 3 });
+  const to = { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 };
+  const arrived = n.in(tcp(SYN, to));
+  n.out(answerTo(arrived, SYN | ACK));
+  n.in(tcp(ACK, to));
+  chosen = 7;
+  t.is(ends(n.in(tcp(SYN, to))), `${OTHER}:9 > 10.0.9.6:80`, 'one that is open goes on');
+  n.in(tcp(FIN | ACK, to));
+  n.out(answerTo(arrived, FIN | ACK));
+  t.is(ends(n.in(tcp(ACK, to))), `${OTHER}:9 > 10.0.9.6:80`, 'the last segment of all');
+  const again = n.in(tcp(SYN, to));
+  t.is(ends(again), `${OTHER}:9 > 10.0.9.7:80`);
+  t.is(ends(n.out(answerTo(again, SYN | ACK))), `${EXTERNAL}:8080 > ${OTHER}:9`);
+  t.is(n.flows, 1);
+  n.finish(t);
+});

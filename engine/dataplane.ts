@@ -407,7 +407,7 @@ export class DataPlane {
     for (const { domain, address } of gone) this.neighbours.remove(domain, address);
     for (const added of difference(next.neighbours, sure.neighbours))
       this.neighbours.set(added.domain, added.address, added.mac, added.router);
-    this.gateway.apply(maybe, next);
+    this.gateway.apply(maybe, next, gone);
     if (next.ingress) this.domains.addPort(next.ingress.domain, MESH_PORT);
     if (next.services !== undefined && next.services.length > 0) this.services ??= this.serve();
     this.services?.apply(next, gone);

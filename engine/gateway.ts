@@ -17,7 +17,6 @@
  */
 import { native } from '../native-bindings/index.js';
 import { createDeferred, type Deferred } from './deferred.js';
-import { difference } from './difference.js';
 import { createResets } from './elements/balancer/resets.js';
 import { createClampMss } from './elements/clamp-mss.js';
 import { createGateway } from './elements/gateway.js';
@@ -36,6 +35,7 @@ import {
   type GatewayIntent,
   type Intent,
   type NatIntent,
+  type NeighbourIntent,
   type PublishIntent,
   type ServiceIntent,
   type UplinkIntent,
@@ -282,8 +282,11 @@ export class GatewayWay {
     return this.uplinks[owner].v6!.toResolver;
   }
 
-  /** Makes gateways and published ports what the intent says, and ends flows of who is gone. */
-  apply(before: Intent, next: Intent): void {
+  /**
+   * Makes gateways and published ports what the intent says, and ends flows of who is gone.
+   * @param endpoints gone, or with another MAC than before.
+   */
+  apply(before: Intent, next: Intent, endpoints: readonly NeighbourIntent[]): void {
     const gone = before.gateways.filter((old) => !next.gateways.some((kept) => sameWay(old, kept)));
     for (const { domain } of gone) this.gateways.remove(domain);
     for (const gateway of next.gateways) this.gateways.set(gateway);
@@ -291,7 +294,6 @@ export class GatewayWay {
     this.mesh?.origins.set(next.services ?? []);
     this.mesh?.ingress.set([next.ingress?.domain ?? -1, next.ingress?.mtu ?? 0]);
     const domains = new Set(gone.map(({ domain }) => domain));
-    const endpoints = difference(before.neighbours, next.neighbours);
     this.uplinks.forEach(({ routes }, index) => {
       routes?.set(next.gateways.filter(({ uplink }) => uplink === index));
     });

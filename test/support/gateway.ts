@@ -177,7 +177,7 @@ export function socatAddress(address: string): string {
 export async function askTcp(from: Namespace, address: string, port: number, line: string): Promise<string> {
   const { stdout } = await from.exec(
     'socat',
-    ['-t', '2', '-', `TCP:${bracketed(address)}:${port},connect-timeout=2`],
+    ['-t', '10', '-', `TCP:${bracketed(address)}:${port},connect-timeout=2`],
     {
       input: `${line}\n`,
     },
@@ -185,9 +185,18 @@ export async function askTcp(from: Namespace, address: string, port: number, lin
   return stdout.trim();
 }
 
-export async function askUdp(from: Namespace, address: string, port: number, line: string): Promise<string> {
-  const { stdout } = await from.exec('socat', ['-t', '1', '-', `UDP:${bracketed(address)}:${port}`], {
-    input: `${line}\n`,
-  });
-  return stdout.trim();
+/** @param patienceMs for the answer, where there is to be none; nobody says of UDP that it is over. */
+export async function askUdp(
+  from: Namespace,
+  address: string,
+  port: number,
+  line: string,
+  patienceMs = 10_000,
+): Promise<string> {
+  const stdio = ['pipe', 'pipe', 'pipe'] as const;
+  const asking = from.start('socat', ['-', `UDP:${bracketed(address)}:${port}`], { stdio: [...stdio] });
+  asking.child.stdin!.write(`${line}\n`);
+  await asking.output(/\n/, { timeoutMs: patienceMs }).catch(() => undefined);
+  await asking.stop('SIGKILL');
+  return asking.stdout.trim();
 }

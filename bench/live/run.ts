@@ -20,6 +20,8 @@ export interface LiveOptions {
   readonly rounds: number;
   /** Of each measurement. */
   readonly seconds: number;
+  /** Measured without a warm-up: for who wants to see it run, not the figures. */
+  readonly cold?: true;
   /** Whether the underlay between two hosts is IPv6. */
   readonly ipv6: boolean;
   /** Told what is being done, before each step. */
@@ -121,7 +123,7 @@ async function runRound(options: LiveOptions, topology: Topology, records: Gathe
 
 /** Puts a contender up in a site of its own; undefined when it cannot stand, which is recorded. */
 async function build(
-  { ipv6 }: LiveOptions,
+  { ipv6, cold }: LiveOptions,
   topology: Topology,
   record: Gathered,
   round: number,
@@ -138,7 +140,7 @@ async function build(
     await site.connected();
     if (contender.encrypted && (await overheard(site)))
       throw new Error('what it sends can be read between the hosts');
-    await warmUp(site);
+    if (!cold) await warmUp(site);
     return site;
   } catch (error) {
     if (error instanceof Unavailable) record.skipped = error.message;

@@ -221,6 +221,7 @@ live(
       measurements: MEASUREMENTS.filter(({ name }) => name === 'tcp1-ab'),
       rounds: 1,
       seconds: 1,
+      cold: true,
       ipv6: false,
       step: () => undefined,
     });
@@ -245,6 +246,7 @@ live(
       measurements: MEASUREMENTS.filter(({ name }) => name === 'tcp1-ab'),
       rounds: 1,
       seconds: 1,
+      cold: true,
       ipv6: false,
       step: () => undefined,
     });
@@ -274,6 +276,7 @@ live(
       measurements: [],
       rounds: 1,
       seconds: 1,
+      cold: true,
       ipv6: false,
       step: () => undefined,
     });

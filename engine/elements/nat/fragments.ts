@@ -14,11 +14,13 @@ import { ETHERNET_HEADER } from '../../wire/ethernet.js';
 import { IPV4_DESTINATION, IPV4_ID, IPV4_SOURCE, IPV4_TTL_PROTOCOL } from '../../wire/ip.js';
 import { replaceAddress } from './packet.js';
 
-/** Datagrams remembered at a time. */
+/** Datagrams remembered at a time whose first fragment went by. */
 const DATAGRAMS = 256;
 /** Fragments that wait, in all and of one datagram. */
 const WAITING = 128;
 const WAITING_EACH = 16;
+/** Places of datagrams: of as many as can wait for their first fragment, and of those that had it. */
+const PLACES = WAITING + DATAGRAMS;
 /** Seconds. A sender's fragments follow each other at once. */
 const PATIENCE = 5;
 
@@ -90,25 +92,26 @@ export function createFragments(
 ): Fragments {
   const { frames } = context;
   const { u16, off, domain } = frames;
-  const keys = new Int32Array(DATAGRAMS * KEY);
+  const keys = new Int32Array(PLACES * KEY);
   /** Of the fragment at hand. */
   const key = new Int32Array(KEY);
   /** Domain + 1 from inside, 0 from outside. */
-  const spaces = new Int32Array(DATAGRAMS);
-  const states = new Uint8Array(DATAGRAMS);
-  const addresses = new Int32Array(DATAGRAMS * ADDRESS);
-  const domains = new Uint16Array(DATAGRAMS);
-  const seconds = new Int32Array(DATAGRAMS);
+  const spaces = new Int32Array(PLACES);
+  const states = new Uint8Array(PLACES);
+  const addresses = new Int32Array(PLACES * ADDRESS);
+  const domains = new Uint16Array(PLACES);
+  const seconds = new Int32Array(PLACES);
   const held = new Uint32Array(WAITING);
   const heldFor = new Int16Array(WAITING).fill(-1);
-  let next = 0;
+  /** Of its kind the place that was taken last, by state. */
+  const next = new Int32Array(KNOWN + 1);
   let inUse = 0;
 
   /** Place of the datagram that a fragment belongs to, -1 when it has none. */
   function find(frame: number): number {
     family.read(u16, (off[frame] + ETHERNET_HEADER) >>> 1, key);
     const space = spaceOf(frame);
-    for (let i = 0; i < DATAGRAMS; i++) if (states[i] !== FREE && spaces[i] === space && isKey(i)) return i;
+    for (let i = 0; i < PLACES; i++) if (states[i] !== FREE && spaces[i] === space && isKey(i)) return i;
     return -1;
   }
 
@@ -116,19 +119,20 @@ export function createFragments(
     return direction === IN && !within ? 0 : domain[frame] + 1;
   }
 
-  /** The same; one that has none gets one. */
-  function place(frame: number): number {
-    const there = find(frame);
-    if (there >= 0) return there;
-    // The oldest one's, whose fragments, if any wait, are given up.
-    next = (next + 1) % DATAGRAMS;
-    giveUp(next);
+  /**
+   * A place for the datagram of a fragment that has none: the oldest one's of its kind, whose fragments, if any wait, are
+   * given up. So those of which only later fragments came have none forgotten whose first one went by.
+   */
+  function take(frame: number, state: number): number {
+    next[state] = (next[state] + 1) % (state === KNOWN ? DATAGRAMS : WAITING);
+    const place = next[state] + (state === KNOWN ? WAITING : 0);
+    giveUp(place);
     inUse++;
-    keys.set(key, next * KEY);
-    spaces[next] = spaceOf(frame);
-    states[next] = UNKNOWN;
-    seconds[next] = context.seconds;
-    return next;
+    keys.set(key, place * KEY);
+    spaces[place] = spaceOf(frame);
+    states[place] = state;
+    seconds[place] = context.seconds;
+    return place;
   }
 
   function isKey(datagram: number): boolean {
@@ -154,11 +158,12 @@ export function createFragments(
   }
 
   function later(frame: number): number {
-    const datagram = place(frame);
-    if (states[datagram] === KNOWN) {
-      translate(frame, datagram);
+    const there = find(frame);
+    if (there >= 0 && states[there] === KNOWN) {
+      translate(frame, there);
       return PASSED;
     }
+    const datagram = there >= 0 ? there : take(frame, UNKNOWN);
     let mine = 0;
     let free = -1;
     for (let i = 0; i < WAITING; i++) {
@@ -172,6 +177,11 @@ export function createFragments(
     return HELD;
   }
 
+  function refuse(frame: number): void {
+    const there = find(frame);
+    if (there >= 0) giveUp(there);
+  }
+
   function translate(frame: number, datagram: number): void {
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
     family.replace(u16, ip, direction === IN, addresses, datagram * ADDRESS);
@@ -179,33 +189,34 @@ export function createFragments(
   }
 
   function first(frame: number, words: Int32Array, at: number, dom: number): readonly number[] {
-    const datagram = place(frame);
-    states[datagram] = KNOWN;
+    const there = find(frame);
+    const datagram = there >= 0 && states[there] === KNOWN ? there : take(frame, KNOWN);
     // It may be another one under the same number.
     seconds[datagram] = context.seconds;
     for (let i = 0; i < ADDRESS; i++) addresses[datagram * ADDRESS + i] = words[at + i];
     domains[datagram] = dom;
     const released: number[] = [];
-    for (let i = 0; i < WAITING; i++) {
-      if (heldFor[i] !== datagram) continue;
+    for (let i = 0; i < WAITING && there >= 0; i++) {
+      if (heldFor[i] !== there) continue;
       heldFor[i] = -1;
       frames.resume(held[i]);
       translate(held[i], datagram);
       released.push(held[i]);
     }
+    if (there >= 0 && there !== datagram) giveUp(there);
     return released;
   }
 
   function expire(all = false): void {
     if (inUse === 0) return;
-    for (let i = 0; i < DATAGRAMS; i++) if (all || context.seconds - seconds[i] > PATIENCE) giveUp(i);
+    for (let i = 0; i < PLACES; i++) if (all || context.seconds - seconds[i] > PATIENCE) giveUp(i);
   }
 
   return {
     later,
     first,
     known,
-    refuse: (frame) => giveUp(place(frame)),
+    refuse,
     expire,
   };
 }

@@ -229,6 +229,25 @@ test('RFC 4787, REQ-14a: a flood of fragments holds few slots, and harms neither
   t.true(n.drops()['fragment']! >= 3100 - 128);
 });
 
+test('a flood of fragments that are refused has no datagram forgotten that went by', (t) => {
+  const n = new NatRig();
+  n.publish(53, 5353, { protocol: UDP });
+  const ends = { source: REMOTE, destination: EXTERNAL, sourcePort: 9, destinationPort: 53 };
+  const [first, second] = fragmentsOf({ ...ends, id: 1, content: content(60) }, [32]) as [
+    Uint8Array,
+    Uint8Array,
+  ];
+  n.feed(true, [first]);
+  for (let id = 2; id < 1000; id++)
+    n.feed(true, [framed({ ...ends, id, fragment: 100 | MORE }, content(64))]);
+  for (let id = 1000; id < 2000; id++) {
+    const [refused] = fragmentsOf({ ...ends, id, destinationPort: 54, content: content(60) }, [32]);
+    n.feed(true, [refused!]);
+  }
+  t.is(n.feed(true, [second]).inside.length, 1);
+  n.finish(t);
+});
+
 test('a first fragment too short for its ports is dropped (RFC 1858)', (t) => {
   const n = new NatRig();
   t.is(n.refused(false, framed({ protocol: TCP, fragment: MORE }, content(16))), 'malformed');

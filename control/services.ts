@@ -95,6 +95,14 @@ interface Known {
   intent: ServiceIntent | undefined;
 }
 
+/** A backend of which the data plane speaks. */
+interface Heard {
+  readonly service: string;
+  readonly address: string;
+  readonly backend: KnownBackend;
+  readonly known: Known;
+}
+
 /** A backend in one of the families of its service, and what it is in the other. */
 type HalfBackend = Omit<Backend, 'address6'> & { readonly other: string | undefined };
 
@@ -154,6 +162,8 @@ export class ServiceBook {
   private known = new Map<string, Known>();
   private readonly ids: Numbers;
   private readonly backendIds: Numbers;
+  /** Backends by their numbers; made when it is asked for, undefined when they may be others. */
+  private byId: Map<number, Heard> | undefined;
   /** MACs of endpoints, by network and address. */
   private macs: ReadonlyMap<string, string> = new Map();
 
@@ -176,7 +186,7 @@ export class ServiceBook {
     const known = structuredClone(this.known);
     const numbers = [this.ids.save(), this.backendIds.save()];
     return () => {
-      Object.assign(this, { config, halves, macs, known });
+      Object.assign(this, { config, halves, macs, known, byId: undefined });
       for (const undo of numbers) undo();
     };
   }
@@ -185,6 +195,7 @@ export class ServiceBook {
   private follow(config: ServicesConfig): void {
     if (config === this.config) return;
     this.config = config;
+    this.byId = undefined;
     this.macs = macsOf(config);
     this.halves = config.services.flatMap(halvesOf);
     const keys = new Set(this.halves.map(({ key }) => key));
@@ -315,10 +326,11 @@ export class ServiceBook {
 
   /** What there is now, in the order of the file. */
   list(): ServiceView[] {
+    const halfOf = new Map(this.halves.map((half) => [half.key, half]));
     return (this.config?.services ?? []).flatMap((service) => {
       const known = this.known.get(service.name)!;
       if (known.removed) return [];
-      const halves = this.halves.filter(({ name }) => name === service.name);
+      const halves = [service.name, key6(service.name)].flatMap((key) => halfOf.get(key) ?? []);
       const backends = halves.flatMap((half) => this.backendsOf(half, this.known.get(half.key)!));
       return { service, fwmark: service.fwmark ?? known.mark, backends };
     });
@@ -373,16 +385,20 @@ export class ServiceBook {
    * @returns who it is; undefined when it is nobody's any more.
    */
   hear(id: number, alive: boolean): { readonly service: string; readonly address: string } | undefined {
-    for (const { name, key } of this.halves) {
-      const known = this.known.get(key)!;
-      for (const [address, backend] of known.backends) {
-        if (backend.id !== id) continue;
-        backend.alive = alive;
-        known.intent = undefined;
-        return { service: name, address };
-      }
-    }
-    return undefined;
+    this.byId ??= new Map(this.halves.flatMap((half) => this.heardOf(half)));
+    const heard = this.byId.get(id);
+    if (heard === undefined) return undefined;
+    heard.backend.alive = alive;
+    heard.known.intent = undefined;
+    return { service: heard.service, address: heard.address };
+  }
+
+  private heardOf({ name, key }: Half): [id: number, heard: Heard][] {
+    const known = this.known.get(key)!;
+    return Array.from(known.backends, ([address, backend]) => [
+      backend.id,
+      { service: name, address, backend, known },
+    ]);
   }
 }
 

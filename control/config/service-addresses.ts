@@ -41,37 +41,52 @@ const addressesOf = ({ fields: { address, address6 } }: EndpointDraft): (string 
   address6?.address.text,
 ];
 
+/** Who has an address of a network: the first service whose virtual address it is, and the first endpoint. */
+export interface Holders {
+  readonly services: ReadonlyMap<string, ServiceDraft>;
+  readonly endpoints: ReadonlyMap<string, EndpointDraft>;
+}
+
+const placeOf = (network: string | undefined, address: string): string => `${network}\0${address}`;
+
+export function holdersOf(services: readonly ServiceDraft[], endpoints: readonly EndpointDraft[]): Holders {
+  const holders = { services: new Map<string, ServiceDraft>(), endpoints: new Map<string, EndpointDraft>() };
+  const hold = <T>(of: Map<string, T>, one: T, network: string | undefined, address: string | undefined) => {
+    const place = placeOf(network, address ?? '');
+    if (address !== undefined && !of.has(place)) of.set(place, one);
+  };
+  for (const service of services)
+    for (const vip of [service.fields.vip, service.fields.vip6])
+      hold(holders.services, service, service.fields.network, vip?.text);
+  for (const endpoint of endpoints)
+    for (const address of addressesOf(endpoint))
+      hold(holders.endpoints, endpoint, endpoint.fields.network, address);
+  return holders;
+}
+
 /** @param addresses virtual addresses that services before this one have. */
 export function checkAddresses(
   { path, fields, backends }: ServiceDraft,
-  services: readonly ServiceDraft[],
   network: NetworkDraft,
   addresses: Unique,
-  endpoints: readonly EndpointDraft[],
+  holders: Holders,
   findings: Findings,
 ): void {
-  const here = endpoints.filter((endpoint) => endpoint.fields.network === network.fields.name);
   for (const key of ['vip', 'vip6'] as const) {
     const vip = fields[key];
     const at = [...path, key];
     if (vip === undefined || notOf(network, vip, findings, at, key)) continue;
-    const owner = here.find((endpoint) => addressesOf(endpoint).includes(vip.text));
+    const owner = holders.endpoints.get(placeOf(network.fields.name, vip.text));
     if (owner !== undefined) {
       const message = `${key} ${vip.text} is the address of endpoint "${owner.fields.name}"`;
       findings.add(at, message, 'write an address that nobody has');
     } else {
       const what = `${key} ${vip.text} of network "${network.fields.name}"`;
-      addresses.add(`${network.fields.name}\0${vip.text}`, at, what, 'give each service its own');
+      addresses.add(placeOf(network.fields.name, vip.text), at, what, 'give each service its own');
     }
   }
   const own = new Unique(findings);
-  const virtual = (text: string): ServiceDraft | undefined =>
-    services.find(
-      (other) =>
-        other.fields.network === fields.network &&
-        [other.fields.vip?.text, other.fields.vip6?.text].includes(text),
-    );
-  for (const backend of backends) checkBackend(backend, network, { here, own, virtual }, findings);
+  for (const backend of backends) checkBackend(backend, network, own, holders, findings);
   if (fields.vip6 !== undefined) return;
   for (const { path: place, fields: backend } of backends) {
     if (backend.address6 === undefined) continue;
@@ -80,18 +95,12 @@ export function checkAddresses(
   }
 }
 
-/** What the backends of a service are checked with. */
-interface Others {
-  readonly here: readonly EndpointDraft[];
-  readonly own: Unique;
-  /** The service whose virtual address it is. */
-  virtual(address: string): ServiceDraft | undefined;
-}
-
+/** @param own addresses of the service's backends before this one. */
 function checkBackend(
   { path, fields }: ServiceDraft['backends'][number],
   network: NetworkDraft,
-  { here, own, virtual }: Others,
+  own: Unique,
+  { services, endpoints }: Holders,
   findings: Findings,
 ): void {
   checkMac(fields.mac, [...path, 'mac'], findings);
@@ -100,12 +109,12 @@ function checkBackend(
     const at = [...path, key];
     if (address === undefined || notOf(network, address, findings, at, key)) continue;
     own.add(address.text, at, `backend ${address.text}`, 'list each backend once');
-    const service = virtual(address.text);
+    const service = services.get(placeOf(network.fields.name, address.text));
     if (service !== undefined) {
       const message = `${address.text} is the vip of service "${service.fields.name}"`;
       findings.add(at, message, "write the backend's own address");
     }
-    const known = here.find((endpoint) => addressesOf(endpoint).includes(address.text));
+    const known = endpoints.get(placeOf(network.fields.name, address.text));
     if (fields.mac === undefined || known === undefined) continue;
     const message = `${address.text} is endpoint "${known.fields.name}", whose MAC is known`;
     findings.add([...path, 'mac'], message, 'remove it', 'key');

@@ -5,7 +5,7 @@ import { isMapping } from './document.js';
 import type { Findings, Path } from './problems.js';
 import { type Draft, readLeaf, readLeaves, readList } from './read.js';
 import { type EndpointDraft, type NetworkDraft, Unique, unknownName } from './relations.js';
-import { checkAddresses, checkMac } from './service-addresses.js';
+import { checkAddresses, checkMac, type Holders, holdersOf } from './service-addresses.js';
 import {
   affinitySchema,
   backendSchema,
@@ -145,9 +145,9 @@ export function checkServices(
     marks: new Unique(findings),
     addresses: new Unique(findings),
     published: published(around.ways),
+    holders: holdersOf(services, around.endpoints),
   };
-  for (const service of services)
-    checkService(service, services, ingress !== undefined, seen, around, findings);
+  for (const service of services) checkService(service, ingress !== undefined, seen, around, findings);
   if (services.length > 0) checkMacs(around.endpoints, findings);
   for (const mark of marks) checkMark(mark, services, around, findings);
 }
@@ -159,6 +159,7 @@ interface Seen {
   readonly addresses: Unique;
   /** Uplink, protocol and port: of which key they are. */
   readonly published: Map<string, string>;
+  readonly holders: Holders;
 }
 
 function checkCounts(services: readonly ServiceDraft[], findings: Findings): void {
@@ -177,7 +178,6 @@ function checkCounts(services: readonly ServiceDraft[], findings: Findings): voi
 
 function checkService(
   service: ServiceDraft,
-  services: readonly ServiceDraft[],
   hasIngress: boolean,
   seen: Seen,
   around: Surroundings,
@@ -191,8 +191,7 @@ function checkService(
     seen.marks.add(String(fwmark), [...path, 'fwmark'], `fwmark ${fwmark}`, 'give each service its own');
   const at = [...path, 'network'];
   const found = network === undefined ? undefined : find(around.networks, 'network', network, at, findings);
-  if (found !== undefined)
-    checkAddresses(service, services, found, seen.addresses, around.endpoints, findings);
+  if (found !== undefined) checkAddresses(service, found, seen.addresses, seen.holders, findings);
   checkPorts(service, findings);
   checkHealth(service, found, findings);
   for (const one of service.publish)

@@ -210,7 +210,7 @@ test('files: what cannot be read says why and what to do', (t) => {
     t.regex(load(dir), /is a directory, not a file; name the file in it/);
     t.regex(load(join(dir, 'ok.yaml', 'x')), /is not a directory; check the path/);
     t.regex(load('/dev/zero'), /is not a regular file; name a file on disk/);
-    t.regex(load(write('large.yaml', '#'.repeat((1 << 20) + 1))), /larger than 1048576 bytes; check/);
+    t.regex(load(write('large.yaml', '#'.repeat((1 << 23) + 1))), /larger than 8388608 bytes; check/);
     t.regex(load(write('latin.yaml', Uint8Array.of(0x6e, 0xe9))), /not UTF-8 text; save it as UTF-8/);
     t.regex(load('a\0b'), /cannot be read: .*; check the path/);
     execFileSync('sh', ['-c', 'mkfifo "$0"', join(dir, 'fifo')]);

@@ -76,7 +76,7 @@ test('hostile YAML is refused and does not hang, recurse or expand', (t) => {
     'deep mappings': ['{a: '.repeat(100_000), /nested more than 200 levels deep/],
     'many keys': [Array.from({ length: 40_000 }, (_, i) => `k${i}: 1`).join('\n'), /and 39902 more problems/],
     'many errors': [']'.repeat(10_000), /YAML: unexpected text or punctuation/],
-    'too large': ['#'.repeat((1 << 20) + 1), /^weft.yaml: the file is larger than 1048576 bytes; check/],
+    'too large': ['#'.repeat((1 << 23) + 1), /^weft.yaml: the file is larger than 8388608 bytes; check/],
   };
   for (const [name, [text, message]] of Object.entries(cases)) {
     const error = refusal(text);

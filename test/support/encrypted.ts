@@ -127,7 +127,8 @@ export async function record(
 ): Promise<{ stop(): Promise<Recording> }> {
   const file = join(rig.directory, `${at.label}-${Date.now()}.pcap`);
   const tcpdump = at.start('tcpdump', [
-    ...['-i', device, '-n', '-s', '0', '-w', file, '-U', '-B', '65536', '--immediate-mode'],
+    // Not in immediate mode, in which each frame takes as much of the buffer as the longest may be.
+    ...['-i', device, '-n', '-s', '0', '-w', file, '-U', '-B', '65536'],
   ]);
   await tcpdump.output(/listening on/, { stream: 'stderr' });
   return {

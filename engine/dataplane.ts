@@ -314,7 +314,8 @@ export class DataPlane {
    */
   breathe(microseconds: number): number {
     const { ready } = this;
-    const count = native.wait(this.wait, ready, this.gateway.patience(microseconds), this.spin);
+    const patience = this.services?.isRebuilding ? 0 : this.gateway.patience(microseconds);
+    const count = native.wait(this.wait, ready, patience, this.spin);
     this.context.setTime(performance.now());
     this.gossip?.hear();
     let watched = 0;

@@ -163,6 +163,11 @@ export class ServiceFront {
     if (this.rebuilding) this.rebuilding = this.services.schedulers.rebuild(REBUILD_STEPS);
   }
 
+  /** Whether `work` has more to do, for which nobody may sleep: until then hosts do not choose alike. */
+  get isRebuilding(): boolean {
+    return this.rebuilding;
+  }
+
   counts(): BackendCounts[] {
     return this.services.counts();
   }

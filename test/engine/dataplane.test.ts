@@ -1,4 +1,7 @@
 /** How a data plane applies intents, without a packet: of descriptors it has events that nobody signals. */
+import { ftruncateSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import test from 'ava';
 import { Counters } from '../../engine/counters.js';
 import { DataPlane } from '../../engine/dataplane.js';
@@ -6,8 +9,10 @@ import { type DomainIntent, type Intent, MAX_VTEPS, type StationIntent } from '.
 import { REMOTE } from '../../engine/memory/frames.js';
 import { DEFAULT_TIMEOUTS } from '../../engine/tables/connection.js';
 import { LEARN } from '../../engine/tables/domains.js';
+import { flowBytes } from '../../engine/tables/flows.js';
 import { macHigh, macLow } from '../../engine/tables/mac-table.js';
 import { native } from '../../native-bindings/index.js';
+import { service } from '../support/balancer.js';
 
 const mac = (last: number): Uint8Array => Uint8Array.of(2, 0, 0, 0, 0, last);
 const host = (last: number): Uint8Array => Uint8Array.of(10, 0, 9, last);
@@ -145,4 +150,20 @@ test('learned VTEPs make room for those of an intent, and their stations go with
   t.throws(() => plane.apply({ ...EMPTY, domains: [domain(0, { peers: vteps(3, 1) })] }), {
     message: /more than 4096 VTEPs, those that go included/,
   });
+});
+
+test('as long as tables of schedulers are to be made, no breath waits', (t) => {
+  const file = join(mkdtempSync(join(tmpdir(), 'weft-dataplane-')), 'flows');
+  t.teardown(() => rmSync(dirname(file), { recursive: true }));
+  const fd = openSync(file, 'w+');
+  ftruncateSync(fd, flowBytes(16));
+  const { plane } = planeOf({
+    ...EMPTY,
+    domains: [domain(0)],
+    flows: { capacity: 16, fd },
+    services: [service({ scheduler: 'maglev' })],
+    marks: [],
+  });
+  // Without a limit, and nobody signals: one that waits never ends.
+  for (let breath = 0; breath < 3; breath++) t.is(plane.breathe(-1), 0);
 });

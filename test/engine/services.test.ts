@@ -92,3 +92,13 @@ test('services and backends that are gone are neighbours for five more seconds, 
   for (const address of [VIP, '10.0.9.1', '10.0.9.3']) t.is(known(address), undefined);
   t.deepEqual(known('10.0.9.2'), words(station(77)));
 });
+
+test('tables of schedulers are made piece by piece, and as long as there is one nobody sleeps', (t) => {
+  const { rig, services } = frontRig();
+  t.false(services.isRebuilding);
+  services.apply({ services: [service({ scheduler: 'maglev' })], neighbours: [] } as unknown as Intent, []);
+  let pieces = 0;
+  for (; services.isRebuilding && pieces < 1000; pieces++) services.work();
+  t.true(pieces > 1 && pieces < 100, `${pieces}`);
+  rig.finish(t);
+});

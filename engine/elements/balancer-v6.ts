@@ -191,10 +191,12 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     addresses.release(own);
   }
 
-  /** Whether another host has chosen the backend already, of a service that is direct. */
+  /** Whether another host has chosen the backend already: by its address, or its MAC where a service is direct. */
   function isChosen(frame: number, own: number): boolean {
+    const space = domain[frame] | IPV6_SPACE;
+    if (mark[frame] !== 0 && chooser.isBackend(space, mark[frame], own)) return true;
     if (u16[off[frame] >>> 1] === VIRTUAL_MAC_LE) return false;
-    if (!services.isDirect(domain[frame] | IPV6_SPACE, own, mark[frame])) return false;
+    if (!services.isDirect(space, own, mark[frame])) return false;
     checks?.note(frame);
     return true;
   }

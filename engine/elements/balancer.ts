@@ -208,8 +208,9 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     return read(frame, k, ip, source, destination, FROM_BACKEND);
   }
 
-  /** Whether another host has chosen the backend already, of a service that is direct. */
+  /** Whether another host has chosen the backend already: by its address, or its MAC where a service is direct. */
   function isChosen(frame: number, w: number, own: number): boolean {
+    if (mark[frame] !== 0 && chooser.isBackend(domain[frame], mark[frame], own)) return true;
     if (u16[w] === VIRTUAL_MAC_LE || !services.isDirect(domain[frame], own, mark[frame])) return false;
     checks?.note(frame);
     return true;

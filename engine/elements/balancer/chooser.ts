@@ -78,6 +78,8 @@ export interface Chooser extends Omit<Balancing, 'expired'> {
    * backend is chosen as for any other: the flow goes.
    */
   opensAgain(flow: number, flags: number): boolean;
+  /** Whether an address is that of a backend of the service of a mark, in the domain or IPv6 space. */
+  isBackend(space: number, mark: number, address: number): boolean;
   /** Whether a flow is a connection of TCP. */
   isTcp(flow: number): boolean;
   /** Gives up what a flow that `make` made uses. */
@@ -309,6 +311,11 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     return known.get(wanted) ?? NO_BACKEND;
   }
 
+  function isBackend(space: number, mark: number, wanted: number): boolean {
+    const service = services.marked(space, mark);
+    return service !== NOTHING && backendAt(service, wanted) !== NO_BACKEND;
+  }
+
   /** Numbers of services are what they were, those of backends are not: they are found again by their addresses. */
   function adopt(flow: number): boolean {
     const at = flow << FLOW_SHIFT;
@@ -353,6 +360,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
   return {
     make,
     opensAgain,
+    isBackend,
     forget,
     adopt,
     leave,

@@ -1,10 +1,13 @@
-/** Connections with the same ends: over the ports of one that has ended, by another service, and to oneself. */
+/** Who a connection is taken for: over the ports of one that has ended, by another service, to oneself, chosen elsewhere. */
 import test from 'ava';
 import type { ServiceIntent } from '../../../engine/intent.js';
+import { REMOTE } from '../../../engine/memory/frames.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../../support/balancer.js';
+import { BalancerRigV6, CLIENT6, service6 } from '../../support/balancer6.js';
 import { ack, backendOf, close, open, syn, tcp } from '../../support/connections.js';
 import { ip } from '../../support/frames.js';
 import { ACK, answerTo, ends, RST, SYN } from '../../support/nat.js';
+import { packetV6 } from '../../support/nat6.js';
 
 const of = (more: Partial<ServiceIntent>, ...backends: ReturnType<typeof backend>[]) =>
   service({ backends, ...more });
@@ -89,5 +92,27 @@ test('a connection that has ended stands in the way of none by another service',
   const second = open(b, 4000, to);
   t.is(ends(b.one(answerTo(second, ACK))), `${to.destination}:80 > ${CLIENT}:4000`);
   t.deepEqual([b.flows.size, counts(b, 1).inactive, counts(b, 7).active], [1, 0, 1]);
+  b.rig.finish(t);
+});
+
+test('what another host has sent to a backend of its choice by a mark is not balanced again', (t) => {
+  const b = new BalancerRig([of({ mark: 300 }, backend(1), backend(2))]);
+  const chosen = syn(4000, { destination: '10.0.9.1' });
+  t.deepEqual(b.one(chosen, { mark: 300, ingress: REMOTE | 1 }), chosen);
+  t.is(b.flows.size, 0);
+  const called = syn(4001, { destination: '10.0.9.200' });
+  t.not(backendOf(b.one(called, { mark: 300, ingress: REMOTE | 1 })), 200, 'of a host without services');
+  b.one(chosen, { mark: 300 });
+  t.is(b.flows.size, 2, 'a call from here to a backend itself is one to the service');
+  b.rig.finish(t);
+});
+
+test('what another host has sent to a backend of its choice by a mark is not balanced again, over IPv6', (t) => {
+  const b = new BalancerRigV6([service6({ mark: 300 })]);
+  const chosen = packetV6({ source: CLIENT6, destination: 'fd00:9::1' });
+  t.deepEqual(b.one(chosen, { mark: 300, ingress: REMOTE | 1 }), chosen);
+  t.is(b.flows.size, 0);
+  b.one(chosen, { mark: 300 });
+  t.is(b.flows.size, 1);
   b.rig.finish(t);
 });

@@ -14,10 +14,45 @@ import { Gateways } from '../../engine/tables/gateways.js';
 import { Neighbours } from '../../engine/tables/neighbours.js';
 import { Services } from '../../engine/tables/services.js';
 import { backend, ROUTER, service } from './balancer.js';
-import { type Caught, dropped, ip, type Metadata, Rig, type Sink, station } from './frames.js';
+import {
+  be16,
+  type Caught,
+  concat,
+  dropped,
+  ip,
+  type Metadata,
+  mac,
+  Rig,
+  type Sink,
+  station,
+} from './frames.js';
+import { ACK, SYN, TCP, UDP } from './nat.js';
+import { framedV6, type PacketV6, packetV6, transportV6 } from './nat6.js';
 
 export const VIP6 = 'fd00:9::100';
 export const CLIENT6 = 'fd00:9::50';
+
+export const MAC6 = mac('06:57:00:00:01:00');
+
+/** A TCP segment of the client's, to port 80 of the virtual address. */
+export const tcp6 = (sourcePort: number, flags: number, more: PacketV6 = {}): Uint8Array =>
+  packetV6({
+    ...{ protocol: TCP, flags, source: CLIENT6, destination: VIP6, sourcePort, destinationPort: 80 },
+    ...{ to: MAC6, from: station(50), ...more },
+  });
+export const syn6 = (sourcePort: number, more: PacketV6 = {}): Uint8Array => tcp6(sourcePort, SYN, more);
+export const ack6 = (sourcePort: number, more: PacketV6 = {}): Uint8Array => tcp6(sourcePort, ACK, more);
+
+/** The two fragments of a packet of UDP. */
+export function cut6(p: PacketV6): [Uint8Array, Uint8Array] {
+  const whole = transportV6({ content: new Uint8Array(40), ...p });
+  const piece = (offset: number, more: number, content: Uint8Array): Uint8Array =>
+    framedV6(
+      { ...p, first: 44, extensions: concat(Uint8Array.of(UDP, 0), be16((offset & ~7) | more, 0, 7)) },
+      content,
+    );
+  return [piece(0, 1, whole.slice(0, 24)), piece(24, 0, whole.slice(24))];
+}
 
 /** Backend `n`: fd00:9::n. */
 export function backend6(n: number, more: Partial<BackendIntent> = {}): BackendIntent {

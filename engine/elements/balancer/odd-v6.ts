@@ -2,7 +2,7 @@
 import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { type Addresses6, NO_ADDRESS } from '../../tables/addresses6.js';
-import { FLOW_SHIFT, IN, OUT, STATE } from '../../tables/flows.js';
+import { IN, OUT } from '../../tables/flows.js';
 import { NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import { IPV6_SPACE } from '../../tables/services.js';
 import { pair } from '../../wire/arp.js';
@@ -13,13 +13,12 @@ import { IPV6_DESTINATION, IPV6_SOURCE } from '../../wire/ip.js';
 import { FIRST_OF_FRAGMENTS } from '../../wire/ipv6.js';
 import { NEIGHBOUR_SOLICITATION_LE } from '../../wire/nd.js';
 import { answerEchoV6, isEchoV6 } from '../echo.js';
-import { ERROR_REASONS, TRANSLATED } from '../nat/errors.js';
+import { TRANSLATED } from '../nat/errors.js';
 import { createErrorTranslatorV6 } from '../nat/errors-v6.js';
-import { createFragments, HELD, PASSED } from '../nat/fragments.js';
+import { createFragments } from '../nat/fragments.js';
 import { FRAGMENTS_V6, replaceAddressV6 } from '../nat/packet-v6.js';
 import type { Odd, OddOptions } from './odd.js';
-
-const NO_FLOW_FOR_IT = ERROR_REASONS.indexOf('icmp-no-flow');
+import { createOnward } from './onward.js';
 
 export interface OddV6 extends Omit<Odd, 'icmp' | 'first'> {
   /** Takes ICMPv6 of `total` bytes, whose header `upperLayer` has found; `own` is the number of the address on our side. */
@@ -36,13 +35,12 @@ export function createOddV6(
 ): OddV6 {
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark } = frames;
-  const { flows, addresses, services, neighbours, checks, drops } = options;
-  const { fragment, notServed, firstError, answered } = options;
-  const { macs, keeps } = services;
+  const { addresses, services, neighbours, drops, fragment, notServed, answered } = options;
   const translator = createErrorTranslatorV6(context, options, addresses);
   const fragments = [OUT, IN].map((direction) =>
     createFragments(context, direction, FRAGMENTS_V6, (frame) => drops.drop(frame, fragment), true),
   );
+  const onward = createOnward(context, options, { translator, fragments, address }, out);
 
   function icmp(frame: number, upper: number, total: number, direction: number, own: number): void {
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
@@ -54,7 +52,7 @@ export function createOddV6(
     if (error) len[frame] = ETHERNET_HEADER + total;
     if (direction === OUT && error) otherError(frame, ip, at);
     else if (direction === OUT) out.push(frame);
-    else if (error) errorToService(frame, at, own);
+    else if (error) onward.errorToService(frame, at, own);
     else if (whole && first === NEIGHBOUR_SOLICITATION_LE) out.push(frame);
     else if (whole && isEchoV6(u16, ip)) {
       answerEchoV6(frames, frame);
@@ -64,53 +62,15 @@ export function createOddV6(
     } else drops.drop(frame, notServed);
   }
 
-  function errorToService(frame: number, at: number, own: number): void {
-    const verdict = toBackend(frame, at, own);
-    if (verdict === TRANSLATED) return;
-    if (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, (off[frame] + at) >>> 1))
-      drops.drop(frame, firstError + verdict);
-  }
-
   /** An error to no virtual address: of a backend, about what went out from a marked address, or about neither. */
   function otherError(frame: number, ip: number, at: number): void {
     const isOut = translator.translate(frame, OUT, at) === TRANSLATED;
     const called = isOut ? NO_ADDRESS : addresses.find(u16, ip + IPV6_DESTINATION);
-    if (called === NO_ADDRESS || toBackend(frame, at, called) !== TRANSLATED) out.push(frame);
-  }
-
-  /** Sends an error to the backend whose flow it is about. @returns TRANSLATED, or an index of ERROR_REASONS. */
-  function toBackend(frame: number, at: number, own: number): number {
-    const flow = translator.flowOf(frame, IN, at);
-    if (flow < 0) return -1 - flow;
-    const backend = (flows.words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
-    if (keeps[backend] === 1) {
-      for (let i = 0; i < 3; i++) u16[(off[frame] >>> 1) + i] = macs[backend * 3 + i];
-      out.push(frame);
-    } else {
-      translator.translate(frame, IN, at);
-      deliver(frame, IN, own);
-    }
-    return TRANSLATED;
-  }
-
-  function later(frame: number, direction: number, own: number): void {
-    const side = fragments[direction];
-    if (direction === OUT && !side.known(frame)) {
-      out.push(frame);
-      return;
-    }
-    const verdict = side.later(frame);
-    if (verdict === PASSED) deliver(frame, direction, own);
-    else if (verdict !== HELD) drops.drop(frame, fragment);
+    if (called === NO_ADDRESS || onward.toBackend(frame, at, called) !== TRANSLATED) out.push(frame);
   }
 
   function first(frame: number, direction: number, address: number): readonly number[] {
     return fragments[direction].first(frame, addresses.words, address * 4, domain[frame]);
-  }
-
-  function deliver(frame: number, direction: number, own: number): void {
-    if (direction === IN) address(frame, own);
-    out.push(frame);
   }
 
   /** Gives a packet to a backend the MAC, and what else is not the same for all of them. */
@@ -138,14 +98,6 @@ export function createOddV6(
     for (let i = 0; i < 3; i++) u16[w + i] = neighbours.macWord(known, i);
   }
 
-  return {
-    icmp,
-    later,
-    first,
-    deliver,
-    refuse: (frame) => fragments[IN].refuse(frame),
-    expire(all) {
-      for (const side of fragments) side.expire(all);
-    },
-  };
+  const { later, deliver, refuse, expire } = onward;
+  return { icmp, later, first, deliver, refuse, expire };
 }

@@ -12,19 +12,18 @@
  */
 import type { Batch, Context, Drops } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
-import { EXTERNAL, FLOW_SHIFT, type Flows, IN, INSIDE, OUT, STATE } from '../../tables/flows.js';
+import { EXTERNAL, type Flows, IN, INSIDE, OUT } from '../../tables/flows.js';
 import { MAPPED_IPV4, type Neighbours, NO_NEIGHBOUR } from '../../tables/neighbours.js';
 import type { Services } from '../../tables/services.js';
 import { ETHERNET_HEADER, swap16 } from '../../wire/ethernet.js';
 import { isError } from '../../wire/icmp.js';
 import { IPV4_DESTINATION, IPV4_LENGTH, IPV4_SOURCE } from '../../wire/ip.js';
 import { answerEcho, isEcho } from '../echo.js';
-import { createErrorTranslator, ERROR_REASONS, TRANSLATED } from '../nat/errors.js';
-import { createFragments, FRAGMENTS_V4, HELD, PASSED } from '../nat/fragments.js';
+import { createErrorTranslator, TRANSLATED } from '../nat/errors.js';
+import { createFragments, FRAGMENTS_V4 } from '../nat/fragments.js';
 import { replaceAddress } from '../nat/packet.js';
+import { createOnward, type Onward } from './onward.js';
 import type { Checks } from './relay.js';
-
-const NO_FLOW_FOR_IT = ERROR_REASONS.indexOf('icmp-no-flow');
 
 export interface OddOptions {
   readonly flows: Flows;
@@ -42,31 +41,23 @@ export interface OddOptions {
   readonly answered: () => void;
 }
 
-export interface Odd {
+export interface Odd extends Omit<Onward, 'toBackend' | 'errorToService'> {
   /** Takes ICMP that is whole; `t` is the index of its first word, `own` the word of the address on our side. */
   icmp(frame: number, t: number, direction: number, own: number): void;
-  /** Takes a fragment behind the first. */
-  later(frame: number, direction: number, own: number): void;
   /** Remembers the first fragment of a flow whose words begin at `at`. @returns those that waited for it. */
   first(frame: number, direction: number, at: number): readonly number[];
-  /** Sends on one that waited. */
-  deliver(frame: number, direction: number, own: number): void;
-  /** Gives up what waits for a first fragment that was refused. */
-  refuse(frame: number): void;
-  /** Gives up what waited too long, or all. */
-  expire(all?: boolean): void;
 }
 
 /** @param out takes what passes, to the bridge. */
 export function createOdd(context: Context, options: OddOptions, out: Batch): Odd {
   const { frames } = context;
   const { u16, off, len, domain, ingress, mark } = frames;
-  const { flows, services, neighbours, checks, drops, fragment, notServed, firstError, answered } = options;
-  const { macs, keeps } = services;
+  const { flows, services, neighbours, drops, fragment, notServed, answered } = options;
   const translator = createErrorTranslator(context, options);
   const fragments = [OUT, IN].map((direction) =>
     createFragments(context, direction, FRAGMENTS_V4, (frame) => drops.drop(frame, fragment), true),
   );
+  const onward = createOnward(context, options, { translator, fragments, address }, out);
 
   function icmp(frame: number, t: number, direction: number, own: number): void {
     const ip = (off[frame] + ETHERNET_HEADER) >>> 1;
@@ -85,57 +76,20 @@ export function createOdd(context: Context, options: OddOptions, out: Batch): Od
     // An error ends with its packet, whatever a link has put behind it.
     len[frame] = Math.min(len[frame], ETHERNET_HEADER + swap16(u16[ip + IPV4_LENGTH]));
     const at = (t << 1) - off[frame];
-    if (direction === OUT) {
-      otherError(frame, ip, at);
-      return;
-    }
-    const verdict = toBackend(frame, at, own);
-    if (verdict !== TRANSLATED && (verdict !== NO_FLOW_FOR_IT || !checks?.unreachable(frame, t)))
-      drops.drop(frame, firstError + verdict);
+    if (direction === OUT) otherError(frame, ip, at);
+    else onward.errorToService(frame, at, own);
   }
 
   /** An error to no virtual address: of a backend, about what went out from a marked address, or about neither. */
   function otherError(frame: number, ip: number, at: number): void {
     const called = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);
     if (translator.translate(frame, OUT, at) === TRANSLATED) out.push(frame);
-    else if (toBackend(frame, at, called) !== TRANSLATED) out.push(frame);
-  }
-
-  /** Sends an error to the backend whose flow it is about. @returns TRANSLATED, or an index of ERROR_REASONS. */
-  function toBackend(frame: number, at: number, own: number): number {
-    const flow = translator.flowOf(frame, IN, at);
-    if (flow < 0) return -1 - flow;
-    const backend = (flows.words[(flow << FLOW_SHIFT) + STATE] >>> 8) - 1;
-    if (keeps[backend] === 1) {
-      for (let i = 0; i < 3; i++) u16[(off[frame] >>> 1) + i] = macs[backend * 3 + i];
-      out.push(frame);
-    } else {
-      translator.translate(frame, IN, at);
-      deliver(frame, IN, own);
-    }
-    return TRANSLATED;
-  }
-
-  function later(frame: number, direction: number, own: number): void {
-    const side = fragments[direction];
-    if (direction === OUT && !side.known(frame)) {
-      out.push(frame);
-      return;
-    }
-    const verdict = side.later(frame);
-    if (verdict === PASSED) deliver(frame, direction, own);
-    else if (verdict !== HELD) drops.drop(frame, fragment);
+    else if (onward.toBackend(frame, at, called) !== TRANSLATED) out.push(frame);
   }
 
   function first(frame: number, direction: number, at: number): readonly number[] {
     const address = at + (direction === OUT ? EXTERNAL : INSIDE);
     return fragments[direction].first(frame, flows.words, address, domain[frame]);
-  }
-
-  /** Sends on a packet whose addresses are translated already; to a backend under its MAC. */
-  function deliver(frame: number, direction: number, own: number): void {
-    if (direction === IN) address(frame, own);
-    out.push(frame);
   }
 
   /** Gives a packet to a backend the MAC, and what else is not the same for all of them. */
@@ -160,14 +114,6 @@ export function createOdd(context: Context, options: OddOptions, out: Batch): Od
     return services.isDirect(domain[frame], own, mark[frame]);
   }
 
-  return {
-    icmp,
-    later,
-    first,
-    deliver,
-    refuse: (frame) => fragments[IN].refuse(frame),
-    expire(all) {
-      for (const side of fragments) side.expire(all);
-    },
-  };
+  const { later, deliver, refuse, expire } = onward;
+  return { icmp, later, first, deliver, refuse, expire };
 }

@@ -29,6 +29,7 @@ const services = [
   secondService('removed', 101, {
     publish: [published('tcp', 8091, 90), published('udp', 8092, 90), published('udp', 8093, 91)],
   }),
+  secondService('gone', 103, { publish: [published('tcp', 8095, 90)] }),
   secondService('idle', 102, { publish: [published('tcp', 8094, 90)], idle_timeout: '2s' }),
 ];
 
@@ -145,6 +146,7 @@ live("a long answer of another node's backend comes whole, in fragments", async 
 
 for (const [title, port, command] of [
   ['is removed', 8091, ['service', 'rm', 'removed', overlayAddress(2)]],
+  ['loses its service', 8095, ['service', 'rm', 'gone']],
   ['has heard nothing for too long', 8094, []],
 ] as const)
   live(`a backend that ${title} is reset, as its client is, whichever node that came by`, async (t) => {

@@ -188,7 +188,10 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     const at = (space << 16) | swap16(pair & 0xffff);
     if (protocol === PROTOCOL_ICMP || (protocol === PROTOCOL_TCP && (flags & RST_LE) !== 0))
       return -1 - NO_SUCH_FLOW;
-    if (own !== external || space < 0 || endpoints[at] === 0) return -1 - NOT_PUBLISHED;
+    if (own !== external || space < 0) return -1 - NOT_PUBLISHED;
+    if (published[at] === 0 && protocol === PROTOCOL_TCP && hasEnded(remote, pair, outer))
+      return -1 - NO_BACKEND;
+    if (endpoints[at] === 0) return -1 - NOT_PUBLISHED;
     if (published[at] === 0 && !knows(at, remote)) return -1 - FILTERED;
     const endpoint = endpoints[at];
     const outPorts = (pair & ~0xffff) | (endpoint & 0xffff);

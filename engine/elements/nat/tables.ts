@@ -1,6 +1,6 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
 import { type Addresses6, NO_ADDRESS } from '../../tables/addresses6.js';
-import { DEFAULT_TIMEOUTS, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
+import { DEFAULT_TIMEOUTS, FIN_OUT, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
 import {
   FLOW_SHIFT,
   type Flows,
@@ -11,6 +11,8 @@ import {
   OUT_KEY,
   OUT_PORTS,
   OWNER_SHIFT,
+  STATE,
+  STATE_MASK,
 } from '../../tables/flows.js';
 import { MAX_DOMAINS } from '../../tables/mac-table.js';
 import { PortMappings, SPACE_ICMP, SPACE_TCP, SPACE_UDP, SPACES } from '../../tables/port-mappings.js';
@@ -69,7 +71,7 @@ export interface Balancing {
   turned(flow: number, before: number, after: number, refused: boolean): void;
   /** Seconds that an established connection of a flow may be silent. */
   idleOf(flow: number): number;
-  /** A flow was silent too long: both ends of an established connection are made to reset themselves. */
+  /** A flow ends that was silent too long, or whose port goes: both ends of an open connection are made to reset themselves. */
   expired(flow: number): void;
 }
 
@@ -169,7 +171,7 @@ export class NatTables {
     return true;
   }
 
-  /** Takes back what was published, and ends its flows. */
+  /** Takes back what was published, and ends its flows; both ends of open connections to a service hear of it. */
   unpublish({ protocol, port }: Published): void {
     const { words } = this.flows;
     const space = spaceOf(protocol);
@@ -184,7 +186,10 @@ export class NatTables {
       // Where ports are shared, others may have flows at it.
       const its = (words[entry + OUT_PORTS] & 0xffff) | (words[entry + OUT_KEY] & ~0xffff);
       const mine = words[entry + INSIDE] === inside || (this.balanced?.[at] ?? 0) !== 0;
-      if (mine && its === endpoint) this.flows.end(flow);
+      if (!mine || its !== endpoint) continue;
+      const isOpen = (words[entry + STATE] & STATE_MASK) >= FIN_OUT;
+      if (isOpen && words[entry + STATE] > STATE_MASK) this.balancing?.expired(flow);
+      this.flows.end(flow);
     }
     this.published[at] = 0;
     if (this.balanced !== null) this.balanced[at] = 0;

@@ -369,6 +369,44 @@ test('a port that is published for a service leads to the backend that is chosen
   n.finish(t);
 });
 
+test('a port that is a service’s no more: open connections end as they do elsewhere, and their clients are reset', (t) => {
+  const n = new NatRig();
+  const told: number[] = [];
+  const { flows } = n.tables;
+  n.tables.balancing = {
+    backendFor: () => 6,
+    addressOf: () => word(ip('10.0.9.7')),
+    backendAt: () => 6,
+    begin(flow, backend) {
+      flows.words[(flow << FLOW_SHIFT) + STATE] |= (backend + 1) << 8;
+    },
+    leave: () => {},
+    turned: () => {},
+    idleOf: () => 50,
+    expired: (flow) => told.push(flow),
+  };
+  const published = {
+    protocol: TCP,
+    port: 8080,
+    domain: 0,
+    address: ip('10.0.9.100'),
+    target: 80,
+    service: 3,
+  };
+  n.tables.publish(published);
+  const to = { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 };
+  n.out(answerTo(n.in(tcp(SYN, to)), SYN | ACK));
+  n.in(tcp(ACK, to));
+  n.in(tcp(SYN, { ...to, sourcePort: 10 }));
+  n.tables.unpublish(published);
+  t.deepEqual([told, n.flows], [[1], 0], 'who has only begun tries again');
+  const [own, remote] = [EXTERNAL, OTHER].map((address) => word(ip(address)));
+  flows.ended.add(flowKeyHash(flows.seed, own!, remote!, 0x0900901f, TCP));
+  t.is(n.refused(true, tcp(ACK, to)), 'no-backend', 'which is a reset');
+  t.is(n.refused(true, tcp(ACK, { ...to, sourcePort: 10 })), 'not-published');
+  n.finish(t);
+});
+
 test('a connection to a service over the ports of one that has ended gets a backend like any other', (t) => {
   const n = new NatRig();
   let chosen = 6;

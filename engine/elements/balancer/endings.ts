@@ -10,6 +10,7 @@ import type { Batch, Context } from '../../graph.js';
 import { BALANCER_PORT } from '../../intent.js';
 import { NO_FRAME } from '../../memory/frames.js';
 import type { Addresses6 } from '../../tables/addresses6.js';
+import { NO_SERVICE } from '../../tables/backends.js';
 import { FIN_BOTH, FIN_OUT } from '../../tables/connection.js';
 import { outerKey } from '../../tables/flow-finder.js';
 import {
@@ -90,6 +91,7 @@ export function createEndings(
   const { frames } = context;
   const { u16, off, domain, ingress } = frames;
   const { words } = flows;
+  const { service, up } = services.backends;
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
   let sweep = 0;
@@ -218,12 +220,18 @@ export function createEndings(
     ending.clear();
   }
 
+  /** Whether a backend lives again before all that it had has ended: it has new flows among them. */
+  function isBack(backend: number): boolean {
+    return service[backend] !== NO_SERVICE && up[backend] === 1;
+  }
+
   function endIfGone(flow: number): boolean {
     const at = flow << FLOW_SHIFT;
     const key = words[at + OUT_KEY];
     const owner = ownerOf(key);
     if ((key & IPV6_FLOW) !== family) return false;
-    if (key === 0 || owner > BALANCER_OWNER || !ending.has((words[at + STATE] >>> 8) - 1)) return false;
+    const backend = (words[at + STATE] >>> 8) - 1;
+    if (key === 0 || owner > BALANCER_OWNER || !ending.has(backend) || isBack(backend)) return false;
     if ((key & 0xff) === PROTOCOL_TCP && (words[at + STATE] & STATE_MASK) !== FIN_BOTH) {
       if (owner === BALANCER_OWNER) reset(flow);
       else askEnds(at);

@@ -95,6 +95,22 @@ test('a connection that has ended stands in the way of none by another service',
   b.rig.finish(t);
 });
 
+test('a backend that lives again before all that it had has ended keeps what it gets then', (t) => {
+  const other = (alive: boolean) => backend(2, { weight: 0, alive });
+  const b = new BalancerRig([of({}, backend(1), other(true))], 4000);
+  for (let port = 1; port <= 1500; port++) b.one(syn(port));
+  b.set([of({}, backend(1, { alive: false }), other(true))]);
+  b.age(1001);
+  t.is(b.flows.size, 1500 - 1024);
+  b.set([of({}, backend(1), other(true))]);
+  const opened = open(b, 2000);
+  b.set([of({}, backend(1), other(false))]);
+  b.age(1001);
+  t.is(ends(b.one(ack(2000))), ends(opened));
+  t.is(counts(b, 1).active, 1);
+  b.rig.finish(t);
+});
+
 test('what another host has sent to a backend of its choice by a mark is not balanced again', (t) => {
   const b = new BalancerRig([of({ mark: 300 }, backend(1), backend(2))]);
   const chosen = syn(4000, { destination: '10.0.9.1' });

@@ -359,10 +359,10 @@ def drain():
 print('bound', flush=True)
 quiet, due = None, 0
 while state != 'drains' or time.monotonic() - quiet < 1:
-    readable = select.select([sock], [], [], max(0, min(0.004, due - time.monotonic())) if state == 'sends' else 0.1)[0]
+    readable = select.select([sock], [], [], max(0, min(0.004, due - time.monotonic())) if state in ('sends', 'stops') else 0.1)[0]
     if readable:
         drain()
-    if state == 'sends' and time.monotonic() >= due:
+    if state in ('sends', 'stops') and time.monotonic() >= due:
         due = time.monotonic() + 0.004
         # Runs of one size, which may leave together, and others between them.
         for i in range(rate // 250):
@@ -372,7 +372,8 @@ while state != 'drains' or time.monotonic() - quiet < 1:
                 sent += 1
             except OSError as error:
                 print('not sent', error, file=sys.stderr)
-    if state == 'stops':
+    # However soon it is told to stop: fewer say nothing.
+    if state == 'stops' and sent > 150:
         state = 'waits'
         print('sent', sent, flush=True)
     if quiet is None and state == 'drains' or readable:

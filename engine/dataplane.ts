@@ -314,7 +314,7 @@ export class DataPlane {
    */
   breathe(microseconds: number): number {
     const { ready } = this;
-    const patience = this.services?.isRebuilding ? 0 : this.gateway.patience(microseconds);
+    const patience = this.services?.isBusy ? 0 : this.gateway.patience(microseconds);
     const count = native.wait(this.wait, ready, patience, this.spin);
     this.context.setTime(performance.now());
     this.gossip?.hear();
@@ -327,8 +327,8 @@ export class DataPlane {
       else if (tag < MAX_PORTS) this.ports.receive(tag, this.tapInput);
       else if (!this.gateway.receive(tag)) watched = tag;
     }
-    this.runStages();
     this.services?.work();
+    this.runStages();
     this.spin = count > 0 && this.context.now - this.worked > SPARSE_MS ? SPIN_MICROSECONDS : 0;
     if (count > 0) this.worked = this.context.now;
     if (count > 0) this.context.counters.values[this.busy] += performance.now() - this.context.now;

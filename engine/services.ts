@@ -52,6 +52,7 @@ export class ServiceFront {
   private readonly marker: Marker;
   private readonly health: Health;
   private rebuilding = false;
+  private ending = false;
   private forgetting = 0;
   private ticked = 0;
   private current: readonly ServiceIntent[] = [];
@@ -146,6 +147,7 @@ export class ServiceFront {
   private end(backend: number): void {
     if (this.services.isIpv6(backend)) this.v6?.end(backend);
     else this.balancer.end(backend);
+    this.ending = true;
   }
 
   /** Called every 100 ms, between breaths; the stages must run afterwards. */
@@ -158,14 +160,15 @@ export class ServiceFront {
     if (--this.forgetting === 0) this.forget();
   }
 
-  /** Called after each breath: goes on with tables that changes made stale. */
+  /** Called in each breath before the stages run: goes on with tables that changes made stale, and with flows to end. */
   work(): void {
     if (this.rebuilding) this.rebuilding = this.services.schedulers.rebuild(REBUILD_STEPS);
+    if (this.ending) this.ending = [this.balancer, this.v6].some((one) => one?.sweep());
   }
 
-  /** Whether `work` has more to do, for which nobody may sleep: until then hosts do not choose alike. */
-  get isRebuilding(): boolean {
-    return this.rebuilding;
+  /** Whether `work` has more to do, for which nobody may sleep: hosts do not choose alike, or who is to know waits. */
+  get isBusy(): boolean {
+    return this.rebuilding || this.ending;
   }
 
   counts(): BackendCounts[] {

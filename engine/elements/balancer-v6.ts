@@ -115,10 +115,10 @@ export interface BalancerV6 {
   readonly drops: Drops;
   /** Takes a frame of IPv6, of a domain that has services. */
   packet(frame: number): void;
-  /** Goes on with what is to end; flows whose time has come the other balancer lets go. */
+  /** The same as of IPv4, whose balancer lets flows of both go. */
   age(): void;
-  /** Ends the flows of a backend, some at each `age`. */
   end(backend: number): void;
+  sweep(): boolean;
   /** Gives up the fragments that wait. */
   flush(): void;
 }
@@ -406,7 +406,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   );
 
   function age(): void {
-    endings.some();
+    endings.askAgain();
     odd.expire();
   }
 
@@ -416,6 +416,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     age,
     balancing: { ...chooser, expired: life.expired },
     end: endings.begin,
+    sweep: endings.sweep,
     flush: () => odd.expire(true),
   };
 }

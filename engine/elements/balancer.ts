@@ -124,10 +124,11 @@ export interface Balancer extends Consumer {
   /** Chooses for those who come from outside, too. */
   readonly balancing: Balancing;
   readonly drops: Drops;
-  /** Lets flows go whose time has come, and those of backends that are gone. Called between breaths. */
+  /** Lets flows go whose time has come, and asks again who is to reset himself. Called between breaths. */
   age(): void;
-  /** Ends the flows of a backend, some at each `age`: both ends of a TCP connection are reset. */
+  /** Ends the flows of a backend, some at each `sweep`, which says whether there may be more: both ends of TCP are reset. */
   end(backend: number): void;
+  sweep(): boolean;
   /** Gives up the fragments that wait. */
   flush(): void;
 }
@@ -412,7 +413,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
 
   function age(): void {
     values[base + EXPIRED] += flows.expire(context.seconds, EXPIRY_BUDGET);
-    endings.some();
+    endings.askAgain();
     rest.expire();
   }
 
@@ -422,6 +423,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     age,
     balancing: { ...chooser, expired: life.expired },
     end: endings.begin,
+    sweep: endings.sweep,
     flush: () => rest.expire(true),
   };
 }

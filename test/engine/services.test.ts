@@ -12,6 +12,7 @@ import { MAPPED_IPV4, Neighbours, NO_NEIGHBOUR } from '../../engine/tables/neigh
 import { neighboursOf, VIRTUAL_MAC_LE } from '../../engine/tables/services.js';
 import { backend, service, VIP } from '../support/balancer.js';
 import { flagsOf, HEALTH } from '../support/checks.js';
+import { syn } from '../support/connections.js';
 import { ip, Rig, station } from '../support/frames.js';
 import { SYN } from '../support/nat.js';
 
@@ -29,11 +30,12 @@ function frontRig() {
   };
   const changes: HealthChange[] = [];
   const neighbours = new Neighbours(1);
+  const flows = new Flows(400, 1, 1);
   const services = new ServiceFront(
-    ...([rig.context, { flows: new Flows(100, 1, 1), addresses: null }, neighbours, batches] as const),
+    ...([rig.context, { flows: flows, addresses: null }, neighbours, batches] as const),
     ...([gateway, DEFAULT_TIMEOUTS, (told: readonly HealthChange[]) => changes.push(...told)] as const),
   );
-  return { rig, sink, behind, changes, neighbours, services };
+  return { rig, sink, behind, front: front!, changes, neighbours, flows, services };
 }
 
 test('a tick that comes late is no time that a backend was given', (t) => {
@@ -95,10 +97,31 @@ test('services and backends that are gone are neighbours for five more seconds, 
 
 test('tables of schedulers are made piece by piece, and as long as there is one nobody sleeps', (t) => {
   const { rig, services } = frontRig();
-  t.false(services.isRebuilding);
+  t.false(services.isBusy);
   services.apply({ services: [service({ scheduler: 'maglev' })], neighbours: [] } as unknown as Intent, []);
   let pieces = 0;
-  for (; services.isRebuilding && pieces < 1000; pieces++) services.work();
+  for (; services.isBusy && pieces < 1000; pieces++) services.work();
   t.true(pieces > 1 && pieces < 100, `${pieces}`);
+  rig.finish(t);
+});
+
+test('flows of a backend that goes are ended breath by breath, and nobody sleeps until the last of them', (t) => {
+  const { rig, sink, behind, front, flows, services } = frontRig();
+  const to = (...backends: number[]): Intent =>
+    ({
+      services: [service({ backends: backends.map((n) => backend(n)) })],
+      neighbours: [],
+    }) as unknown as Intent;
+  services.apply(to(1), []);
+  for (let port = 1; port <= 300; port++) rig.feed(front.next!, rig.put(syn(port)));
+  behind.flush();
+  t.is(sink.take().length, 300);
+  t.is(flows.size, 300);
+  while (services.isBusy) services.work();
+  services.apply(to(2), []);
+  let breaths = 0;
+  for (; services.isBusy && breaths < 100; breaths++) services.work();
+  t.is(flows.size, 0);
+  t.true(breaths > 1 && breaths < 100, `${breaths}`);
   rig.finish(t);
 });

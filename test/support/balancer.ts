@@ -119,6 +119,7 @@ export class BalancerRig {
   age(seconds: number): readonly Caught[] {
     this.at(seconds);
     this.balancer.age();
+    while (this.balancer.sweep());
     return this.caught();
   }
 
@@ -129,7 +130,7 @@ export class BalancerRig {
     return this.caught();
   }
 
-  private caught(): readonly Caught[] {
+  caught(): readonly Caught[] {
     this.batch.flush();
     this.toTunnel.flush();
     return this.sink.caught.splice(0);

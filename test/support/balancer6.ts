@@ -142,8 +142,10 @@ export class BalancerRigV6 {
   /** Time goes on; what leaves by itself. */
   age(seconds: number): readonly Caught[] {
     this.at(seconds);
-    this.balancer.age();
-    this.v6.age();
+    for (const one of [this.balancer, this.v6]) {
+      one.age();
+      while (one.sweep());
+    }
     return this.caught();
   }
 

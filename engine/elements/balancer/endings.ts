@@ -35,9 +35,9 @@ import { type Services, VIRTUAL_MAC_LE } from '../../tables/services.js';
 import { PROTOCOL_TCP } from '../../wire/ip.js';
 import type { Probe } from './resets.js';
 
-/** Entries looked at in one call for flows of backends that are gone, about a millisecond; and flows ended in it. */
-const SWEEP_ENTRIES = 1 << 18;
-const SWEEP_FLOWS = 1024;
+/** Entries looked at in one call for flows of backends that are gone, and flows ended in it: well below a millisecond. */
+const SWEEP_ENTRIES = 1 << 16;
+const SWEEP_FLOWS = 256;
 /**
  * Who only waits would wait for ever when what it is asked, or its answer, is lost: both ends of a connection from
  * outside are asked again after so many seconds each time, if not too many are. Who was reset answers with a reset,
@@ -63,9 +63,11 @@ export interface Endings {
   reset(flow: number): void;
   /** A flow that a NAT owns was silent too long: the same, when it is an established connection. */
   expired(flow: number): void;
-  /** Ends the flows of a backend, some at each call of `some`. */
+  /** Ends the flows of a backend, some at each call of `sweep`, which says whether there may be more. */
   begin(backend: number): void;
-  some(): void;
+  sweep(): boolean;
+  /** Asks those again whose time has come. */
+  askAgain(): void;
 }
 
 export interface EndingOptions {
@@ -94,7 +96,7 @@ export function createEndings(
   const { service, up } = services.backends;
   /** Backends whose flows must end, and the flow that is looked at next for them; 0 when there are none. */
   const ending = new Set<number>();
-  let sweep = 0;
+  let next = 0;
   /** Those to be asked again after the first, the second … wait, in the order of their time. */
   const again: (Question & { readonly due: number })[][] = AGAIN_SECONDS.map(() => []);
   const family = addresses === undefined ? 0 : IPV6_FLOW;
@@ -187,7 +189,6 @@ export function createEndings(
     addresses?.release(one.backend);
   }
 
-  /** Asks those again whose time has come. */
   function askAgain(): void {
     again.forEach((list, time) => {
       const due = list.findIndex((one) => one.due > context.seconds);
@@ -209,15 +210,15 @@ export function createEndings(
     return (key >>> OWNER_SHIFT) & (OWNERS - 1);
   }
 
-  function some(): void {
-    askAgain();
-    if (sweep === 0) return;
+  function sweep(): boolean {
+    if (next === 0) return false;
     let ended = 0;
-    const last = Math.min(sweep + SWEEP_ENTRIES, flows.capacity + 1);
-    for (; sweep < last && ended < SWEEP_FLOWS; sweep++) ended += Number(endIfGone(sweep));
-    if (sweep <= flows.capacity) return;
-    sweep = 0;
+    const last = Math.min(next + SWEEP_ENTRIES, flows.capacity + 1);
+    for (; next < last && ended < SWEEP_FLOWS; next++) ended += Number(endIfGone(next));
+    if (next <= flows.capacity) return true;
+    next = 0;
     ending.clear();
+    return false;
   }
 
   /** Whether a backend lives again before all that it had has ended: it has new flows among them. */
@@ -243,10 +244,11 @@ export function createEndings(
   return {
     reset,
     expired,
-    some,
+    sweep,
+    askAgain,
     begin(backend) {
       ending.add(backend);
-      sweep = 1;
+      next = 1;
     },
   };
 }

@@ -12,7 +12,14 @@ import { type Batch, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
 import { NO_FRAME, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
 import { type Addresses6, NO_ADDRESS } from '../tables/addresses6.js';
-import { ESTABLISHED, NEW_IN, type Timeouts, TURNING_FLAGS, TWO_SIDED } from '../tables/connection.js';
+import {
+  ESTABLISHED,
+  isOpening,
+  NEW_IN,
+  type Timeouts,
+  TURNING_FLAGS,
+  TWO_SIDED,
+} from '../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -57,7 +64,7 @@ import {
   UDP_HEADER,
 } from '../wire/ip.js';
 import { FIRST_OF_FRAGMENTS, ipv6Length, LATER_FRAGMENT_V6, upperLayer } from '../wire/ipv6.js';
-import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import {
   BALANCE_REASONS,
   CONFLICT,
@@ -252,12 +259,12 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
   function flowOf(frame: number, ip: number, t: number, protocol: number, own: number): number {
     const pair = u16[t + 1] | (u16[t] << 16);
     const key = protocol | ownerKey | ((domain[frame] + 1) << 16);
-    const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : SYN_LE;
+    const flags = protocol === PROTOCOL_TCP ? u16[t + TCP_FLAGS] : 0;
     const known = addresses.find(u16, ip + IPV6_SOURCE);
     if (known !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, known, pair, key), own, known, pair, key);
       if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
-      if (ref !== NO_FLOW && !chooser.opensAgain(ref >>> 1, flags)) return ref >>> 1;
+      if (ref !== NO_FLOW && !(isOpening(flags) && chooser.makesWay(ref >>> 1))) return ref >>> 1;
     }
     // The flow holds it; meanwhile we do.
     const remote = addresses.hold(u16, ip + IPV6_SOURCE);

@@ -22,7 +22,14 @@
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BALANCER_PORT } from '../intent.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM, REMOTE } from '../memory/frames.js';
-import { ESTABLISHED, NEW_IN, type Timeouts, TURNING_FLAGS, TWO_SIDED } from '../tables/connection.js';
+import {
+  ESTABLISHED,
+  isOpening,
+  NEW_IN,
+  type Timeouts,
+  TURNING_FLAGS,
+  TWO_SIDED,
+} from '../tables/connection.js';
 import {
   BALANCER_OWNER,
   EXPIRY,
@@ -60,7 +67,7 @@ import {
   UDP_HEADER,
 } from '../wire/ip.js';
 import { ipv4Length } from '../wire/ipv4-checks.js';
-import { SYN_LE, TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
+import { TCP_FLAGS, TCP_HEADER } from '../wire/tcp.js';
 import { BALANCE_REASONS, CONFLICT, createChooser } from './balancer/chooser.js';
 import { createEndings } from './balancer/endings.js';
 import { createLife } from './balancer/life.js';
@@ -264,10 +271,10 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
   /** The flow of a packet to a service, a new one if need be; or -1 - reason. */
   function flowOf(frame: number, k: number): number {
     const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
-    const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : SYN_LE;
+    const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : 0;
     // To a backend's own address, by a mark, from ends that it serves under a virtual one.
     if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
-    if (ref !== NO_FLOW && !chooser.opensAgain(ref >>> 1, flags)) return ref >>> 1;
+    if (ref !== NO_FLOW && !(isOpening(flags) && chooser.makesWay(ref >>> 1))) return ref >>> 1;
     const made = chooser.make(mark[frame], owns[k], remotes[k], pairs[k], keys[k], flags);
     if (made >= 0) values[base + MADE]++;
     return made;

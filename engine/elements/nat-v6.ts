@@ -9,6 +9,7 @@
 import { type Batch, type Context, Drops } from '../graph.js';
 import { OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
 import { type Addresses6, NO_ADDRESS } from '../tables/addresses6.js';
+import { isOpening } from '../tables/connection.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -157,7 +158,7 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
     const remote = addresses.find(u16, theirs);
     if (own !== NO_ADDRESS && remote !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-      const isAgain = ref !== NO_FLOW && direction === IN && maker.opensAgain(ref >>> 1, flags);
+      const isAgain = direction === IN && isOpening(flags) && ref !== NO_FLOW && maker.makesWay(ref >>> 1);
       if (ref !== NO_FLOW && !isAgain) return ref >>> 1;
     }
     return make(mine, theirs, pair, key, flags, direction);

@@ -16,6 +16,7 @@
  */
 import { type Batch, type Consumer, type Context, Drops } from '../graph.js';
 import { BATCH_SIZE, OFFLOAD_NEEDS_CSUM } from '../memory/frames.js';
+import { isOpening } from '../tables/connection.js';
 import {
   EXTERNAL,
   FLOW_SHIFT,
@@ -223,7 +224,9 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
   function flowOf(k: number, direction: number): number {
     const ref = find(hashes[k], owns[k], remotes[k], pairs[k], keys[k]);
     if (ref === NO_FLOW) return make(k, direction);
-    const isAgain = direction === IN && maker.opensAgain(ref >>> 1, u16[transports[k] + TCP_FLAGS]);
+    // Of other protocols the word is something else, and their flows make no way.
+    const isAgain =
+      direction === IN && isOpening(u16[transports[k] + TCP_FLAGS]) && maker.makesWay(ref >>> 1);
     return isAgain ? make(k, direction) : ref >>> 1;
   }
 

@@ -74,10 +74,10 @@ export interface Chooser extends Omit<Balancing, 'expired'> {
    */
   make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number;
   /**
-   * Whether a TCP segment opens a connection over the ports of one that has ended. That is a new one, for which a
-   * backend is chosen as for any other: the flow goes.
+   * Whether a flow makes way for a connection that is opened over its ports, since its own has ended: then it goes, and
+   * a backend is chosen for the new one as for any other.
    */
-  opensAgain(flow: number, flags: number): boolean;
+  makesWay(flow: number): boolean;
   /** Whether an address is that of a backend of the service of a mark, in the domain or IPv6 space. */
   isBackend(space: number, mark: number, address: number): boolean;
   /** Whether a flow is a connection of TCP. */
@@ -202,8 +202,8 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     return true;
   }
 
-  function opensAgain(flow: number, flags: number): boolean {
-    if (!isClosed(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK) || !isOpening(flags)) return false;
+  function makesWay(flow: number): boolean {
+    if (!isClosed(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK)) return false;
     flows.end(flow, CLOSED);
     return true;
   }
@@ -359,7 +359,7 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
 
   return {
     make,
-    opensAgain,
+    makesWay,
     isBackend,
     forget,
     adopt,

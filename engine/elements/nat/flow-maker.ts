@@ -16,7 +16,6 @@ import type { Context } from '../../graph.js';
 import {
   FIN_BOTH,
   isClosed,
-  isOpening,
   isState,
   MET_IN,
   MET_OUT,
@@ -67,10 +66,10 @@ export interface FlowMaker {
   /** The same for a packet from outside. */
   inward(own: number, remote: number, ports: number, key: number, flags: number): number;
   /**
-   * Whether a TCP segment from outside opens a connection to a service over the ports of one that has ended. A backend
-   * is chosen anew for it: the flow goes.
+   * Whether a flow makes way for a connection that is opened over its ports from outside, since its own to a service
+   * has ended: then it goes, and a backend is chosen anew.
    */
-  opensAgain(flow: number, flags: number): boolean;
+  makesWay(flow: number): boolean;
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
@@ -223,9 +222,9 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return flow;
   }
 
-  function opensAgain(flow: number, flags: number): boolean {
+  function makesWay(flow: number): boolean {
     const state = words[(flow << FLOW_SHIFT) + STATE];
-    if (state <= STATE_MASK || !isClosed(state & STATE_MASK) || !isOpening(flags)) return false;
+    if (state <= STATE_MASK || !isClosed(state & STATE_MASK)) return false;
     flows.end(flow, CLOSED);
     return true;
   }
@@ -354,5 +353,5 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   }
 
   flows.own(tables.owner, { over, leave, adopt }, addresses !== null);
-  return { outward, inward, opensAgain };
+  return { outward, inward, makesWay };
 }

@@ -1,7 +1,4 @@
 /** Flows of services that outlive the process, whatever numbers their backends get in the next one. */
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import { asLeft, FlowMemory, flowMemoryBytes, takenOver } from '../../engine/flow-memory.js';
@@ -26,6 +23,7 @@ import { native } from '../../native-bindings/index.js';
 import { BalancerRig, backend, CLIENT, service, VIP } from '../support/balancer.js';
 import { BalancerRigV6, backend6, CLIENT6, service6, VIP6 } from '../support/balancer6.js';
 import { ack, backendOf, isReset, open, syn, udp } from '../support/connections.js';
+import { flowFile } from '../support/flow-file.js';
 import { ip, station } from '../support/frames.js';
 import { ACK, answerTo, ends, type Packet, SYN } from '../support/nat.js';
 import { answerToV6, endsV6, packetV6 } from '../support/nat6.js';
@@ -33,16 +31,7 @@ import { answerToV6, endsV6, packetV6 } from '../support/nat6.js';
 const CAPACITY = 40;
 const ADDRESSES = 90;
 
-function fileOf(t: ExecutionContext): number {
-  const directory = mkdtempSync(join(tmpdir(), 'weft-flows-'));
-  const fd = openSync(join(directory, 'flows'), 'w+');
-  native.fileReserve(fd, flowMemoryBytes(CAPACITY, ADDRESSES));
-  t.teardown(() => {
-    closeSync(fd);
-    rmSync(directory, { recursive: true });
-  });
-  return fd;
-}
+const fileOf = (t: ExecutionContext): number => flowFile(t, flowMemoryBytes(CAPACITY, ADDRESSES));
 
 /** An intent over the file. @param left the services as they were, of a process that finds flows. */
 function intentOf(fd: number, left: readonly ServiceIntent[] | undefined, addresses?: number): Intent {

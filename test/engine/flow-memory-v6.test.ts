@@ -1,13 +1,11 @@
 /** Flows of IPv6 that outlive the process, and the addresses that they name by number. */
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import { FlowMemory, flowMemoryBytes, takenOver } from '../../engine/flow-memory.js';
 import type { Intent, LeftFlows } from '../../engine/intent.js';
 import { EXTERNAL, FLOW_SHIFT, flowBytes, INSIDE, OUT_KEY, REMOTE_END } from '../../engine/tables/flows.js';
 import { native } from '../../native-bindings/index.js';
+import { flowFile } from '../support/flow-file.js';
 import { ip } from '../support/frames.js';
 import {
   answerToV6,
@@ -26,16 +24,7 @@ const TCP = 6;
 const SYN = 2;
 const SYN_ACK = 0x12;
 
-function fileOf(t: ExecutionContext): number {
-  const directory = mkdtempSync(join(tmpdir(), 'weft-flows-'));
-  const fd = openSync(join(directory, 'flows'), 'w+');
-  native.fileReserve(fd, flowMemoryBytes(CAPACITY, ADDRESSES));
-  t.teardown(() => {
-    closeSync(fd);
-    rmSync(directory, { recursive: true });
-  });
-  return fd;
-}
+const fileOf = (t: ExecutionContext): number => flowFile(t, flowMemoryBytes(CAPACITY, ADDRESSES));
 
 const LEFT: LeftFlows = {
   domains: [0],

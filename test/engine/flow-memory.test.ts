@@ -1,7 +1,4 @@
 /** What the next process takes over of the flows of one that is gone. */
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import { FlowMemory, holdsFlows, takenOver } from '../../engine/flow-memory.js';
@@ -23,6 +20,7 @@ import {
   STATE,
 } from '../../engine/tables/flows.js';
 import { native } from '../../native-bindings/index.js';
+import { flowFile } from '../support/flow-file.js';
 import { ip } from '../support/frames.js';
 import {
   ACK,
@@ -40,16 +38,7 @@ import {
 
 const CAPACITY = 40;
 
-function fileOf(t: ExecutionContext, capacity = CAPACITY): number {
-  const directory = mkdtempSync(join(tmpdir(), 'weft-flows-'));
-  const fd = openSync(join(directory, 'flows'), 'w+');
-  native.fileReserve(fd, flowBytes(capacity));
-  t.teardown(() => {
-    closeSync(fd);
-    rmSync(directory, { recursive: true });
-  });
-  return fd;
-}
+const fileOf = (t: ExecutionContext, capacity = CAPACITY): number => flowFile(t, flowBytes(capacity));
 
 const LEFT: LeftFlows = {
   domains: [0],

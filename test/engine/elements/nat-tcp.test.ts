@@ -32,6 +32,15 @@ import {
 } from '../../support/nat.js';
 
 const OTHER = '198.51.100.8';
+/** A port that is published for a service. */
+const PUBLISHED = {
+  protocol: TCP,
+  port: 8080,
+  domain: 0,
+  address: ip('10.0.9.100'),
+  target: 80,
+  service: 3,
+};
 const tcp = (flags: number, more = {}): Uint8Array =>
   packet({ protocol: TCP, destinationPort: 80, flags, ...more });
 
@@ -316,15 +325,7 @@ test('a port that is published for a service leads to the backend that is chosen
     idleOf: () => 50,
     expired: () => told.push('expired'),
   };
-  const published = {
-    protocol: TCP,
-    port: 8080,
-    domain: 0,
-    address: ip('10.0.9.100'),
-    target: 80,
-    service: 3,
-  };
-  t.true(n.tables.publish(published));
+  t.true(n.tables.publish(PUBLISHED));
   const syn = tcp(SYN, { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 });
   const arrived = n.in(syn);
   t.is(ends(arrived), `${OTHER}:9 > 10.0.9.7:80`);
@@ -338,7 +339,7 @@ test('a port that is published for a service leads to the backend that is chosen
   const again = new NatRig();
   const counted: number[][] = [];
   again.tables.balancing = { ...n.tables.balancing, begin: (...one) => counted.push(one) };
-  again.tables.publish(published);
+  again.tables.publish(PUBLISHED);
   again.tables.flows.words.set(flows.words);
   const seconds = again.rig.context.seconds;
   t.deepEqual(
@@ -385,20 +386,12 @@ test('a port that is a service’s no more: open connections end as they do else
     idleOf: () => 50,
     expired: (flow) => told.push(flow),
   };
-  const published = {
-    protocol: TCP,
-    port: 8080,
-    domain: 0,
-    address: ip('10.0.9.100'),
-    target: 80,
-    service: 3,
-  };
-  n.tables.publish(published);
+  n.tables.publish(PUBLISHED);
   const to = { source: OTHER, destination: EXTERNAL, sourcePort: 9, destinationPort: 8080 };
   n.out(answerTo(n.in(tcp(SYN, to)), SYN | ACK));
   n.in(tcp(ACK, to));
   n.in(tcp(SYN, { ...to, sourcePort: 10 }));
-  n.tables.unpublish(published);
+  n.tables.unpublish(PUBLISHED);
   t.deepEqual([told, n.flows], [[1], 0], 'who has only begun tries again');
   const [own, remote] = [EXTERNAL, OTHER].map((address) => word(ip(address)));
   flows.ended.add(flowKeyHash(flows.seed, own!, remote!, 0x0900901f, TCP));

@@ -248,6 +248,11 @@ export function parseMac(text: string): string {
 }
 
 /** The six bytes of a canonical MAC, in wire order. */
+/** The bytes of an address without a prefix. @throws ValueError */
+export function ipBytes(address: string): Uint8Array {
+  return Uint8Array.from(parseIp(address).bytes);
+}
+
 export function macBytes(mac: string): Uint8Array {
   return Uint8Array.from(parseMac(mac).split(':'), (octet) => Number.parseInt(octet, 16));
 }

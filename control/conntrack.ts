@@ -21,7 +21,7 @@ import {
   STATE,
   STATE_MASK,
 } from '../engine/tables/flows.js';
-import { formatIp, parseIp } from './addresses.js';
+import { formatIp, ipBytes } from './addresses.js';
 import { routedAddresses, servedAddresses } from './config.js';
 import type { Daemon } from './daemon.js';
 import { UnknownName } from './unknown-name.js';
@@ -176,7 +176,7 @@ export function flushConntrack(daemon: Daemon, query: URLSearchParams): Promise<
   const endpoint = daemon.config.endpoints.find((one) => one.name === name && one.kind === 'local');
   if (endpoint === undefined) throw new UnknownName(`there is no local endpoint ${name}`);
   const given = [endpoint.address, ...(endpoint.address6 === undefined ? [] : [endpoint.address6])];
-  const addresses = given.map((one) => Uint8Array.from(parseIp(one.split('/')[0]).bytes));
+  const addresses = given.map((one) => ipBytes(one.split('/')[0]));
   const address = addresses.find(({ length }) => length === 4);
   const address6 = addresses.find(({ length }) => length === 16);
   return daemon.flushFlows({

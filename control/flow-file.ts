@@ -29,7 +29,7 @@ import { addressesFor } from '../engine/tables/addresses6.js';
 import { flowBytes } from '../engine/tables/flows.js';
 import { MAX_DOMAINS } from '../engine/tables/mac-table.js';
 import { native } from '../native-bindings/index.js';
-import { parseIp } from './addresses.js';
+import { ipBytes } from './addresses.js';
 import { localEndpoints } from './attached.js';
 import { type Config, hasServicesOfIpv6 } from './config.js';
 import { FlowWatch } from './flow-watch.js';
@@ -187,7 +187,7 @@ export class FlowFile {
           const addresses = address6 === undefined ? [address] : [address, address6];
           return addresses.map((one) => ({
             domain,
-            address: Uint8Array.from(parseIp(one.split('/')[0]).bytes),
+            address: ipBytes(one.split('/')[0]),
           }));
         }),
         // Published services lead to backends wherever they are.

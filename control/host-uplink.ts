@@ -8,7 +8,7 @@
  */
 import type { UplinkIntent } from '../engine/intent.js';
 import { native, type Tap } from '../native-bindings/index.js';
-import { contains, deriveMac, type Family, macBytes, parseIp, parsePrefix } from './addresses.js';
+import { contains, deriveMac, type Family, ipBytes, macBytes, parseIp, parsePrefix } from './addresses.js';
 import { runSync } from './command.js';
 import {
   type Config,
@@ -164,7 +164,7 @@ export class HostSide {
       mac: macBytes(deriveMac(address)),
       address: Uint8Array.from(address.bytes),
       length,
-      gateway: Uint8Array.from(parseIp(host).bytes),
+      gateway: ipBytes(host),
       ...(this.families.includes(6) && {
         v6: { address: parseIp(WEFT_V6).bytes, length: 64, gateway: parseIp(HOST_V6).bytes },
       }),

@@ -5,7 +5,7 @@
 import type { BackendIntent, ServiceIntent } from '../engine/intent.js';
 import { MAX_BACKENDS_OF_SERVICE } from '../engine/tables/backends.js';
 import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
-import { macBytes, parseIp } from './addresses.js';
+import { ipBytes, macBytes, parseIp } from './addresses.js';
 
 /** A service as its flows know it, by its names. */
 export interface NamedService {
@@ -73,7 +73,7 @@ export function servicesAsLeft(
   return [
     ...named.flatMap(({ id, network, vip, direct, backends }) => {
       const domain = domains.get(network);
-      const address = bytesOf(vip);
+      const address = ipBytes(vip);
       if (domain === undefined || (address.length === 16 && !hasIpv6)) return [];
       const same = byId.get(id);
       const was = { id, domain, address, direct };
@@ -112,7 +112,7 @@ class SpareBackends {
     const here = new Set(present.map(({ address }) => address.join()));
     const room = Math.min(this.room, MAX_BACKENDS_OF_SERVICE - present.length);
     const gone = named
-      .map(({ address, mac }) => ({ address: bytesOf(address), mac: macBytes(mac) }))
+      .map(({ address, mac }) => ({ address: ipBytes(address), mac: macBytes(mac) }))
       .filter(({ address }) => !here.has(address.join()))
       .slice(0, room);
     this.room -= gone.length;
@@ -125,5 +125,3 @@ class SpareBackends {
     return this.next;
   }
 }
-
-const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);

@@ -16,7 +16,7 @@ import {
 } from '../engine/intent.js';
 import { CARRY_VLAN, ENCRYPTED, LEARN, PEERS_ONLY } from '../engine/tables/domains.js';
 import type { Tap } from '../native-bindings/index.js';
-import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
+import { deriveMac, ipBytes, macBytes, parseIp, parsePrefix } from './addresses.js';
 import {
   type Config,
   carriedNetworks,
@@ -105,7 +105,7 @@ export function randomSeed(): number {
 }
 
 function addressOf(cidr: string): Uint8Array {
-  return Uint8Array.from(parseIp(cidr.split('/')[0]).bytes);
+  return ipBytes(cidr.split('/')[0]);
 }
 
 function flagsOf(config: Config, network: Network): number {

@@ -4,7 +4,7 @@
  */
 import type { UplinkIntent } from '../engine/intent.js';
 import { native } from '../native-bindings/index.js';
-import { deriveMac, macBytes, parseIp, parsePrefix } from './addresses.js';
+import { deriveMac, ipBytes, macBytes, parsePrefix } from './addresses.js';
 import type { Config, HostProblem, RouterUplink } from './config.js';
 import { interfaceNamed, interfaceOf } from './interfaces.js';
 
@@ -48,7 +48,7 @@ export function openRouter(uplink: RouterUplink): UplinkIntent {
     mac: macBytes(mac),
     address: Uint8Array.from(address.bytes),
     length,
-    ...(uplink.gateway !== undefined && { gateway: bytesOf(uplink.gateway) }),
+    ...(uplink.gateway !== undefined && { gateway: ipBytes(uplink.gateway) }),
     ...(uplink.address6 !== undefined && { v6: uplinkIntent6(uplink.address6, uplink.gateway6) }),
     clampMss: uplink.clampMss,
     mtu: interfaceNamed(uplink.interface)?.mtu ?? 1500,
@@ -61,13 +61,11 @@ function solicitedNodeMac(address: string): string {
   return ['33:33:ff', ...last.map((byte) => byte.toString(16).padStart(2, '0'))].join(':');
 }
 
-const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);
-
 function uplinkIntent6(prefix: string, gateway: string | undefined): NonNullable<UplinkIntent['v6']> {
   const { address, length } = parsePrefix(prefix);
   return {
     address: Uint8Array.from(address.bytes),
     length,
-    ...(gateway !== undefined && { gateway: bytesOf(gateway) }),
+    ...(gateway !== undefined && { gateway: ipBytes(gateway) }),
   };
 }

@@ -15,7 +15,7 @@ import {
   type StationIntent,
 } from '../engine/intent.js';
 import { MAX_BACKENDS, MAX_SERVICES } from '../engine/tables/services.js';
-import { deriveMac, formatIp, macBytes, parseIp, parseRange, virtualMac } from './addresses.js';
+import { deriveMac, formatIp, ipBytes, macBytes, parseIp, parseRange, virtualMac } from './addresses.js';
 import { FIRST_MARK } from './config/service-schema.js';
 import type { Backend, Config, Health, MarkRule, Service } from './config.js';
 import type { NamedService } from './left-services.js';
@@ -294,7 +294,7 @@ export class ServiceBook {
     known.intent ??= {
       id: known.id,
       domain: numbers.domainOf(service.network),
-      address: bytesOf(service.vip),
+      address: ipBytes(service.vip),
       scheduler: service.scheduler,
       direct: service.forwarding === 'dsr',
       // One for both halves, and it is the first to which one is given.
@@ -425,11 +425,10 @@ function canonical(text: string): string {
   }
 }
 
-const bytesOf = (address: string): Uint8Array => Uint8Array.from(parseIp(address).bytes);
 const macAt = (address: Uint8Array): Uint8Array => macBytes(virtualMac(address));
 
 function backendIntentOf({ id, address, mac, weight, alive }: BackendView): BackendIntent {
-  return { id, address: bytesOf(address), mac: macBytes(mac), weight, alive };
+  return { id, address: ipBytes(address), mac: macBytes(mac), weight, alive };
 }
 
 function healthIntentOf({

@@ -82,7 +82,7 @@ import { createResetsV6 } from './balancer/resets-v6.js';
 import type { Icmpv6Errors } from './icmpv6-errors.js';
 import { ERROR_REASONS } from './nat/errors.js';
 import { replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
-import type { Balancing } from './nat/tables.js';
+import { type Balancing, makesWay } from './nat/tables.js';
 
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
 const FIRST_ERROR = BALANCE_REASONS.length;
@@ -264,7 +264,7 @@ export function createBalancerV6(context: Context, options: BalancerV6Options, o
     if (known !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, known, pair, key), own, known, pair, key);
       if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
-      if (ref !== NO_FLOW && !(isOpening(flags) && chooser.makesWay(ref >>> 1))) return ref >>> 1;
+      if (ref !== NO_FLOW && !(isOpening(flags) && makesWay(flows, ref >>> 1))) return ref >>> 1;
     }
     // The flow holds it; meanwhile we do.
     const remote = addresses.hold(u16, ip + IPV6_SOURCE);

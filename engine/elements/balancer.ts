@@ -78,7 +78,7 @@ import { createResets } from './balancer/resets.js';
 import type { IcmpErrors } from './icmp-errors.js';
 import { ERROR_REASONS } from './nat/errors.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
-import type { Balancing } from './nat/tables.js';
+import { type Balancing, makesWay } from './nat/tables.js';
 
 const REASONS = [...BALANCE_REASONS, ...ERROR_REASONS, 'malformed', 'not-served', 'fragment'] as const;
 const FIRST_ERROR = BALANCE_REASONS.length;
@@ -274,7 +274,7 @@ export function createBalancer(context: Context, options: BalancerOptions, out: 
     const flags = (keys[k] & 0xff) === PROTOCOL_TCP ? u16[transports[k] + TCP_FLAGS] : 0;
     // To a backend's own address, by a mark, from ends that it serves under a virtual one.
     if (ref !== NO_FLOW && (ref & 1) !== IN) return -1 - CONFLICT;
-    if (ref !== NO_FLOW && !(isOpening(flags) && chooser.makesWay(ref >>> 1))) return ref >>> 1;
+    if (ref !== NO_FLOW && !(isOpening(flags) && makesWay(flows, ref >>> 1))) return ref >>> 1;
     const made = chooser.make(mark[frame], owns[k], remotes[k], pairs[k], keys[k], flags);
     if (made >= 0) values[base + MADE]++;
     return made;

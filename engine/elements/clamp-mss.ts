@@ -13,6 +13,7 @@ import { ETHERNET_HEADER, ETHERTYPE_IPV4_LE, ETHERTYPE_IPV6_LE } from '../wire/e
 import {
   IPV4_FRAGMENT,
   IPV4_HEADER,
+  IPV4_OFFSET_LE,
   IPV4_TTL_PROTOCOL,
   IPV6_HEADER,
   PROTOCOL_TCP,
@@ -53,8 +54,7 @@ export function createClampMss(context: Context, gateways: Gateways, mtu: number
     const ip = w + ETHERNET_HEADER / 2;
     let at = 0;
     if (u16[w + 6] === ETHERTYPE_IPV4_LE) {
-      // 0xff1f: an offset of a fragment.
-      const first = (u16[ip + IPV4_FRAGMENT] & 0xff1f) === 0;
+      const first = (u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) === 0;
       if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 === PROTOCOL_TCP && first) at = (u16[ip] & 15) << 2;
     } else if (u16[w + 6] === ETHERTYPE_IPV6_LE) {
       const upper = upperLayer(u16, ip, len[frame] - ETHERNET_HEADER);

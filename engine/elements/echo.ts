@@ -7,6 +7,7 @@ import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_LENGTH,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   IPV6_DESTINATION,
@@ -20,11 +21,9 @@ import {
   updateChecksum,
   writeIpv4Checksum,
 } from '../wire/ip.js';
+import { FRAGMENT_OFFSET_LE } from '../wire/ipv6.js';
 
 const TTL = 64;
-/** The offset of a fragment, of IPv4 and of IPv6, as little-endian loads give its word. */
-const LATER_LE = 0xff1f;
-const LATER_V6_LE = 0xf8ff;
 /** Words of the fragment header of IPv6 (RFC 8200, 4.5). */
 const FRAGMENT_HEADER = 4;
 
@@ -45,7 +44,7 @@ export function isEchoFragment(u16: Uint16Array, ip: number): boolean {
   if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_ICMP || field === 0) return false;
   const header = (u16[ip] & 15) << 2;
   const first = swap16(u16[ip + IPV4_LENGTH]) >= header + ICMP_HEADER && u16[ip + (header >>> 1)] === ECHO;
-  return first || (field & LATER_LE) !== 0;
+  return first || (field & IPV4_OFFSET_LE) !== 0;
 }
 
 /**
@@ -60,7 +59,7 @@ export function answerEcho({ u16, off }: FrameMemory, frame: number): void {
   for (let i = 0; i < 2; i++) swap(u16, ip + IPV4_SOURCE + i, ip + IPV4_DESTINATION + i);
   u16[ip + IPV4_TTL_PROTOCOL] = TTL | (PROTOCOL_ICMP << 8);
   writeIpv4Checksum(u16, ip, words);
-  if ((u16[ip + IPV4_FRAGMENT] & LATER_LE) !== 0) return;
+  if ((u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) !== 0) return;
   const icmp = ip + words;
   u16[icmp] = ECHO_REPLY;
   u16[icmp + ICMP_CHECKSUM] = updateChecksum(u16[icmp + ICMP_CHECKSUM], ECHO, ECHO_REPLY);
@@ -78,7 +77,7 @@ export function isEchoFragmentV6(u16: Uint16Array, ip: number): boolean {
   if ((u16[ip + IPV6_NEXT_HOP] & 0xff) !== IPV6_FRAGMENT_HEADER || swap16(u16[ip + IPV6_LENGTH]) < 16)
     return false;
   if ((u16[header] & 0xff) !== PROTOCOL_ICMPV6) return false;
-  return (u16[header + 1] & LATER_V6_LE) !== 0 || u16[header + FRAGMENT_HEADER] === ECHO_V6;
+  return (u16[header + 1] & FRAGMENT_OFFSET_LE) !== 0 || u16[header + FRAGMENT_HEADER] === ECHO_V6;
 }
 
 /** Makes it the reply. Addresses that change places leave the sum of the pseudo-header as it is. */
@@ -91,7 +90,7 @@ export function answerEchoV6({ u16, off }: FrameMemory, frame: number): void {
   u16[ip + IPV6_NEXT_HOP] = next | (TTL << 8);
   const header = ip + IPV6_HEADER / 2;
   const part = next === IPV6_FRAGMENT_HEADER;
-  if (part && (u16[header + 1] & LATER_V6_LE) !== 0) return;
+  if (part && (u16[header + 1] & FRAGMENT_OFFSET_LE) !== 0) return;
   const icmp = header + (part ? FRAGMENT_HEADER : 0);
   u16[icmp] = ECHO_REPLY_V6;
   u16[icmp + ICMP_CHECKSUM] = updateChecksum(u16[icmp + ICMP_CHECKSUM], ECHO_V6, ECHO_REPLY_V6);

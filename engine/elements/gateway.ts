@@ -42,6 +42,7 @@ import {
   IPV4_FRAGMENT,
   IPV4_HEADER,
   IPV4_LENGTH,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   PROTOCOL_TCP,
@@ -271,8 +272,8 @@ export function createGateway(
 
   function isVxlan(ip: number): boolean {
     if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_UDP) return false;
-    // 0xff1f: an offset of a fragment, which has no ports then.
-    return (u16[ip + IPV4_FRAGMENT] & 0xff1f) === 0 && u16[ip + ((u16[ip] & 15) << 1) + 1] === vxlan;
+    // A fragment behind the first has no ports.
+    return (u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) === 0 && u16[ip + ((u16[ip] & 15) << 1) + 1] === vxlan;
   }
 
   /** What is for the gateway itself, by the address given. */

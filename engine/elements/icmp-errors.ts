@@ -23,6 +23,7 @@ import {
   IPV4_FRAGMENT,
   IPV4_HEADER,
   IPV4_LENGTH,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   PROTOCOL_ICMP,
@@ -127,8 +128,8 @@ export function createIcmpErrors(context: Context): IcmpErrors {
   }
 
   function deserves(w: number, ip: number): boolean {
-    // To a group on the link, or a fragment but the first: 0xff1f is the offset.
-    if ((u16[w] & 1) !== 0 || (u16[ip + IPV4_FRAGMENT] & 0xff1f) !== 0) return false;
+    // To a group on the link, or a fragment but the first.
+    if ((u16[w] & 1) !== 0 || (u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) !== 0) return false;
     if (!isRoutable(u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16))) return false;
     if ((u16[ip + IPV4_DESTINATION] & 0xff) >= 224) return false;
     if (u16[ip + IPV4_TTL_PROTOCOL] >>> 8 !== PROTOCOL_ICMP) return true;

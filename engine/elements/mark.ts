@@ -12,6 +12,7 @@ import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_HEADER,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   IPV6_DESTINATION,
@@ -70,7 +71,8 @@ export function createMarker(context: Context, next: Consumer): Marker {
     if ((u16[ip] & 0xf0) !== 0x40 || header < IPV4_HEADER) return 0;
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     if (!hasPorts(protocol)) return 0;
-    const whole = (u16[ip + IPV4_FRAGMENT] & 0xff1f) === 0 && len[frame] >= ETHERNET_HEADER + header + 4;
+    const whole =
+      (u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) === 0 && len[frame] >= ETHERNET_HEADER + header + 4;
     const port = whole ? swap16(u16[ip + (header >>> 1) + 1]) : NO_PORT;
     const source = u16[ip + IPV4_SOURCE] | (u16[ip + IPV4_SOURCE + 1] << 16);
     const destination = u16[ip + IPV4_DESTINATION] | (u16[ip + IPV4_DESTINATION + 1] << 16);

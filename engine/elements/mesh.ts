@@ -40,6 +40,7 @@ import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_LENGTH,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   PROTOCOL_ICMP,
@@ -263,7 +264,7 @@ export function createMesh(context: Context, options: MeshOptions, to: MeshOutpu
     const t = ip + (header >>> 1);
     const protocol = u16[ip + IPV4_TTL_PROTOCOL] >>> 8;
     // The first one made the flow, and the node before this one has put them in order.
-    if ((u16[ip + IPV4_FRAGMENT] & 0xff1f) !== 0) return -1;
+    if ((u16[ip + IPV4_FRAGMENT] & IPV4_OFFSET_LE) !== 0) return -1;
     if (protocol === PROTOCOL_ICMP) {
       const error =
         isError(u16[t] & 0xff) && translator.translate(frame, IN, ETHERNET_HEADER + header) === TRANSLATED;

@@ -44,7 +44,7 @@ import { createFlowMaker, FLOW_REASONS, isShortage, isWithoutBackend } from './n
 import { createFragments, HELD, PASSED } from './nat/fragments.js';
 import { FRAGMENTS_V6, replaceAddressV6, replacePortV6 } from './nat/packet-v6.js';
 import { createProgress } from './nat/progress.js';
-import { hasPorts, type NatTables } from './nat/tables.js';
+import { hasPorts, makesWay, type NatTables } from './nat/tables.js';
 import type { Nat, NatOutputs } from './nat.js';
 
 const REASONS = [
@@ -158,7 +158,7 @@ export function createNatV6(context: Context, tables: NatTables, addresses: Addr
     const remote = addresses.find(u16, theirs);
     if (own !== NO_ADDRESS && remote !== NO_ADDRESS) {
       const ref = find(flowKeyHash(seed, own, remote, pair, key), own, remote, pair, key);
-      const isAgain = direction === IN && isOpening(flags) && ref !== NO_FLOW && maker.makesWay(ref >>> 1);
+      const isAgain = direction === IN && isOpening(flags) && ref !== NO_FLOW && makesWay(flows, ref >>> 1);
       if (ref !== NO_FLOW && !isAgain) return ref >>> 1;
     }
     return make(mine, theirs, pair, key, flags, direction);

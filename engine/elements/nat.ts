@@ -49,7 +49,7 @@ import { createFlowMaker, FLOW_REASONS, isShortage, isWithoutBackend } from './n
 import { createFragments, FRAGMENTS_V4, HELD, PASSED } from './nat/fragments.js';
 import { replaceAddress, replacePort } from './nat/packet.js';
 import { createProgress } from './nat/progress.js';
-import { hasPorts, type NatTables } from './nat/tables.js';
+import { hasPorts, makesWay, type NatTables } from './nat/tables.js';
 
 const REASONS = [
   ...FLOW_REASONS,
@@ -226,7 +226,7 @@ export function createNat(context: Context, tables: NatTables, to: NatOutputs): 
     if (ref === NO_FLOW) return make(k, direction);
     // Of other protocols the word is something else, and their flows make no way.
     const isAgain =
-      direction === IN && isOpening(u16[transports[k] + TCP_FLAGS]) && maker.makesWay(ref >>> 1);
+      direction === IN && isOpening(u16[transports[k] + TCP_FLAGS]) && makesWay(flows, ref >>> 1);
     return isAgain ? make(k, direction) : ref >>> 1;
   }
 

@@ -22,6 +22,8 @@ export const IPV6_FRAGMENT_HEADER = 44;
 export const IPV4_LENGTH = 1;
 export const IPV4_ID = 2;
 export const IPV4_FRAGMENT = 3;
+/** The offset of a fragment in that word, as a little-endian load gives it: not zero behind the first one. */
+export const IPV4_OFFSET_LE = 0xff1f;
 export const IPV4_TTL_PROTOCOL = 4;
 export const IPV4_CHECKSUM = 5;
 export const IPV4_SOURCE = 6;

@@ -23,7 +23,7 @@ export const LATER_FRAGMENT_V6 = 1 << 25;
 
 /** Word index within a fragment header, from its first word on (RFC 8200, 4.5), and the bits of the word there. */
 const FRAGMENT_FIELD = 1;
-const FRAGMENT_OFFSET_LE = 0xf8ff;
+export const FRAGMENT_OFFSET_LE = 0xf8ff;
 const MORE_FRAGMENTS_LE = 0x0100;
 
 /** Bytes of a well-formed packet; 0 of anything else. Jumbograms are none. @param left bytes there from the header on. */

@@ -73,11 +73,6 @@ export interface Chooser extends Omit<Balancing, 'expired'> {
    * @returns its number, or -1 - reason.
    */
   make(mark: number, own: number, remote: number, pair: number, key: number, flags: number): number;
-  /**
-   * Whether a flow makes way for a connection that is opened over its ports, since its own has ended: then it goes, and
-   * a backend is chosen for the new one as for any other.
-   */
-  makesWay(flow: number): boolean;
   /** Whether an address is that of a backend of the service of a mark, in the domain or IPv6 space. */
   isBackend(space: number, mark: number, address: number): boolean;
   /** Whether a flow is a connection of TCP. */
@@ -199,12 +194,6 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
     const state = words[((ref >>> 1) << FLOW_SHIFT) + STATE];
     if (!isClosed(state & STATE_MASK) && (state & also) === 0) return false;
     flows.end(ref >>> 1, CLOSED);
-    return true;
-  }
-
-  function makesWay(flow: number): boolean {
-    if (!isClosed(words[(flow << FLOW_SHIFT) + STATE] & STATE_MASK)) return false;
-    flows.end(flow, CLOSED);
     return true;
   }
 
@@ -359,7 +348,6 @@ export function createChooser(context: Context, options: ChooserOptions): Choose
 
   return {
     make,
-    makesWay,
     isBackend,
     forget,
     adopt,

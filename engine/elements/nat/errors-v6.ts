@@ -34,7 +34,7 @@ import {
 } from '../../wire/ip.js';
 import { LATER_FRAGMENT_V6, upperLayer } from '../../wire/ipv6.js';
 import { TCP_CHECKSUM } from '../../wire/tcp.js';
-import { ERROR_REASONS, TRANSLATED } from './errors.js';
+import { ERROR_REASONS, type ErrorTranslator, TRANSLATED } from './errors.js';
 import { replaceAddressV6, replacePortV6 } from './packet-v6.js';
 import { hasPorts, type NatTables } from './tables.js';
 
@@ -44,21 +44,11 @@ const CARRIED_TCP = 2 * (TCP_CHECKSUM + 1);
 
 const [BAD_CHECKSUM, MALFORMED, NO_FLOW_FOR_IT] = ERROR_REASONS.keys();
 
-export interface ErrorTranslatorV6 {
-  /**
-   * Translates an error whose ICMPv6 header begins at byte `icmp` of the frame.
-   * @returns TRANSLATED, with the domain of the frame set when it goes inside; or an index of ERROR_REASONS.
-   */
-  translate(frame: number, direction: number, icmp: number): number;
-  /** The flow that such an error is about, which stays as it is; or -1 - an index of ERROR_REASONS. */
-  flowOf(frame: number, direction: number, icmp: number): number;
-}
-
 export function createErrorTranslatorV6(
   context: Context,
   { flows, ownerKey }: Pick<NatTables, 'flows' | 'ownerKey'>,
   addresses: Addresses6,
-): ErrorTranslatorV6 {
+): ErrorTranslator {
   const { u16, off, len, domain } = context.frames;
   const { words, seed, find } = flows;
 

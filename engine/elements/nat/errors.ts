@@ -28,6 +28,7 @@ import {
   IPV4_DESTINATION,
   IPV4_FRAGMENT,
   IPV4_HEADER,
+  IPV4_OFFSET_LE,
   IPV4_SOURCE,
   IPV4_TTL_PROTOCOL,
   PROTOCOL_ICMP,
@@ -77,7 +78,7 @@ export function createErrorTranslator(
     if (length < ICMP_HEADER + header + CARRIED) return -1 - MALFORMED;
     if (fold16(sumWords(u16, inner, header >>> 1)) !== 0xffff) return -1 - BAD_CHECKSUM;
     // Only a first fragment has ports.
-    if ((u16[inner + IPV4_FRAGMENT] & 0xff1f) !== 0) return -1 - NO_FLOW_FOR_IT;
+    if ((u16[inner + IPV4_FRAGMENT] & IPV4_OFFSET_LE) !== 0) return -1 - NO_FLOW_FOR_IT;
     const protocol = u16[inner + IPV4_TTL_PROTOCOL] >>> 8;
     const flow = carriedBy(frame, direction, inner, inner + (header >>> 1), protocol);
     return flow === NO_FLOW ? -1 - NO_FLOW_FOR_IT : flow;

@@ -15,7 +15,6 @@
 import type { Context } from '../../graph.js';
 import {
   FIN_BOTH,
-  isClosed,
   isState,
   MET_IN,
   MET_OUT,
@@ -24,7 +23,7 @@ import {
   SYN_IN,
   SYN_OUT,
 } from '../../tables/connection.js';
-import { CLOSED, EVICTED } from '../../tables/flow-events.js';
+import { EVICTED } from '../../tables/flow-events.js';
 import { outerKey } from '../../tables/flow-finder.js';
 import {
   EXPIRY,
@@ -65,11 +64,6 @@ export interface FlowMaker {
   outward(own: number, remote: number, ports: number, key: number, flags: number): number;
   /** The same for a packet from outside. */
   inward(own: number, remote: number, ports: number, key: number, flags: number): number;
-  /**
-   * Whether a flow makes way for a connection that is opened over its ports from outside, since its own to a service
-   * has ended: then it goes, and a backend is chosen anew.
-   */
-  makesWay(flow: number): boolean;
 }
 
 /** Reasons of `nat`, in the order that `FlowMaker` counts on. */
@@ -222,13 +216,6 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
     return flow;
   }
 
-  function makesWay(flow: number): boolean {
-    const state = words[(flow << FLOW_SHIFT) + STATE];
-    if (state <= STATE_MASK || !isClosed(state & STATE_MASK)) return false;
-    flows.end(flow, CLOSED);
-    return true;
-  }
-
   /** Whether packets from outside are of a connection that was ended, so that nothing begins by them. */
   function hasEnded(remote: number, pair: number, key: number): boolean {
     return flows.ended.has(flowKeyHash(flows.seed, external, remote, pair, outerKey(key)));
@@ -353,5 +340,5 @@ export function createFlowMaker(context: Context, tables: NatTables, evicted: ()
   }
 
   flows.own(tables.owner, { over, leave, adopt }, addresses !== null);
-  return { outward, inward, makesWay };
+  return { outward, inward };
 }

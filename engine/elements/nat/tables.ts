@@ -1,6 +1,7 @@
 /** What a NAT knows: its flows, the ports of its external address, and what it publishes. */
 import { type Addresses6, NO_ADDRESS } from '../../tables/addresses6.js';
-import { DEFAULT_TIMEOUTS, FIN_OUT, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
+import { DEFAULT_TIMEOUTS, FIN_OUT, isClosed, type Timeouts, tcpTimeouts } from '../../tables/connection.js';
+import { CLOSED } from '../../tables/flow-events.js';
 import {
   FLOW_SHIFT,
   type Flows,
@@ -196,6 +197,17 @@ export class NatTables {
     this.ports.release(space, port);
     this.addresses?.release(inside);
   }
+}
+
+/**
+ * Whether a flow makes way for a connection that is opened over its ports, since its own to a service has ended: then it
+ * goes, and a backend is chosen for the new one as for any other.
+ */
+export function makesWay(flows: Flows, flow: number): boolean {
+  const state = flows.words[(flow << FLOW_SHIFT) + STATE];
+  if (state <= STATE_MASK || !isClosed(state & STATE_MASK)) return false;
+  flows.end(flow, CLOSED);
+  return true;
 }
 
 /** Four bytes of an address as a little-endian load gives them. */
